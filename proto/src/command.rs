@@ -1,0 +1,166 @@
+//! Commands as bytes: protobuf or proto3 JSON in, JSON out.
+//!
+//! Nothing is ignored: a field that this version does not know is an error, in JSON and in protobuf, at any depth. What
+//! the words in a command mean is not decided here but in the plan (`engine`).
+
+use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, Value};
+
+use crate::{Reason, json, v1};
+
+/// The largest command that is read, in bytes. A recipe that names every layer of a large model takes about 100 KiB.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+
+/// Why bytes are no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// No bytes at all.
+    #[error(
+        "the descriptor holds no command: expected `cmd` bytes, a quarrel.v1.Command in protobuf or JSON, \
+         for example `{{\"quantize\": {{\"scheme\": \"W4A16\"}}}}`"
+    )]
+    Missing,
+    /// Neither of the two encodings.
+    #[error("the command of {bytes} bytes is no quarrel.v1.Command in {encoding}: {detail}")]
+    Malformed {
+        /// The length of what came.
+        bytes: usize,
+        /// `JSON` or `protobuf`, by the first byte.
+        encoding: &'static str,
+        /// What the decoder says.
+        detail: String,
+    },
+    /// A well-formed command that names nothing to do.
+    #[error("the command names no verb: expected one of `quantize`, `dequantize`, `measure`")]
+    NoVerb,
+    /// A field that this version does not know.
+    #[error("unknown field in the command: {detail}")]
+    UnknownField {
+        /// Which, and where.
+        detail: String,
+    },
+}
+
+impl CommandError {
+    /// The contract's word for it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            CommandError::Missing => Reason::CommandMissing,
+            CommandError::Malformed { .. } | CommandError::NoVerb => Reason::CommandMalformed,
+            CommandError::UnknownField { .. } => Reason::FieldUnknown,
+        }
+    }
+}
+
+/// Reads a command: JSON if the first byte after white space is `{`, protobuf otherwise.
+///
+/// # Errors
+/// [`CommandError`] for bytes that are neither, that hold an unknown field, or that name no verb.
+pub fn parse(bytes: &[u8]) -> Result<v1::Command, CommandError> {
+    let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else {
+        return Err(CommandError::Missing);
+    };
+    let encoding = if *first == b'{' { "JSON" } else { "protobuf" };
+    let malformed = |detail: String| CommandError::Malformed { bytes: bytes.len(), encoding, detail };
+    if bytes.len() > COMMAND_BYTES_MAX {
+        return Err(malformed(format!("expected at most {COMMAND_BYTES_MAX} bytes")));
+    }
+    let descriptor = json::descriptor("quarrel.v1.Command");
+    let dynamic = match encoding {
+        "JSON" => from_json(descriptor, bytes).map_err(|detail| match detail.contains("unrecognized field") {
+            true => CommandError::UnknownField { detail },
+            false => malformed(detail),
+        })?,
+        _ => DynamicMessage::decode(descriptor, bytes).map_err(|error| malformed(error.to_string()))?,
+    };
+    if let Some(detail) = unknown_field(&dynamic) {
+        return Err(CommandError::UnknownField { detail });
+    }
+    let command: v1::Command = dynamic.transcode_to().map_err(|error| malformed(error.to_string()))?;
+    match command.verb {
+        Some(_) => Ok(command),
+        None => Err(CommandError::NoVerb),
+    }
+}
+
+/// The command as proto3 JSON with the proto's own field names: what the reply's schema metadata echoes.
+pub fn to_json(command: &v1::Command) -> String {
+    json::sparse("quarrel.v1.Command", command)
+}
+
+fn from_json(descriptor: MessageDescriptor, bytes: &[u8]) -> Result<DynamicMessage, String> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let message = DynamicMessage::deserialize_with_options(descriptor, &mut deserializer, &options)
+        .map_err(|error| error.to_string())?;
+    deserializer.end().map_err(|error| error.to_string())?;
+    Ok(message)
+}
+
+/// The first unknown field at any depth, as a sentence.
+fn unknown_field(message: &DynamicMessage) -> Option<String> {
+    if let Some(field) = message.unknown_fields().next() {
+        return Some(format!("field number {} of `{}`", field.number(), message_name(message)));
+    }
+    message.fields().find_map(|(_, value)| match value {
+        Value::Message(inner) => unknown_field(inner),
+        Value::List(values) => values.iter().filter_map(Value::as_message).find_map(unknown_field),
+        _ => None,
+    })
+}
+
+fn message_name(message: &DynamicMessage) -> String {
+    use prost_reflect::ReflectMessage;
+    message.descriptor().name().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use prost::Message;
+
+    use super::*;
+    use crate::v1::{Command, Quantize, command::Verb, quantize::How};
+
+    fn w4a16() -> Command {
+        let quantize = Quantize { how: Some(How::Scheme("W4A16".into())), ..Default::default() };
+        Command { verb: Some(Verb::Quantize(quantize)), ..Default::default() }
+    }
+
+    #[test]
+    fn json_and_protobuf_mean_the_same() {
+        assert_eq!(parse(b" \n{\"quantize\": {\"scheme\": \"W4A16\"}}").unwrap(), w4a16());
+        assert_eq!(parse(&w4a16().encode_to_vec()).unwrap(), w4a16());
+        assert_eq!(parse(to_json(&w4a16()).as_bytes()).unwrap(), w4a16());
+        assert_eq!(to_json(&w4a16()), r#"{"quantize":{"scheme":"W4A16"}}"#);
+    }
+
+    #[test]
+    fn nothing_is_ignored() {
+        let deep = [0x12, 0x08, 0x12, 0x06, 0x0a, 0x04, 0x12, 0x00, 0x78, 0x01]; // field 15 of a rule
+        let cases: [(&[u8], Reason); 11] = [
+            (b"", Reason::CommandMissing),
+            (b"  ", Reason::CommandMissing),
+            (b"\xff\xfe\xfd", Reason::CommandMalformed),
+            (b"{", Reason::CommandMalformed),
+            (b"{}", Reason::CommandMalformed),
+            (br#"{"quantize": {"scheme": 4}}"#, Reason::CommandMalformed),
+            (br#"{"quantize": {"scheme": "W8A8"}} x"#, Reason::CommandMalformed),
+            (br#"{"quantize": {"shceme": "W8A8"}}"#, Reason::FieldUnknown),
+            (br#"{"quantize": {"recipe": {"rules": [{"target": ["*"]}]}}}"#, Reason::FieldUnknown),
+            (&[0xa0, 0x06, 0x01], Reason::FieldUnknown),
+            (&deep, Reason::FieldUnknown),
+        ];
+        for (bytes, reason) in cases {
+            let error = parse(bytes).unwrap_err();
+            assert_eq!(error.reason(), reason, "{bytes:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_protobuf_command_begins_like_json() {
+        for field in json::descriptor("quarrel.v1.Command").fields() {
+            assert!(![1, 4, 15].contains(&field.number()), "{}", field.name());
+        }
+    }
+}
