@@ -1,0 +1,112 @@
+//! The range of each scale group, and whether its numbers are finite.
+
+use crate::{Dtype, Level, Part, TILE, element::widen, level::multiversion, quantize::pieces};
+
+/// The least and the greatest of a group's elements, with zero among them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Range {
+    /// At most zero.
+    pub min: f32,
+    /// At least zero.
+    pub max: f32,
+    /// Whether no element is NaN or infinite. `min` and `max` mean nothing otherwise.
+    pub finite: bool,
+}
+
+impl Default for Range {
+    fn default() -> Self {
+        Range { min: 0.0, max: 0.0, finite: true }
+    }
+}
+
+impl Range {
+    /// The range of two sets of elements together.
+    #[inline(always)]
+    #[must_use]
+    pub fn with(self, other: Range) -> Range {
+        Range {
+            min: least(self.min, other.min),
+            max: greatest(self.max, other.max),
+            finite: self.finite && other.finite,
+        }
+    }
+
+    /// The greatest magnitude.
+    #[inline(always)]
+    pub fn amax(self) -> f32 {
+        greatest(self.max, -self.min)
+    }
+}
+
+/// Widens `ranges` by the part's elements: element `i` belongs to `ranges[(part.column + i) / part.group]`.
+///
+/// # Panics
+/// If a group that the part touches has no place in `ranges`.
+pub fn ranges(level: Level, part: &Part<'_>, ranges: &mut [Range]) {
+    run(level, part, ranges);
+}
+
+multiversion! { fn run(part: &Part<'_>, ranges: &mut [Range]) = body; }
+
+#[inline(always)]
+fn body(part: &Part<'_>, ranges: &mut [Range]) {
+    let mut tile = [0f32; TILE];
+    for (first, bytes) in part.tiles() {
+        let values = widen(part.dtype, bytes, &mut tile);
+        for piece in pieces(first, values.len(), part.group) {
+            let range = &mut ranges[piece.group];
+            *range = range.with(of(&values[piece.start..piece.end]));
+        }
+    }
+}
+
+/// Sixteen lanes: one AVX-512 register, two of AVX2. Least and greatest do not depend on the order.
+#[inline(always)]
+fn of(values: &[f32]) -> Range {
+    const LANES: usize = 16;
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let (mut min, mut max, mut bits) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
+    for chunk in chunks {
+        for lane in 0..LANES {
+            min[lane] = least(chunk[lane], min[lane]);
+            max[lane] = greatest(chunk[lane], max[lane]);
+            bits[lane] = bits[lane].max(chunk[lane].to_bits() & 0x7fff_ffff);
+        }
+    }
+    for (lane, value) in rest.iter().enumerate() {
+        min[lane] = least(*value, min[lane]);
+        max[lane] = greatest(*value, max[lane]);
+        bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            min[lane] = least(min[lane], min[lane + width]);
+            max[lane] = greatest(max[lane], max[lane + width]);
+            bits[lane] = bits[lane].max(bits[lane + width]);
+        }
+        width /= 2;
+    }
+    Range { min: min[0], max: max[0], finite: bits[0] < 0x7f80_0000 }
+}
+
+// One instruction each, which f32::min and max, with their rule for NaN, are not. The second operand wins a tie.
+#[inline(always)]
+fn least(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn greatest(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The index of the first element that is NaN or infinite, and what it reads as.
+pub fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
+    let mut tile = [0f32; TILE];
+    bytes.chunks(TILE * dtype.bytes()).enumerate().find_map(|(index, chunk)| {
+        let values = widen(dtype, chunk, &mut tile);
+        let at = values.iter().position(|value| !value.is_finite())?;
+        Some((index * TILE + at, values[at]))
+    })
+}
