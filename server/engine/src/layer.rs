@@ -1,0 +1,279 @@
+//! One layer: its shape, what is to become of it, and how its elements lie in channels, groups and spans.
+
+use std::fmt;
+
+use quarrel_kernels::{Arith, Codes, Dtype, packed_bytes};
+use quarrel_proto::Reason;
+
+use crate::{
+    plan::Thresholds,
+    scheme::{Granularity, Scheme},
+};
+
+/// Limits that a layer can meet. The numbers are the server's configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The largest message, and so the largest output channel.
+    pub message_bytes_max: usize,
+    /// What one span may hold in memory.
+    pub span_bytes_max: usize,
+    /// Rows in one batch.
+    pub batch_rows_max: usize,
+    /// Layers in one stream.
+    pub layers_max: usize,
+    /// Bytes in a layer's name.
+    pub name_bytes_max: usize,
+}
+
+/// A layer's full shape: no negative dimension, and a number of elements that fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    dims: Vec<i64>,
+    elements: usize,
+}
+
+/// More than any memory holds, and small enough that bytes and bits of it do not overflow.
+const ELEMENTS_MAX: i64 = 1 << 48;
+
+impl Shape {
+    /// The shape of those dimensions, or what is wrong with them.
+    ///
+    /// # Errors
+    /// A sentence that names the dimension.
+    pub fn new(dims: Vec<i64>) -> Result<Shape, String> {
+        if let Some(at) = dims.iter().position(|dim| *dim < 0) {
+            return Err(format!("dimension {at} is {}, expected 0 or more", dims[at]));
+        }
+        // A zero makes the product zero whatever the other dimensions are.
+        let product = match dims.contains(&0) {
+            true => Some(0),
+            false => dims.iter().try_fold(1i64, |product, dim| product.checked_mul(*dim)),
+        };
+        match product.filter(|product| *product <= ELEMENTS_MAX) {
+            Some(elements) => Ok(Shape { dims, elements: elements as usize }),
+            None => Err(format!("its dimensions multiply out beyond {ELEMENTS_MAX} elements")),
+        }
+    }
+
+    /// The shape of one row without a `shape`: one channel.
+    pub fn flat(elements: usize) -> Shape {
+        Shape { dims: vec![elements as i64], elements }
+    }
+
+    /// Its dimensions.
+    pub fn dims(&self) -> &[i64] {
+        &self.dims
+    }
+
+    /// Elements in all.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// How many dimensions.
+    pub fn rank(&self) -> usize {
+        self.dims.len()
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.dims).finish()
+    }
+}
+
+/// Why a layer is kept or has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// The contract's word.
+    pub reason: Reason,
+    /// A sentence that names the layer, the value and what was expected.
+    pub message: String,
+}
+
+/// What is to become of a layer.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// It stays as it is.
+    Keep(Note),
+    /// Its command cannot be carried out.
+    Fail(Note),
+    /// It gets this scheme.
+    Quantize(Rung),
+    /// It gets the first of these that reaches the thresholds, or stays as it is.
+    Ladder(Vec<Rung>, Thresholds),
+}
+
+/// One scheme on one layer: everything that computing needs to know.
+#[derive(Debug, Clone)]
+pub struct Rung {
+    /// The scheme.
+    pub scheme: Scheme,
+    /// In which type intermediates are rounded.
+    pub arith: Arith,
+    /// The element type of the weights.
+    pub dtype: Dtype,
+    /// Output channels.
+    pub channels: usize,
+    /// Elements of one output channel.
+    pub columns: usize,
+    /// Columns that share a scale.
+    pub group: usize,
+    /// Channels that share a scale, counted from the start of a matrix.
+    pub height: usize,
+    /// Channels of one matrix: blocks begin anew with each (fused experts are several matrices).
+    pub matrix: usize,
+}
+
+impl Rung {
+    /// The scheme laid over a layer of rank 2 or more, or a single channel.
+    ///
+    /// # Errors
+    /// A [`Note`] if the group does not divide the columns, or the scheme is not defined for the rank.
+    pub fn new(scheme: Scheme, arith: Arith, dtype: Dtype, name: &str, shape: &Shape) -> Result<Rung, Note> {
+        let dims = scheme.channel_dims().get() as usize;
+        let (channels, columns, matrix) = match shape.rank() {
+            0 | 1 => (1, shape.elements, 1),
+            rank if dims >= rank => {
+                return Err(note(
+                    Reason::RankUnsupported,
+                    name,
+                    format_args!(
+                        "`channel_dims` {dims} leaves no columns in shape {shape}: expected at most {}",
+                        rank - 1
+                    ),
+                ));
+            }
+            _ => {
+                let channels: i64 = shape.dims[..dims].iter().product();
+                let columns: i64 = shape.dims[dims..].iter().product();
+                (channels as usize, columns as usize, shape.dims[dims - 1] as usize)
+            }
+        };
+        let (group, height) = match scheme.granularity() {
+            Granularity::Tensor => (columns, channels),
+            Granularity::Channel => (columns, 1),
+            Granularity::Group(size) => {
+                let size = size.get() as usize;
+                if !columns.is_multiple_of(size) {
+                    let what = format_args!("group size {size} does not divide {columns} columns of shape {shape}");
+                    return Err(note(Reason::GroupSizeIndivisible, name, what));
+                }
+                (size, 1)
+            }
+            Granularity::Block { rows, columns: width } => {
+                if shape.rank() > dims + 1 {
+                    let what = format_args!(
+                        "scheme `{scheme}` needs {} dimensions, got shape {shape}: send it as [channels, columns]",
+                        dims + 1
+                    );
+                    return Err(note(Reason::RankUnsupported, name, what));
+                }
+                (width.get() as usize, rows.get() as usize)
+            }
+        };
+        let matrix = match scheme.granularity() {
+            Granularity::Block { .. } => matrix,
+            _ => channels,
+        };
+        let (group, height) = (group.clamp(1, columns.max(1)), height.clamp(1, matrix.max(1)));
+        Ok(Rung { scheme, arith, dtype, channels, columns, group, height, matrix })
+    }
+
+    /// What the codes are.
+    pub fn codes(&self) -> Codes {
+        self.scheme.codes()
+    }
+
+    /// Scales of one channel.
+    pub fn groups(&self) -> usize {
+        self.columns.div_ceil(self.group)
+    }
+
+    /// The span that holds a channel.
+    pub fn span_of(&self, channel: usize) -> usize {
+        let spans = self.matrix.div_ceil(self.height);
+        channel / self.matrix * spans + channel % self.matrix / self.height
+    }
+
+    /// The first channel of the span that begins at or after `channel`.
+    pub fn span_start_from(&self, channel: usize) -> usize {
+        match channel % self.matrix % self.height {
+            0 => channel,
+            _ => self.span_end(channel),
+        }
+    }
+
+    /// The end of the span that holds `channel`.
+    pub fn span_end(&self, channel: usize) -> usize {
+        let within = channel % self.matrix;
+        let first = channel - within;
+        first + (within - within % self.height + self.height).min(self.matrix)
+    }
+
+    /// The end of the last span that `channels` channels from the start complete.
+    pub fn complete(&self, channels: usize) -> usize {
+        if channels >= self.channels { self.channels } else { self.span_start(channels) }
+    }
+
+    /// The start of the span that holds `channel`.
+    pub fn span_start(&self, channel: usize) -> usize {
+        channel - channel % self.matrix % self.height
+    }
+
+    /// Spans that begin in a range of channels: as many sets of scales stand in a row that holds it.
+    pub fn spans_in(&self, channels: &std::ops::Range<usize>) -> usize {
+        if self.height == 1 {
+            return channels.len();
+        }
+        let begun = |channel: usize| if channel == 0 { 0 } else { self.span_of(channel - 1) + 1 };
+        begun(channels.end) - begun(channels.start)
+    }
+
+    /// Bytes of one channel's weights.
+    pub fn channel_bytes(&self) -> usize {
+        self.columns * self.dtype.bytes()
+    }
+
+    /// Bytes of one channel's codes.
+    pub fn packed_bytes(&self) -> usize {
+        packed_bytes(self.codes(), self.columns)
+    }
+
+    /// Bits of the scales (as stored) and zero points of one span.
+    pub fn scale_bits(&self) -> usize {
+        let zero_point = if self.codes().symmetric() { 0 } else { usize::from(self.codes().bits()) };
+        self.groups() * (self.dtype.scale_type().bytes() * 8 + zero_point)
+    }
+
+    /// Bytes that the answer for `channels` channels holds in memory: codes, scales, zero points and sums.
+    pub fn answer_bytes(&self, channels: usize) -> usize {
+        let spans = channels.div_ceil(self.height) + 1;
+        channels * (self.packed_bytes() + SUMS_BYTES) + spans * self.groups() * 8
+    }
+
+    /// Whether a span is more than one channel.
+    pub fn buffers(&self) -> bool {
+        self.height > 1
+    }
+}
+
+/// What the metrics of one channel hold in memory until they are folded.
+const SUMS_BYTES: usize = size_of::<quarrel_kernels::Sums>();
+
+impl Decision {
+    /// Bytes that the answer for `channels` channels holds in memory, at most.
+    pub fn answer_bytes(&self, channels: usize) -> usize {
+        match self {
+            Decision::Keep(_) | Decision::Fail(_) => 0,
+            Decision::Quantize(rung) => rung.answer_bytes(channels),
+            // Two rungs' results are alive while one replaces the other.
+            Decision::Ladder(rungs, _) => 2 * rungs.iter().map(|rung| rung.answer_bytes(channels)).max().unwrap_or(0),
+        }
+    }
+}
+
+/// A sentence about a layer.
+pub(crate) fn note(reason: Reason, layer: &str, what: fmt::Arguments<'_>) -> Note {
+    Note { reason, message: format!("layer `{}`: {what}", crate::shorten(layer, 200)) }
+}

@@ -1,0 +1,44 @@
+//! What a command means for each layer, and the computing of it: synchronous, pure, deterministic.
+//!
+//! In the order in which a byte meets them: a [`Plan`] is made of a command before any data comes; `rows` and
+//! `coded_rows` turn batches into units of work, layer by layer; `execute` and `decode` compute a unit on borrowed
+//! bytes; `answer` turns results into batches again. Memory, threads and time are not decided here: that is `pool`.
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod arrow_in;
+mod coded_rows;
+mod decode;
+mod execute;
+mod layer;
+mod plan;
+mod recipe;
+mod rows;
+mod schemas;
+mod scheme;
+mod stream;
+mod tally;
+
+pub use answer::Answer;
+pub use arrow_in::ColumnError;
+pub use execute::{Cancel, Cancelled};
+pub use layer::{Limits, Note};
+pub use plan::{Plan, PlanError};
+pub use quarrel_kernels::{Level, LevelError};
+pub use recipe::STANDARD;
+pub use rows::LayerError;
+pub use scheme::{Granularity, PRESETS, Preset, Scheme, SchemeError};
+pub use stream::{Intake, Need, Output, Result, Unit};
+pub use tally::listing;
+
+/// The text within `max` bytes: a long one loses its middle, so that both ends stay readable.
+pub fn shorten(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let half = max.saturating_sub(3) / 2;
+    let head = text.floor_char_boundary(half);
+    let tail = text.ceil_char_boundary(text.len() - half);
+    format!("{}...{}", &text[..head], &text[tail..])
+}

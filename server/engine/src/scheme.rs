@@ -1,0 +1,361 @@
+//! Schemes: what numbers come out. A grammar, and the presets of the ecosystem.
+//!
+//! ```text
+//! scheme  = (preset ["/g" N] | "int" N ["-asym"] ["/tensor" | "/channel" | "/g" N] | "fp8/" ("tensor" | "channel" | "b" R "x" C))
+//!           [";channel_dims=" N]
+//! ```
+//! The canonical form drops what is the default (`/channel` of `intN`, a preset's own group, one channel dimension) and
+//! parses back to itself. Formulas and layouts: `proto/SPEC.md`, section "Schemes".
+
+use std::{fmt, num::NonZeroU32, str::FromStr};
+
+use quarrel_kernels::{Codes, Packing};
+use quarrel_proto::Reason;
+
+/// What numbers come out of a layer. A value that exists is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Scheme {
+    preset: Option<&'static Preset>,
+    codes: Codes,
+    granularity: Granularity,
+    channel_dims: NonZeroU32,
+}
+
+/// Which elements share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// The whole layer.
+    Tensor,
+    /// One output channel.
+    Channel,
+    /// So many consecutive columns of one output channel.
+    Group(NonZeroU32),
+    /// A rectangle of channels and columns; those at the edges may be smaller.
+    Block {
+        /// Output channels.
+        rows: NonZeroU32,
+        /// Columns.
+        columns: NonZeroU32,
+    },
+}
+
+/// A scheme that has a name of its own in the ecosystem.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Preset {
+    /// The ecosystem's name.
+    pub name: &'static str,
+    codes: Codes,
+    granularity: Granularity,
+    /// Its activations are static and need calibration, which this service does not do.
+    pub needs_calibration: bool,
+}
+
+/// Why a scheme or its options cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SchemeError {
+    /// No such scheme.
+    #[error(
+        "unknown scheme `{text}`: expected a preset ({presets}), `intN[-asym][/tensor|/channel|/gG]` with N of 2..8, \
+         or `fp8/tensor`, `fp8/channel`, `fp8/bRxC`",
+        presets = preset_names()
+    )]
+    Unknown {
+        /// What came.
+        text: String,
+    },
+    /// A group size where there is no group.
+    #[error(
+        "`group_size` {group_size} has no place in scheme `{scheme}`: expected `intN` or a grouped preset (W4A16, W4A16_ASYM, W8A16)"
+    )]
+    NotGrouped {
+        /// The scheme, canonical.
+        scheme: String,
+        /// What was asked for.
+        group_size: u32,
+    },
+    /// A number that must be at least one.
+    #[error("`{option}` is 0: expected at least 1")]
+    Zero {
+        /// Its name.
+        option: &'static str,
+    },
+    /// An option both in the scheme's own text and beside it.
+    #[error("`{option}` is given twice: in scheme `{scheme}` and beside it")]
+    Twice {
+        /// The scheme, canonical.
+        scheme: String,
+        /// The option.
+        option: &'static str,
+    },
+}
+
+fn preset_names() -> String {
+    PRESETS.each_ref().map(|preset| preset.name).join(", ")
+}
+
+impl SchemeError {
+    /// The contract's word for it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            SchemeError::Unknown { .. } => Reason::SchemeUnknown,
+            SchemeError::NotGrouped { .. } | SchemeError::Twice { .. } => Reason::OptionConflict,
+            SchemeError::Zero { .. } => Reason::OptionInvalid,
+        }
+    }
+}
+
+const fn nonzero(n: u32) -> NonZeroU32 {
+    match NonZeroU32::new(n) {
+        Some(n) => n,
+        None => panic!("a constant of this file is zero"),
+    }
+}
+
+const fn int(bits: u8, symmetric: bool) -> Codes {
+    Codes::Int { bits, symmetric, packing: if bits == 8 { Packing::Plain } else { Packing::Dense } }
+}
+
+const G128: Granularity = Granularity::Group(nonzero(128));
+const B128: Granularity = Granularity::Block { rows: nonzero(128), columns: nonzero(128) };
+
+/// Presets of compressed-tensors 0.20, `quantization/quant_scheme.py`: their weights.
+pub static PRESETS: [Preset; 8] = [
+    Preset { name: "W4A16", codes: int(4, true), granularity: G128, needs_calibration: false },
+    Preset { name: "W4A16_ASYM", codes: int(4, false), granularity: G128, needs_calibration: false },
+    Preset {
+        name: "W8A16",
+        codes: Codes::Int { bits: 8, symmetric: true, packing: Packing::Dense },
+        granularity: G128,
+        needs_calibration: false,
+    },
+    Preset { name: "W8A8", codes: int(8, true), granularity: Granularity::Channel, needs_calibration: false },
+    Preset { name: "INT8", codes: int(8, true), granularity: Granularity::Channel, needs_calibration: false },
+    Preset { name: "FP8", codes: Codes::Fp8E4m3, granularity: Granularity::Tensor, needs_calibration: true },
+    Preset { name: "FP8_DYNAMIC", codes: Codes::Fp8E4m3, granularity: Granularity::Channel, needs_calibration: false },
+    Preset { name: "FP8_BLOCK", codes: Codes::Fp8E4m3, granularity: B128, needs_calibration: false },
+];
+
+impl Scheme {
+    /// What the codes are.
+    pub fn codes(&self) -> Codes {
+        self.codes
+    }
+
+    /// Which elements share a scale.
+    pub fn granularity(&self) -> Granularity {
+        self.granularity
+    }
+
+    /// How many leading dimensions of a shape make up the output channels.
+    pub fn channel_dims(&self) -> NonZeroU32 {
+        self.channel_dims
+    }
+
+    /// The preset it is, or is a variant of.
+    pub fn preset(&self) -> Option<&'static Preset> {
+        self.preset
+    }
+
+    /// The scheme with groups of `group_size` columns.
+    ///
+    /// # Errors
+    /// [`SchemeError`] for zero, for a scheme that takes no group, and for one that names its group already.
+    pub fn with_group_size(self, group_size: u32) -> Result<Scheme, SchemeError> {
+        let size = NonZeroU32::new(group_size).ok_or(SchemeError::Zero { option: "group_size" })?;
+        match (self.preset, self.granularity, self.codes) {
+            (Some(preset), Granularity::Group(_), _) if preset.granularity == self.granularity => {}
+            (None, Granularity::Channel, Codes::Int { .. }) => {}
+            (_, Granularity::Group(_), _) => {
+                return Err(SchemeError::Twice { scheme: self.to_string(), option: "group_size" });
+            }
+            _ => return Err(SchemeError::NotGrouped { scheme: self.to_string(), group_size }),
+        }
+        Ok(Scheme { granularity: Granularity::Group(size), ..self })
+    }
+
+    /// The scheme with output channels over `channel_dims` dimensions.
+    ///
+    /// # Errors
+    /// [`SchemeError`] for zero, and for a scheme that names them already.
+    pub fn with_channel_dims(self, channel_dims: u32) -> Result<Scheme, SchemeError> {
+        let channel_dims = NonZeroU32::new(channel_dims).ok_or(SchemeError::Zero { option: "channel_dims" })?;
+        if self.channel_dims != NonZeroU32::MIN {
+            return Err(SchemeError::Twice { scheme: self.to_string(), option: "channel_dims" });
+        }
+        Ok(Scheme { channel_dims, ..self })
+    }
+
+    /// The checkpoint format of compressed-tensors that holds these bytes.
+    pub fn checkpoint_format(&self) -> &'static str {
+        match self.codes {
+            Codes::Int { packing: Packing::Dense, .. } => "pack-quantized",
+            Codes::Int { packing: Packing::Plain, .. } => "int-quantized",
+            Codes::Fp8E4m3 => "float-quantized",
+        }
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = SchemeError;
+
+    fn from_str(text: &str) -> Result<Scheme, SchemeError> {
+        let unknown = || SchemeError::Unknown { text: crate::shorten(text, 100) };
+        let (base, options) = match text.split_once(';') {
+            Some((base, options)) => (base, Some(options)),
+            None => (text, None),
+        };
+        let (name, suffix) = match base.split_once('/') {
+            Some((name, suffix)) => (name, Some(suffix)),
+            None => (base, None),
+        };
+        let scheme = match PRESETS.iter().find(|preset| preset.name == name) {
+            Some(preset) => preset_with(preset, suffix),
+            None if name == "fp8" => suffix.and_then(fp8),
+            None => integer(name, suffix),
+        }
+        .ok_or_else(unknown)?;
+        match options {
+            None => Ok(scheme),
+            Some(option) => {
+                let dims = option.strip_prefix("channel_dims=").and_then(number).ok_or_else(unknown)?;
+                scheme.with_channel_dims(dims.get())
+            }
+        }
+    }
+}
+
+fn preset_with(preset: &'static Preset, suffix: Option<&str>) -> Option<Scheme> {
+    let granularity = match (suffix, preset.granularity) {
+        (None, granularity) => granularity,
+        (Some(suffix), Granularity::Group(_)) => Granularity::Group(number(suffix.strip_prefix('g')?)?),
+        (Some(_), _) => return None,
+    };
+    Some(Scheme { preset: Some(preset), codes: preset.codes, granularity, channel_dims: NonZeroU32::MIN })
+}
+
+fn fp8(suffix: &str) -> Option<Scheme> {
+    let granularity = match suffix {
+        "tensor" => Granularity::Tensor,
+        "channel" => Granularity::Channel,
+        _ => {
+            let (rows, columns) = suffix.strip_prefix('b')?.split_once('x')?;
+            Granularity::Block { rows: number(rows)?, columns: number(columns)? }
+        }
+    };
+    Some(Scheme { preset: None, codes: Codes::Fp8E4m3, granularity, channel_dims: NonZeroU32::MIN })
+}
+
+fn integer(name: &str, suffix: Option<&str>) -> Option<Scheme> {
+    let rest = name.strip_prefix("int")?;
+    let (bits, symmetric) = match rest.strip_suffix("-asym") {
+        Some(bits) => (bits, false),
+        None => (rest, true),
+    };
+    let bits = u8::try_from(number(bits)?.get()).ok().filter(|bits| (2..=8).contains(bits))?;
+    let granularity = match suffix {
+        None | Some("channel") => Granularity::Channel,
+        Some("tensor") => Granularity::Tensor,
+        Some(group) => Granularity::Group(number(group.strip_prefix('g')?)?),
+    };
+    Some(Scheme { preset: None, codes: int(bits, symmetric), granularity, channel_dims: NonZeroU32::MIN })
+}
+
+/// Decimal digits without sign or leading zero.
+fn number(text: &str) -> Option<NonZeroU32> {
+    if text.starts_with('0') || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.preset, self.codes) {
+            (Some(preset), _) => f.write_str(preset.name)?,
+            (None, Codes::Int { bits, symmetric: true, .. }) => write!(f, "int{bits}")?,
+            (None, Codes::Int { bits, symmetric: false, .. }) => write!(f, "int{bits}-asym")?,
+            (None, Codes::Fp8E4m3) => f.write_str("fp8")?,
+        }
+        match (self.preset, self.granularity, self.codes) {
+            (Some(preset), granularity, _) if preset.granularity == granularity => {}
+            (None, Granularity::Channel, Codes::Int { .. }) => {}
+            (_, Granularity::Tensor, _) => f.write_str("/tensor")?,
+            (_, Granularity::Channel, _) => f.write_str("/channel")?,
+            (_, Granularity::Group(size), _) => write!(f, "/g{size}")?,
+            (_, Granularity::Block { rows, columns }, _) => write!(f, "/b{rows}x{columns}")?,
+        }
+        match self.channel_dims.get() {
+            1 => Ok(()),
+            dims => write!(f, ";channel_dims={dims}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn the_canonical_form_parses_back_to_itself() {
+        let cases = [
+            ("W4A16", "W4A16"),
+            ("W4A16/g128", "W4A16"),
+            ("W4A16/g32", "W4A16/g32"),
+            ("INT8", "INT8"),
+            ("int4", "int4"),
+            ("int4/channel", "int4"),
+            ("int4-asym/tensor", "int4-asym/tensor"),
+            ("int2/g64", "int2/g64"),
+            ("fp8/b128x128", "fp8/b128x128"),
+            ("FP8_BLOCK;channel_dims=2", "FP8_BLOCK;channel_dims=2"),
+            ("int8;channel_dims=1", "int8"),
+        ];
+        for (text, canonical) in cases {
+            let scheme: Scheme = text.parse().unwrap();
+            assert_eq!(scheme.to_string(), canonical);
+            assert_eq!(canonical.parse::<Scheme>().unwrap(), scheme);
+        }
+    }
+
+    #[test]
+    fn what_is_no_scheme_is_refused() {
+        for text in [
+            "",
+            "W4A17",
+            "int1",
+            "int9",
+            "int04",
+            "int4/g0",
+            "int4/g-1",
+            "int4/g",
+            "W8A8/g32",
+            "FP8/g32",
+            "fp8",
+            "fp8/g32",
+            "fp8/b0x1",
+            "int4/b1x1",
+            "int4;",
+            "int4;channel_dims=0",
+            "int4;solver=mse",
+            "int4/g99999999999",
+            "w4a16",
+            "int+4",
+        ] {
+            assert_eq!(text.parse::<Scheme>().unwrap_err().reason(), Reason::SchemeUnknown, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_group_size_needs_a_scheme_that_takes_one() {
+        let with =
+            |text: &str, size| text.parse::<Scheme>().unwrap().with_group_size(size).map(|scheme| scheme.to_string());
+        assert_eq!(with("int4", 64).unwrap(), "int4/g64");
+        assert_eq!(with("W4A16", 64).unwrap(), "W4A16/g64");
+        for text in ["W8A8", "FP8_BLOCK", "fp8/channel", "int4/tensor", "int4/g32", "W4A16/g64"] {
+            assert_eq!(with(text, 64).unwrap_err().reason(), Reason::OptionConflict, "{text}");
+        }
+        assert_eq!(with("int4", 0).unwrap_err().reason(), Reason::OptionInvalid);
+    }
+}
