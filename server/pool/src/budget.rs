@@ -1,0 +1,176 @@
+//! Byte permits.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What one permit of a semaphore stands for, so that 32 bits of permits reach beyond any memory.
+const GRAIN: usize = 1 << 10;
+/// A reservation takes its bytes in portions, so that small units are not queued behind a large span.
+const PORTION: u32 = 1 << 10;
+
+/// All bytes that may be in use. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    all: Arc<Semaphore>,
+    /// Half of it, for spans that are not complete.
+    spans: Arc<Semaphore>,
+    bytes: usize,
+}
+
+/// One stream's part of the budget: at most half.
+#[derive(Debug)]
+pub struct Share {
+    budget: Budget,
+    own: Arc<Semaphore>,
+}
+
+/// Bytes in use; given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    own: OwnedSemaphorePermit,
+    all: OwnedSemaphorePermit,
+    _span: Option<OwnedSemaphorePermit>,
+}
+
+/// Bytes held for a span until it is complete.
+#[derive(Debug)]
+pub struct Reservation {
+    all: OwnedSemaphorePermit,
+    span: OwnedSemaphorePermit,
+    bytes: usize,
+}
+
+/// More bytes than can ever be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{asked} bytes are more than the {most} that one stream may hold (half of `memory_bytes_max`)")]
+pub struct Refused {
+    /// What was asked for.
+    pub asked: usize,
+    /// What there is at most.
+    pub most: usize,
+}
+
+impl Budget {
+    /// A budget of so many bytes.
+    pub fn new(bytes: usize) -> Budget {
+        let all = bytes.div_ceil(GRAIN);
+        Budget { all: Arc::new(Semaphore::new(all)), spans: Arc::new(Semaphore::new(all / 2)), bytes }
+    }
+
+    /// A new stream's share.
+    pub fn share(&self) -> Share {
+        Share { budget: self.clone(), own: Arc::new(Semaphore::new(self.bytes.div_ceil(GRAIN) / 2)) }
+    }
+
+    /// Bytes that nobody uses.
+    pub fn free(&self) -> usize {
+        self.all.available_permits() * GRAIN
+    }
+
+    /// The most that one stream, or all spans together, may hold.
+    pub fn half(&self) -> usize {
+        self.bytes / 2
+    }
+}
+
+impl Share {
+    /// Waits for room for a unit; of a span's room, where it has one, no more than what is missing is waited for.
+    ///
+    /// # Errors
+    /// [`Refused`] for more than the share.
+    pub async fn acquire(&self, bytes: usize, reserved: Option<Reservation>) -> Result<Permit, Refused> {
+        let held = reserved.as_ref().map_or(0, |reserved| reserved.bytes);
+        let missing = self.grains(bytes.saturating_sub(held))?;
+        let own = take(&self.own, missing).await;
+        let mut all = take(&self.budget.all, missing).await;
+        let span = reserved.map(|reserved| {
+            all.merge(reserved.all);
+            reserved.span
+        });
+        Ok(Permit { own, all, _span: span })
+    }
+
+    /// Waits for room for a whole span.
+    ///
+    /// # Errors
+    /// [`Refused`] for more than all spans may have.
+    pub async fn reserve(&self, bytes: usize) -> Result<Reservation, Refused> {
+        let grains = self.grains(bytes)?;
+        let span = take(&self.budget.spans, grains).await;
+        let mut all = take(&self.budget.all, 0).await;
+        let mut missing = grains;
+        while missing > 0 {
+            let portion = missing.min(PORTION);
+            all.merge(take(&self.budget.all, portion).await);
+            missing -= portion;
+        }
+        Ok(Reservation { all, span, bytes })
+    }
+
+    fn grains(&self, bytes: usize) -> Result<u32, Refused> {
+        let most = self.budget.half();
+        u32::try_from(bytes.div_ceil(GRAIN)).ok().filter(|_| bytes <= most).ok_or(Refused { asked: bytes, most })
+    }
+}
+
+async fn take(semaphore: &Arc<Semaphore>, grains: u32) -> OwnedSemaphorePermit {
+    let taken = Arc::clone(semaphore).acquire_many_owned(grains).await;
+    taken.expect("the semaphores of a budget are never closed")
+}
+
+impl Permit {
+    /// Gives back all but `bytes`: the weights are gone, their result remains.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let keep = bytes.div_ceil(GRAIN);
+        drop(self.all.split(self.all.num_permits().saturating_sub(keep)));
+        drop(self.own.split(self.own.num_permits().saturating_sub(keep)));
+        self._span = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const KIB: usize = 1 << 10;
+
+    async fn waits<T>(future: impl Future<Output = T>) -> bool {
+        timeout(Duration::from_millis(20), future).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn a_stream_holds_at_most_half_and_another_goes_on() {
+        let budget = Budget::new(1024 * KIB);
+        let (greedy, modest) = (budget.share(), budget.share());
+        let mut held = greedy.acquire(512 * KIB, None).await.unwrap();
+        assert!(waits(greedy.acquire(KIB, None)).await);
+        let other = modest.acquire(512 * KIB, None).await.unwrap();
+        assert_eq!(budget.free(), 0);
+        held.shrink_to(KIB);
+        assert_eq!(budget.free(), 511 * KIB);
+        drop((held, other));
+        assert_eq!(budget.free(), 1024 * KIB);
+        assert_eq!(greedy.acquire(513 * KIB, None).await.unwrap_err(), Refused { asked: 513 * KIB, most: 512 * KIB });
+    }
+
+    #[tokio::test]
+    async fn spans_together_hold_at_most_half() {
+        let budget = Budget::new(1024 * KIB);
+        let (first, second) = (budget.share(), budget.share());
+        let held = first.reserve(400 * KIB).await.unwrap();
+        assert!(waits(second.reserve(200 * KIB)).await);
+        // The unit that closes a span draws on what the span holds, and waits for what is beyond it only.
+        let unit = first.acquire(500 * KIB, Some(held)).await.unwrap();
+        assert_eq!(budget.free(), 524 * KIB);
+        drop(unit);
+        second.reserve(200 * KIB).await.unwrap();
+        assert_eq!(budget.free(), 1024 * KIB);
+    }
+}
