@@ -1,0 +1,62 @@
+//! `quarrel`: the command line. For now it serves.
+
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use quarrel_flight::{Config, LogFormat, bind, run, start_telemetry};
+
+/// Quantizes neural-network weights as a service, in Apache Arrow.
+#[derive(Debug, Parser)]
+#[command(name = "quarrel", version, propagate_version = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the Arrow Flight server
+    ///
+    /// The first line on standard output says where it listens; logs go to standard error. SIGTERM and Ctrl-C stop it:
+    /// running streams have `--drain-seconds` to end.
+    Serve {
+        #[command(flatten)]
+        config: Box<Config>,
+
+        /// What to log: `error`, `warn`, `info`, `debug`, or a filter such as `quarrel_flight=debug`
+        #[arg(long, env = "QUARREL_LOG", default_value = "info", value_name = "FILTER")]
+        log: String,
+
+        /// How log lines look
+        #[arg(long, env = "QUARREL_LOG_FORMAT", value_enum, default_value = "text")]
+        log_format: LogFormat,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let Command::Serve { config, log, log_format } = Args::parse().command;
+    start_telemetry(&log, log_format).map_err(anyhow::Error::msg)?;
+    config.check()?;
+    // Async threads only move bytes; two of them are as much as one network card needs here.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let bound = bind(&config.listen).await.with_context(|| format!("cannot listen at {:?}", config.listen))?;
+        let mut out = std::io::stdout();
+        writeln!(out, "listening {}", bound.address)?;
+        out.flush()?;
+        run(bound, *config, stop_signal()).await.map_err(anyhow::Error::from_boxed)
+    })
+}
+
+/// Ends when the process is asked to stop.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

@@ -1,0 +1,164 @@
+//! What an operator can set: each limit is a flag and a `QUARREL_` variable of the same name. Defaults stand here alone.
+//!
+//! This file and the command line's `args` are the only ones that see the environment.
+
+use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
+
+use quarrel_engine::{Level, LevelError, Limits};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {
+    /// Where to listen: `HOST:PORT` (port 0: any free one) or `unix:PATH`
+    #[arg(long, env = "QUARREL_LISTEN", default_value = "127.0.0.1:8815", value_name = "ADDRESS")]
+    pub listen: Listen,
+
+    /// Threads that compute [default: one a core]
+    #[arg(long, env = "QUARREL_THREADS", value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// CPU level to compute with: scalar, avx2 or avx512 [default: the best that the CPU has]
+    #[arg(long, env = "QUARREL_CPU_LEVEL", value_name = "LEVEL", value_parser = level)]
+    pub cpu_level: Option<Level>,
+
+    /// Bytes of weights and results in memory, over all streams
+    #[arg(long, env = "QUARREL_MEMORY_BYTES_MAX", default_value_t = 1 << 30, value_name = "BYTES")]
+    pub memory_bytes_max: usize,
+
+    /// Bytes of one message, and so of one output channel
+    #[arg(long, env = "QUARREL_MESSAGE_BYTES_MAX", default_value_t = 64 << 20, value_name = "BYTES")]
+    pub message_bytes_max: usize,
+
+    /// Bytes that one span may hold until it is complete: a whole layer, for per-tensor scales and ladders
+    #[arg(long, env = "QUARREL_LAYER_BYTES_MAX", default_value_t = 512 << 20, value_name = "BYTES")]
+    pub layer_bytes_max: usize,
+
+    /// Rows of one batch
+    #[arg(long, env = "QUARREL_BATCH_ROWS_MAX", default_value_t = 1_000_000, value_name = "N")]
+    pub batch_rows_max: usize,
+
+    /// Layers of one stream
+    #[arg(long, env = "QUARREL_LAYERS_MAX", default_value_t = 1_000_000, value_name = "N")]
+    pub layers_max: usize,
+
+    /// Bytes of a layer's name
+    #[arg(long, env = "QUARREL_NAME_BYTES_MAX", default_value_t = 1_024, value_name = "BYTES")]
+    pub name_bytes_max: usize,
+
+    /// Streams at once
+    #[arg(long, env = "QUARREL_STREAMS_MAX", default_value_t = 32, value_name = "N")]
+    pub streams_max: usize,
+
+    /// Connections at once; one more is closed when it comes
+    #[arg(long, env = "QUARREL_CONNECTIONS_MAX", default_value_t = 64, value_name = "N")]
+    pub connections_max: usize,
+
+    /// A stream ends after so many seconds without a message, a result taken or work under way
+    #[arg(long, env = "QUARREL_IDLE_SECONDS", default_value_t = 60, value_name = "SECONDS")]
+    pub idle_seconds: u64,
+
+    /// How long a stream waits for room while nothing moves
+    #[arg(long, env = "QUARREL_STALL_SECONDS", default_value_t = 30, value_name = "SECONDS")]
+    pub stall_seconds: u64,
+
+    /// How long the rest of a request is read and discarded, so that the client meets the error
+    #[arg(long, env = "QUARREL_DISCARD_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub discard_seconds: u64,
+
+    /// How long running streams may go on after SIGTERM
+    #[arg(long, env = "QUARREL_DRAIN_SECONDS", default_value_t = 30, value_name = "SECONDS")]
+    pub drain_seconds: u64,
+}
+
+/// An address to listen at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A host and port.
+    Tcp(String),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("expected a path after `unix:`".to_owned()),
+            Some(path) => Ok(Listen::Unix(PathBuf::from(path))),
+            None if text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => {
+                Ok(Listen::Tcp(text.trim_start_matches("grpc://").to_owned()))
+            }
+            None => Err("expected HOST:PORT or unix:PATH".to_owned()),
+        }
+    }
+}
+
+fn level(text: &str) -> Result<Level, LevelError> {
+    Level::named(text)
+}
+
+/// Limits that contradict each other.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A limit that nothing could pass.
+    #[error("`{0}` is 0: expected at least 1")]
+    Zero(&'static str),
+    /// The largest message would not fit.
+    #[error(
+        "`memory_bytes_max` {memory} holds no message of `message_bytes_max` {message}: expected at least twice as much, \
+         since one stream may hold half"
+    )]
+    MemoryTooSmall {
+        /// `memory_bytes_max`.
+        memory: usize,
+        /// `message_bytes_max`.
+        message: usize,
+    },
+}
+
+impl Config {
+    /// Every limit: its name and value, as `server.info` lists them.
+    pub fn limits(&self) -> [(&'static str, u64); 12] {
+        [
+            ("memory_bytes_max", self.memory_bytes_max as u64),
+            ("message_bytes_max", self.message_bytes_max as u64),
+            ("layer_bytes_max", self.layer_bytes_max as u64),
+            ("batch_rows_max", self.batch_rows_max as u64),
+            ("layers_max", self.layers_max as u64),
+            ("name_bytes_max", self.name_bytes_max as u64),
+            ("streams_max", self.streams_max as u64),
+            ("connections_max", self.connections_max as u64),
+            ("idle_seconds", self.idle_seconds),
+            ("stall_seconds", self.stall_seconds),
+            ("discard_seconds", self.discard_seconds),
+            ("drain_seconds", self.drain_seconds),
+        ]
+    }
+
+    /// Whether the limits fit together.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let may_be_zero = ["discard_seconds", "drain_seconds"];
+        if let Some((name, _)) = self.limits().iter().find(|(name, value)| *value == 0 && !may_be_zero.contains(name)) {
+            return Err(ConfigError::Zero(name));
+        }
+        if self.memory_bytes_max / 2 < self.message_bytes_max {
+            return Err(ConfigError::MemoryTooSmall { memory: self.memory_bytes_max, message: self.message_bytes_max });
+        }
+        Ok(())
+    }
+
+    /// The limits that a layer can meet.
+    pub(crate) fn layer_limits(&self) -> Limits {
+        Limits {
+            message_bytes_max: self.message_bytes_max,
+            span_bytes_max: self.layer_bytes_max.min(self.memory_bytes_max / 2),
+            batch_rows_max: self.batch_rows_max,
+            layers_max: self.layers_max,
+            name_bytes_max: self.name_bytes_max,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Arrow IPC in: frames to a schema and record batches. Bytes from outside, so a panic in here is an error of the stream.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_buffer::Buffer;
+use arrow_ipc::{MessageHeader, convert::try_fb_to_schema, reader};
+use arrow_schema::SchemaRef;
+use bytes::Bytes;
+use quarrel_engine::shorten;
+use quarrel_proto::Reason;
+
+use crate::status::Fault;
+
+/// One message of a request, however it came.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FrameIn {
+    /// The command, where the message has a descriptor.
+    pub(crate) command: Option<Bytes>,
+    /// An Arrow IPC message; empty for a message that carries none.
+    pub(crate) header: Bytes,
+    /// Its body.
+    pub(crate) body: Bytes,
+}
+
+/// What a frame was.
+#[derive(Debug)]
+pub(crate) enum Decoded {
+    Schema(SchemaRef),
+    Batch(RecordBatch),
+    /// A dictionary, or a message without data.
+    Nothing,
+}
+
+/// The state of one request: its schema and dictionaries.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    schema: Option<SchemaRef>,
+    dictionaries: HashMap<i64, ArrayRef>,
+}
+
+/// Dictionary batches of one schema field replace each other, so there are few; this bounds hostile ones.
+const DICTIONARIES_MAX: usize = 64;
+
+impl Decoder {
+    pub(crate) fn decode(&mut self, frame: &FrameIn) -> Result<Decoded, Fault> {
+        if frame.header.is_empty() {
+            return Ok(Decoded::Nothing);
+        }
+        CONTAINED.with(|contained| contained.set(true));
+        // arrow-rs slices buffers by offsets that it trusts (FACTS.md, trap 7): a panic is the caller's bad offset.
+        let result = catch_unwind(AssertUnwindSafe(|| self.decode_unguarded(frame)));
+        CONTAINED.with(|contained| contained.set(false));
+        result.unwrap_or_else(|_| Err(invalid("its offsets or lengths do not fit its body")))
+    }
+
+    fn decode_unguarded(&mut self, frame: &FrameIn) -> Result<Decoded, Fault> {
+        let message = arrow_ipc::root_as_message(&frame.header).map_err(|error| invalid(&error.to_string()))?;
+        let wrong = |error: arrow_schema::ArrowError| invalid(&error.to_string());
+        match message.header_type() {
+            MessageHeader::Schema if self.schema.is_some() => {
+                Err(invalid("a second schema: expected one at the start"))
+            }
+            MessageHeader::Schema => {
+                let schema = message.header_as_schema().ok_or_else(|| invalid("its header holds no schema"))?;
+                let schema = Arc::new(try_fb_to_schema(schema).map_err(wrong)?);
+                self.schema = Some(Arc::clone(&schema));
+                Ok(Decoded::Schema(schema))
+            }
+            MessageHeader::RecordBatch => {
+                let batch = message.header_as_record_batch().ok_or_else(|| invalid("its header holds no batch"))?;
+                if batch.compression().is_some() {
+                    return Err(invalid("its body is compressed: write without IPC compression"));
+                }
+                let body = Buffer::from(frame.body.clone());
+                let schema = Arc::clone(self.schema()?);
+                reader::read_record_batch(&body, batch, schema, &self.dictionaries, None, &message.version())
+                    .map(Decoded::Batch)
+                    .map_err(wrong)
+            }
+            MessageHeader::DictionaryBatch => {
+                let batch =
+                    message.header_as_dictionary_batch().ok_or_else(|| invalid("its header holds no dictionary"))?;
+                let schema = Arc::clone(self.schema()?);
+                let body = Buffer::from(frame.body.clone());
+                reader::read_dictionary(&body, batch, &schema, &mut self.dictionaries, &message.version())
+                    .map_err(wrong)?;
+                if self.dictionaries.len() > DICTIONARIES_MAX {
+                    return Err(invalid("too many dictionaries"));
+                }
+                Ok(Decoded::Nothing)
+            }
+            other => Err(invalid(&format!("a message of type {other:?}: expected a schema, a batch or a dictionary"))),
+        }
+    }
+
+    fn schema(&self) -> Result<&SchemaRef, Fault> {
+        self.schema.as_ref().ok_or_else(|| Fault::new(Reason::SchemaMissing, "a batch came before the schema"))
+    }
+}
+
+fn invalid(what: &str) -> Fault {
+    Fault::new(Reason::FrameInvalid, format!("a message is no valid Arrow IPC: {}", shorten(what, 500)))
+}
+
+thread_local! {
+    static CONTAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread is one that [`Decoder::decode`] turns into an error, and so no news for the log.
+pub(crate) fn panics_are_contained() -> bool {
+    CONTAINED.with(Cell::get)
+}

@@ -1,0 +1,94 @@
+//! Arrow IPC out: a schema and record batches to frames whose bodies are the arrays' own buffers, uncopied.
+
+use arrow_array::RecordBatch;
+use arrow_buffer::Buffer;
+use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, StreamEncoder};
+use arrow_schema::{ArrowError, Schema};
+use bytes::Bytes;
+
+/// One message of a response, however it goes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FrameOut {
+    /// An Arrow IPC message.
+    pub(crate) header: Bytes,
+    /// Progress or summary, as JSON.
+    pub(crate) metadata: Bytes,
+    /// Its body, in pieces.
+    pub(crate) body: Vec<Buffer>,
+}
+
+/// Makes the frames of one response.
+pub(crate) struct Encoder {
+    encoder: StreamEncoder,
+    /// The stock encoder puts the schema before its first batch; ours went ahead.
+    schema_pending: bool,
+}
+
+impl Encoder {
+    pub(crate) fn new(schema: &Schema) -> Result<Encoder, ArrowError> {
+        Ok(Encoder { encoder: StreamEncoder::try_new(schema)?, schema_pending: true })
+    }
+
+    /// The frame of a batch.
+    pub(crate) fn batch(&mut self, batch: &RecordBatch, metadata: String) -> Result<FrameOut, ArrowError> {
+        let mut frames = split(self.encoder.encode(batch)?)?;
+        if std::mem::take(&mut self.schema_pending) {
+            frames.next();
+        }
+        let frame = frames.next().ok_or_else(|| malformed("no batch"))?;
+        Ok(FrameOut { metadata: Bytes::from(metadata), ..frame })
+    }
+}
+
+/// The frame that opens a response.
+pub(crate) fn schema_frame(schema: &Schema) -> FrameOut {
+    let mut tracker = DictionaryTracker::new(false);
+    let options = IpcWriteOptions::default();
+    let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
+    FrameOut { header: Bytes::from(encoded.ipc_message), ..Default::default() }
+}
+
+/// Cuts an encapsulated IPC stream (continuation, length, header, body) into frames, without copying bodies.
+fn split(buffers: Vec<Buffer>) -> Result<impl Iterator<Item = FrameOut>, ArrowError> {
+    let mut rest: std::collections::VecDeque<Buffer> =
+        buffers.into_iter().filter(|buffer| !buffer.is_empty()).collect();
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        let prefix = take(&mut rest, 8)?;
+        let prefix: Vec<u8> = prefix.iter().flat_map(|piece| piece.as_slice()).copied().collect();
+        let length = prefix.last_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes)) as usize;
+        if length == 0 {
+            break; // the end of the stream
+        }
+        let header = take(&mut rest, length)?;
+        let header: Bytes = header.iter().flat_map(|piece| piece.as_slice()).copied().collect::<Vec<u8>>().into();
+        let body_length = {
+            let message = arrow_ipc::root_as_message(&header).map_err(|error| malformed(&error.to_string()))?;
+            usize::try_from(message.bodyLength()).map_err(|error| malformed(&error.to_string()))?
+        };
+        let body = take(&mut rest, body_length)?;
+        frames.push(FrameOut { header, metadata: Bytes::new(), body });
+    }
+    Ok(frames.into_iter())
+}
+
+/// The next `length` bytes, in as many pieces as they lie in.
+fn take(rest: &mut std::collections::VecDeque<Buffer>, mut length: usize) -> Result<Vec<Buffer>, ArrowError> {
+    let mut taken = Vec::new();
+    while length > 0 {
+        let buffer = rest.pop_front().ok_or_else(|| malformed("it is too short"))?;
+        if buffer.len() > length {
+            rest.push_front(buffer.slice(length));
+            taken.push(buffer.slice_with_length(0, length));
+            length = 0;
+        } else {
+            length -= buffer.len();
+            taken.push(buffer);
+        }
+    }
+    Ok(taken)
+}
+
+fn malformed(what: &str) -> ArrowError {
+    ArrowError::IpcError(format!("arrow-ipc wrote a message that cannot be cut: {what}"))
+}

@@ -1,0 +1,449 @@
+//! START HERE: the whole path of a stream, `frames -> decode -> plan -> rows -> pool: compute -> answers -> encode -> frames`.
+//!
+//! [`open`] returns the response at once: a client may wait for headers before it writes, and a bad command is an error
+//! of the stream. Everything else runs in a task of its own, in two halves: [`Stream::read`] turns messages into
+//! units and starts them on the pool, [`Stream::write`] answers them in order. What lies between them is bounded by
+//! permits: one is taken before a unit is computed and travels with its result until the bytes have left.
+//!
+//! Not here: what a row becomes (`engine`), how a message is framed (`decode`, `encode`), gRPC (`service`, `status`).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arrow_schema::Schema;
+use bytes::Bytes;
+use futures::StreamExt;
+use quarrel_engine::{Cancel, Cancelled, Intake, LayerError, Need, Output, Plan, Unit, shorten};
+use quarrel_pool::{Permit, Reservation, Running};
+use quarrel_proto::{Reason, VERSION, command, json, metadata};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug_span, info_span};
+
+use crate::{
+    decode::{Decoded, Decoder, FrameIn},
+    encode::{Encoder, schema_frame},
+    outbox::{Outbox, Responses, outbox},
+    shared::{Place, Shared},
+    status::Fault,
+    telemetry,
+};
+
+/// Units that one look at a batch makes before they are handed on.
+const UNITS_PER_LOOK: usize = 16;
+
+/// Starts a stream and returns its response. `connection` is cancelled to close the connection under a client that does
+/// not read even the error.
+pub(crate) fn open<F>(shared: Arc<Shared>, frames: F, connection: CancellationToken) -> Result<Responses, Fault>
+where
+    F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin + 'static,
+{
+    let place = shared.place()?;
+    let stop = CancellationToken::new();
+    let (outbox, responses) = outbox(stop.clone());
+    let span = info_span!("stream", id = place.id, command = tracing::field::Empty);
+    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), working: Arc::default(), connection };
+    tokio::spawn(stream.run(frames, place).instrument(span));
+    Ok(responses)
+}
+
+/// One stream.
+#[derive(Clone)]
+struct Stream {
+    shared: Arc<Shared>,
+    outbox: Outbox,
+    /// Cancelled when the client is gone.
+    stop: CancellationToken,
+    /// Stops what computes.
+    cancel: Cancel,
+    /// Units whose results are not in the outbox yet.
+    working: Arc<AtomicUsize>,
+    connection: CancellationToken,
+}
+
+/// A unit that computes, and the room that it holds.
+struct Submitted {
+    running: Running<Computed>,
+    permit: Permit,
+    bytes_out: usize,
+}
+
+/// A result, and how long it waited and computed.
+type Computed = (Result<quarrel_engine::Result, Cancelled>, Duration, Duration);
+
+/// Why reading stopped.
+enum Stopped {
+    /// An error that follows what was computed before it.
+    InOrder(Fault),
+    /// An error at once: nobody takes what was computed.
+    AtOnce(Fault),
+}
+
+impl From<Fault> for Stopped {
+    fn from(fault: Fault) -> Stopped {
+        Stopped::InOrder(fault)
+    }
+}
+
+impl From<LayerError> for Stopped {
+    fn from(error: LayerError) -> Stopped {
+        Stopped::InOrder(error.into())
+    }
+}
+
+impl Stream {
+    async fn run<F>(self, mut frames: F, place: Place)
+    where
+        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin + 'static,
+    {
+        let started = Instant::now();
+        let ended = tokio::select! {
+            // A client that has taken the end is gone at once: that is no loss.
+            biased;
+            ended = self.opened(&mut frames, started) => ended,
+            () = self.stop.cancelled() => Err(None),
+            () = self.shared.stopped.cancelled() => {
+                self.outbox.discard();
+                Err(Some(Fault::new(Reason::Stopping, "the server has stopped before the stream was done: try again")))
+            }
+        };
+        self.cancel.cancel();
+        telemetry::stream_ended(&ended, started.elapsed());
+        if let Err(Some(fault)) = ended {
+            self.outbox.end(Err(fault));
+            // Polled no more, the request would be reset, and with it a client that still writes would not see why.
+            tokio::select! {
+                () = self.discard_request(&mut frames) => {}
+                () = self.stop.cancelled() => {}
+                () = self.shared.stopped.cancelled() => {}
+            }
+        }
+        drop(place);
+        self.close_if_unread().await;
+    }
+
+    /// From the first message to the last; `Err(None)` if there is nobody to tell.
+    async fn opened<F>(&self, frames: &mut F, started: Instant) -> Result<(), Option<Fault>>
+    where
+        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin + 'static,
+    {
+        let (plan, first) = self.plan(frames).await?;
+        let schema = Arc::new(reply_schema(&plan, self.shared.level));
+        self.outbox.push(vec![schema_frame(&schema)], None);
+        let output = Output::new(&plan, Arc::clone(&schema));
+        let encoder = Encoder::new(&schema).map_err(|error| Fault::new(Reason::Internal, error.to_string()))?;
+
+        // Unbounded by itself: what is in it holds permits.
+        let (submit, submitted) = mpsc::unbounded_channel();
+        let read = async {
+            match self.read(frames, first, &plan, &submit).await {
+                Ok(()) => {}
+                // A receiver that is gone has an error of its own.
+                Err(Stopped::InOrder(fault)) => drop(submit.send(Err(fault))),
+                Err(Stopped::AtOnce(fault)) => {
+                    self.cancel.cancel();
+                    self.outbox.discard();
+                    return Err(Some(fault));
+                }
+            }
+            drop(submit);
+            Ok(())
+        };
+        tokio::try_join!(read, self.write(submitted, output, encoder, started))?;
+        self.drained().await
+    }
+
+    /// The first message's command, as a plan. The message may carry the schema too.
+    async fn plan<F>(&self, frames: &mut F) -> Result<(Plan, FrameIn), Fault>
+    where
+        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+    {
+        let missing = || Fault::from(command::CommandError::Missing);
+        let first = match timeout(Duration::from_secs(self.shared.config.idle_seconds), frames.next()).await {
+            Err(_) => return Err(idle(self.shared.config.idle_seconds)),
+            Ok(None) => return Err(missing()),
+            Ok(Some(frame)) => frame?,
+        };
+        let bytes = first.command.clone().ok_or_else(missing)?;
+        let plan = plan_of(&self.shared, bytes).await?;
+        tracing::Span::current().record("command", shorten(&command::to_json(&plan.effective), 300).as_str());
+        Ok((plan, first))
+    }
+
+    /// Messages to units, started on the pool.
+    async fn read<F>(
+        &self,
+        frames: &mut F,
+        first: FrameIn,
+        plan: &Plan,
+        submit: &mpsc::UnboundedSender<Result<Submitted, Fault>>,
+    ) -> Result<(), Stopped>
+    where
+        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+    {
+        let share = self.shared.budget.share();
+        let mut reader =
+            Reader { decoder: Decoder::default(), intake: None, plan: plan.clone(), shared: Arc::clone(&self.shared) };
+        let mut frame = Some(first);
+        let mut reserved: Option<Reservation> = None;
+        while let Some(message) = frame {
+            let mut message = Some(message);
+            loop {
+                // Decoding validates, and copies where the network left columns misaligned: not for this thread.
+                let span = debug_span!("batch", bytes = message.as_ref().map_or(0, |message| message.body.len()));
+                let look = move || {
+                    let seen = span.in_scope(|| reader.look(message.as_ref()));
+                    (reader, seen)
+                };
+                let (back, (needs, more)) = self.shared.pool.run(look).await.map_err(Fault::from)?;
+                (reader, message) = (back, None);
+                for need in needs {
+                    match need {
+                        Need::Span(bytes) => {
+                            reserved = Some(self.room(share.reserve(bytes)).await?);
+                        }
+                        Need::Unit(unit) => {
+                            let span = if unit.closes_span { reserved.take() } else { None };
+                            let permit = self.room(share.acquire(unit.bytes_in + unit.bytes_out, span)).await?;
+                            let _ = submit.send(Ok(self.start(unit, permit)));
+                        }
+                    }
+                }
+                if !more? {
+                    break;
+                }
+            }
+            frame = self.next_frame(frames).await?;
+        }
+        reader.end().map_err(Stopped::from)
+    }
+
+    /// Starts a unit on the pool.
+    fn start(&self, unit: Unit, permit: Permit) -> Submitted {
+        let (level, cancel, bytes_out) = (self.shared.level, self.cancel.clone(), unit.bytes_out);
+        self.working.fetch_add(1, Ordering::Relaxed);
+        let queued = Instant::now();
+        let span = tracing::Span::current();
+        let running = self.shared.pool.run(move || {
+            let began = Instant::now();
+            let result = span.in_scope(|| unit.compute(level, &cancel));
+            (result, began - queued, began.elapsed())
+        });
+        Submitted { running, permit, bytes_out }
+    }
+
+    /// Results to frames, in order; then the summary.
+    async fn write(
+        &self,
+        mut submitted: mpsc::UnboundedReceiver<Result<Submitted, Fault>>,
+        mut output: Output,
+        mut encoder: Encoder,
+        started: Instant,
+    ) -> Result<(), Option<Fault>> {
+        let (mut queue, mut kernel) = (Duration::ZERO, Duration::ZERO);
+        while let Some(next) = submitted.recv().await {
+            let Submitted { running, mut permit, bytes_out } = next?;
+            let (result, waited, computed) = running.await.map_err(Fault::from)?;
+            queue += waited;
+            kernel += computed;
+            let Ok(result) = result else { return Err(None) };
+            permit.shrink_to(bytes_out);
+            let answer = move || {
+                let frames = answers(&mut output, &mut encoder, result);
+                (output, encoder, frames)
+            };
+            let (output_back, encoder_back, frames) = self.shared.pool.run(answer).await.map_err(Fault::from)?;
+            (output, encoder) = (output_back, encoder_back);
+            self.outbox.push(frames?, Some(permit));
+            self.working.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.cancel.check().is_err() {
+            return Err(None);
+        }
+        let mut summary = output.summary();
+        summary.queue_seconds = queue.as_secs_f64();
+        summary.kernel_seconds = kernel.as_secs_f64();
+        summary.total_seconds = started.elapsed().as_secs_f64();
+        let empty = arrow_array::RecordBatch::new_empty(Arc::clone(output.schema_ref()));
+        let last = encoder.batch(&empty, json::summary(&summary)).map_err(encoding)?;
+        self.outbox.push(vec![last], None);
+        self.outbox.end(Ok(()));
+        Ok(())
+    }
+
+    /// The next message; `idle` if there is none for so long, though nothing computes and no result is taken.
+    async fn next_frame<F>(&self, frames: &mut F) -> Result<Option<FrameIn>, Stopped>
+    where
+        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+    {
+        let idle_after = Duration::from_secs(self.shared.config.idle_seconds);
+        let mut began = Instant::now();
+        loop {
+            let moved = self.outbox.last_taken().max(began);
+            match timeout_at(moved + idle_after, frames.next()).await {
+                Ok(frame) => return Ok(frame.transpose()?),
+                Err(_) if self.outbox.last_taken() > moved => {}
+                Err(_) if self.working.load(Ordering::Relaxed) > 0 => began = Instant::now(),
+                Err(_) => return Err(Stopped::AtOnce(idle(self.shared.config.idle_seconds))),
+            }
+        }
+    }
+
+    /// Waits for room, as long as something moves: room must come, or the client take results.
+    async fn room<T>(&self, room: impl Future<Output = Result<T, quarrel_pool::Refused>>) -> Result<T, Stopped> {
+        let stall = Duration::from_secs(self.shared.config.stall_seconds);
+        let began = Instant::now();
+        tokio::pin!(room);
+        loop {
+            let moved = self.outbox.last_taken().max(began);
+            tokio::select! {
+                got = &mut room => return got.map_err(|refused| Stopped::InOrder(refused.into())),
+                () = sleep_until(moved + stall) => {}
+            }
+            if self.outbox.last_taken() > moved {
+                continue;
+            }
+            let seconds = self.shared.config.stall_seconds;
+            if self.outbox.is_waiting() {
+                let what = format!(
+                    "results fill this stream's half of `memory_bytes_max` and none was taken for {seconds} s \
+                     (`stall_seconds`): read while you write, from a second thread or batch by batch"
+                );
+                return Err(Stopped::AtOnce(Fault::new(Reason::ClientNotReading, what)));
+            }
+            let what = format!("no room in `memory_bytes_max` for {seconds} s (`stall_seconds`): try again later");
+            return Err(Stopped::InOrder(Fault::new(Reason::Busy, what)));
+        }
+    }
+
+    /// Reads the rest of a request that has failed: a status cannot overtake what flow control holds back.
+    async fn discard_request<F>(&self, frames: &mut F)
+    where
+        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+    {
+        let seconds = Duration::from_secs(self.shared.config.discard_seconds);
+        let _ = timeout(seconds, async { while let Some(Ok(_)) = frames.next().await {} }).await;
+    }
+
+    /// Waits until the client has taken everything, or has stopped taking.
+    async fn drained(&self) -> Result<(), Option<Fault>> {
+        let idle_after = Duration::from_secs(self.shared.config.idle_seconds);
+        while self.outbox.is_waiting() {
+            if timeout(idle_after, self.outbox.taken()).await.is_err() {
+                self.outbox.discard();
+                return Err(Some(idle(self.shared.config.idle_seconds)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the connection under a client that does not even take the end.
+    async fn close_if_unread(&self) {
+        let patience = Duration::from_secs(self.shared.config.stall_seconds);
+        let unread = timeout(patience, self.stop.cancelled()).await.is_err();
+        if unread {
+            self.connection.cancel();
+        }
+    }
+}
+
+/// A stream's reading state, which goes to the pool and back with each message.
+struct Reader {
+    decoder: Decoder,
+    /// Absent until the schema has come.
+    intake: Option<Intake>,
+    plan: Plan,
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// Takes a message, or goes on with the last: what is needed next, and whether there may be more of it.
+    fn look(&mut self, message: Option<&FrameIn>) -> (Vec<Need>, Result<bool, Fault>) {
+        let mut needs = Vec::new();
+        let more = self.look_into(message, &mut needs);
+        if let (Err(_), Some(intake)) = (&more, &mut self.intake) {
+            needs.extend(intake.remaining().into_iter().map(Need::Unit));
+        }
+        (needs, more)
+    }
+
+    fn look_into(&mut self, message: Option<&FrameIn>, needs: &mut Vec<Need>) -> Result<bool, Fault> {
+        if let Some(message) = message {
+            match self.decoder.decode(message)? {
+                Decoded::Nothing => return Ok(false),
+                Decoded::Schema(schema) => {
+                    let limits = self.shared.config.layer_limits();
+                    self.intake = Some(Intake::new(&self.plan, limits, &schema)?);
+                    return Ok(false);
+                }
+                Decoded::Batch(batch) => match &mut self.intake {
+                    Some(intake) => intake.begin(&batch)?,
+                    None => return Err(Fault::new(Reason::SchemaMissing, "a batch came before the schema")),
+                },
+            }
+        }
+        let Some(intake) = &mut self.intake else { return Ok(false) };
+        while needs.len() < UNITS_PER_LOOK {
+            match intake.next()? {
+                Some(need) => needs.push(need),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn end(&self) -> Result<(), Fault> {
+        match &self.intake {
+            Some(intake) => Ok(intake.end()?),
+            None => Err(Fault::new(Reason::SchemaMissing, "the stream ended before its schema came")),
+        }
+    }
+}
+
+/// Answers of one result, as frames.
+fn answers(
+    output: &mut Output,
+    encoder: &mut Encoder,
+    result: quarrel_engine::Result,
+) -> Result<Vec<crate::encode::FrameOut>, Fault> {
+    let answers = output.take(result)?;
+    answers
+        .iter()
+        .map(|answer| encoder.batch(&answer.batch, json::progress(&answer.progress)).map_err(encoding))
+        .collect()
+}
+
+fn encoding(error: arrow_schema::ArrowError) -> Fault {
+    tracing::error!(%error, "an answer cannot be encoded");
+    Fault::new(Reason::Internal, "an answer cannot be encoded; the server's log says more")
+}
+
+fn idle(seconds: u64) -> Fault {
+    Fault::new(Reason::Idle, format!("nothing came and nothing was taken for {seconds} s (`idle_seconds`)"))
+}
+
+/// A command's plan. Patterns are compiled, so it is made on the pool.
+pub(crate) async fn plan_of(shared: &Shared, bytes: Bytes) -> Result<Plan, Fault> {
+    let made = shared.pool.run(move || -> Result<Plan, Fault> { Ok(Plan::new(&command::parse(&bytes)?)?) });
+    made.await.map_err(Fault::from)?
+}
+
+/// The schema of the answers, with the effective command, the contract's version and the CPU level.
+pub(crate) fn reply_schema(plan: &Plan, level: quarrel_engine::Level) -> Schema {
+    let entries = [
+        (metadata::COMMAND, command::to_json(&plan.effective)),
+        (metadata::VERSION, VERSION.to_owned()),
+        (metadata::LEVEL, level.name().to_owned()),
+    ];
+    let metadata: std::collections::HashMap<String, String> =
+        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    Output::schema(plan).with_metadata(metadata)
+}

@@ -1,0 +1,22 @@
+//! The Arrow Flight server: sockets, frames, and the path between them.
+//!
+//! Start at `exchange`: the whole path of a stream in one function. `stack` listens, `service` has a line for each
+//! RPC, `decode` and `encode` are Arrow IPC, `status` is the one file that knows gRPC codes.
+
+#![forbid(unsafe_code)]
+
+mod admin;
+mod config;
+mod decode;
+mod encode;
+mod exchange;
+mod outbox;
+mod service;
+mod shared;
+mod stack;
+mod status;
+mod telemetry;
+
+pub use config::{Config, ConfigError, Listen};
+pub use stack::{Bound, bind, run};
+pub use telemetry::{LogFormat, start as start_telemetry};

@@ -1,0 +1,66 @@
+//! What all streams of a server share.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use quarrel_engine::Level;
+use quarrel_pool::{Budget, Pool};
+use quarrel_proto::Reason;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Config, status::Fault};
+
+/// One server's means.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) level: Level,
+    pub(crate) pool: Pool,
+    pub(crate) budget: Budget,
+    /// No new streams.
+    pub(crate) draining: CancellationToken,
+    /// No streams at all.
+    pub(crate) stopped: CancellationToken,
+    streams: Arc<Semaphore>,
+    opened: AtomicU64,
+}
+
+/// A stream's place among `streams_max`; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) id: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, pool: Pool) -> Shared {
+        Shared {
+            level: config.cpu_level.unwrap_or_else(Level::detect),
+            pool,
+            budget: Budget::new(config.memory_bytes_max),
+            draining: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+            streams: Arc::new(Semaphore::new(config.streams_max)),
+            opened: AtomicU64::new(0),
+            config,
+        }
+    }
+
+    /// A place for a new stream.
+    pub(crate) fn place(&self) -> Result<Place, Fault> {
+        if self.draining.is_cancelled() {
+            return Err(Fault::new(Reason::Stopping, "the server is stopping: try another, or again later"));
+        }
+        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            let most = self.config.streams_max;
+            Fault::new(
+                Reason::StreamsExceeded,
+                format!("{most} streams are open, as many as `streams_max`: try again later"),
+            )
+        })?;
+        Ok(Place { id: self.opened.fetch_add(1, Ordering::Relaxed) + 1, _permit: permit })
+    }
+}

@@ -1,0 +1,245 @@
+//! Sockets and the layers between them and the service: from the listener up, with the reason at each layer.
+
+use std::{
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use futures::{Stream, StreamExt, stream};
+use quarrel_pool::Pool;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, server::Connected};
+
+use crate::{
+    config::{Config, Listen},
+    service::Service,
+    shared::Shared,
+};
+
+/// What a client may send ahead of us: enough that a 1 MiB message never waits for a window (FACTS.md, the ladder).
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Larger frames, fewer headers: 16 KiB is HTTP/2's default.
+const FRAME_BYTES: u32 = 1 << 20;
+/// A message's own overhead beyond the body: header, metadata, tags.
+const ENVELOPE_BYTES: usize = 1 << 20;
+/// Between the end of draining and the end of the process, for errors to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// A dead peer is noticed within twice this.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct Bound {
+    socket: Socket,
+    /// What a client connects to: `grpc://HOST:PORT` or `grpc+unix://PATH`.
+    pub address: String,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+/// Binds. A stale Unix socket, one that nobody listens at, is replaced.
+///
+/// # Errors
+/// The system's, for an address that cannot be had.
+pub async fn bind(listen: &Listen) -> io::Result<Bound> {
+    match listen {
+        Listen::Tcp(address) => {
+            let listener = TcpListener::bind(address).await?;
+            let address = format!("grpc://{}", listener.local_addr()?);
+            Ok(Bound { socket: Socket::Tcp(listener), address })
+        }
+        Listen::Unix(path) => {
+            if path.exists() && tokio::net::UnixStream::connect(path).await.is_err() {
+                std::fs::remove_file(path)?;
+            }
+            let listener = UnixListener::bind(path)?;
+            let address = format!("grpc+unix://{}", path.display());
+            Ok(Bound { socket: Socket::Unix(listener, path.clone()), address })
+        }
+    }
+}
+
+/// Serves until `shutdown`; then running streams have `drain_seconds` to end.
+///
+/// # Errors
+/// If the limits contradict each other, or the system gives no threads.
+pub async fn run(
+    bound: Bound,
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    config.check()?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pool = Pool::new(config.threads.map_or(cores, usize::from))?;
+    let drain = Duration::from_secs(config.drain_seconds);
+    let connections = config.connections_max;
+    let shared = Arc::new(Shared::new(config, pool));
+    tracing::info!(address = bound.address, level = shared.level.name(), threads = shared.pool.threads(), "listening");
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let service = FlightServiceServer::new(Service { shared: Arc::clone(&shared) })
+        // A larger message is an error with its reason; within it, memory is the permits' business.
+        .max_decoding_message_size(shared.config.message_bytes_max + ENVELOPE_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    health.set_serving::<FlightServiceServer<Service>>().await;
+
+    let draining = shared.draining.clone();
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(health_service)
+        .add_service(service)
+        .serve_with_incoming_shutdown(accept(&bound.socket, connections), draining.cancelled_owned());
+    tokio::pin!(server);
+
+    tokio::select! {
+        ended = &mut server => return Ok(ended?),
+        () = shutdown => {}
+    }
+    tracing::info!(seconds = drain.as_secs(), "stopping: running streams may end");
+    health.set_not_serving::<FlightServiceServer<Service>>().await;
+    shared.draining.cancel();
+    if timeout(drain, &mut server).await.is_err() {
+        // tonic itself would wait for ever (FACTS.md, trap 12).
+        tracing::info!("stopping: the streams that still run are ended");
+        shared.stopped.cancel();
+        let _ = timeout(FAREWELL, &mut server).await;
+    }
+    if let Socket::Unix(_, path) = &bound.socket {
+        let _ = std::fs::remove_file(path);
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Connections, at most so many at once.
+fn accept(socket: &Socket, most: usize) -> impl Stream<Item = io::Result<Connection>> + '_ {
+    let places = Arc::new(Semaphore::new(most));
+    stream::unfold(socket, |socket| async move { Some((socket.accept().await, socket)) }).filter_map(move |accepted| {
+        let place = Arc::clone(&places).try_acquire_owned();
+        async move {
+            match (accepted, place) {
+                (Ok(io), Ok(place)) => {
+                    Some(Ok(Connection { io, kill: CancellationToken::new(), killed: None, _place: place }))
+                }
+                (Ok(_), Err(_)) => {
+                    tracing::warn!(connections_max = most, "a connection is refused");
+                    None
+                }
+                (Err(error), _) => {
+                    // Out of files, or a peer that left in the handshake: the listener itself is sound.
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    None
+                }
+            }
+        }
+    })
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+        match self {
+            Socket::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // serve_with_incoming ignores tonic's own setting (FACTS.md, trap 12).
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream))
+            }
+            Socket::Unix(listener, _) => Ok(Box::new(listener.accept().await?.0)),
+        }
+    }
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection that can be closed from within, and that holds its place among `connections_max`.
+struct Connection {
+    io: Box<dyn Io>,
+    kill: CancellationToken,
+    killed: Option<Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What a request knows of its connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// Closes it.
+    pub(crate) kill: CancellationToken,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer { kill: self.kill.clone() }
+    }
+}
+
+impl Connection {
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let kill = self.kill.clone();
+        let killed = self.killed.get_or_insert_with(|| Box::pin(kill.cancelled_owned()));
+        match killed.as_mut().poll(context) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(context)?;
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

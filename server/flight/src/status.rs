@@ -1,0 +1,156 @@
+//! Errors to gRPC statuses: the one file that names codes.
+//!
+//! The code says who must act: INVALID_ARGUMENT and FAILED_PRECONDITION the caller, RESOURCE_EXHAUSTED and UNAVAILABLE
+//! the caller later, INTERNAL us. The message is `[reason] sentence`: for pyarrow the text is all that arrives.
+
+use quarrel_engine::{LayerError, Note, PlanError, shorten};
+use quarrel_pool::{Panicked, Refused};
+use quarrel_proto::{Reason, command::CommandError};
+use tonic::{Code, Status};
+
+/// Bytes of a message: what survives every client's limit on header lists, even percent-encoded (FACTS.md, trap 8).
+const MESSAGE_BYTES_MAX: usize = 2_000;
+
+/// What ends a stream or a call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("[{reason}] {message}")]
+pub(crate) struct Fault {
+    pub(crate) reason: Reason,
+    pub(crate) message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Fault {
+        Fault { reason, message: message.into() }
+    }
+
+    /// Whether a person of ours must look.
+    pub(crate) fn is_ours(&self) -> bool {
+        code(self.reason) == Code::Internal
+    }
+}
+
+/// The code of each reason.
+fn code(reason: Reason) -> Code {
+    match reason {
+        Reason::CommandMissing
+        | Reason::CommandMalformed
+        | Reason::FieldUnknown
+        | Reason::OptionConflict
+        | Reason::OptionInvalid
+        | Reason::SchemeUnknown
+        | Reason::ProfileUnknown
+        | Reason::RecipeInvalid
+        | Reason::SchemaMissing
+        | Reason::ColumnMissing
+        | Reason::ColumnUnexpected
+        | Reason::ColumnType
+        | Reason::Permuted
+        | Reason::FrameInvalid
+        | Reason::MessageTooLarge
+        | Reason::BatchRowsExceeded
+        | Reason::LayersExceeded
+        | Reason::NameTooLong
+        | Reason::NameNull
+        | Reason::WeightsNull
+        | Reason::ElementNull
+        | Reason::DtypeInvalid
+        | Reason::DtypeChanged
+        | Reason::ShapeInvalid
+        | Reason::ShapeChanged
+        | Reason::BytesRagged
+        | Reason::ChannelCut
+        | Reason::LayerTooLong
+        | Reason::LayerInterrupted
+        | Reason::LayerRepeated
+        | Reason::LayerIncomplete
+        | Reason::ChannelTooLarge
+        | Reason::NonFinite
+        | Reason::ScaleOverflow
+        | Reason::GroupSizeIndivisible
+        | Reason::RankUnsupported
+        | Reason::KeptWithoutData
+        | Reason::RowInconsistent
+        | Reason::ChecksumMismatch
+        | Reason::SpanTooLarge => Code::InvalidArgument,
+        Reason::VerbUnsupported => Code::Unimplemented,
+        Reason::ClientNotReading => Code::FailedPrecondition,
+        Reason::Idle => Code::DeadlineExceeded,
+        Reason::Busy | Reason::StreamsExceeded => Code::ResourceExhausted,
+        Reason::Stopping => Code::Unavailable,
+        Reason::Internal => Code::Internal,
+        // Rows say these; no stream ends with them.
+        Reason::Ignored | Reason::Unmatched | Reason::Rank1 | Reason::Empty | Reason::BelowThreshold => Code::Internal,
+    }
+}
+
+impl From<Fault> for Status {
+    fn from(fault: Fault) -> Status {
+        Status::new(code(fault.reason), shorten(&fault.to_string(), MESSAGE_BYTES_MAX))
+    }
+}
+
+impl From<CommandError> for Fault {
+    fn from(error: CommandError) -> Fault {
+        Fault::new(error.reason(), error.to_string())
+    }
+}
+
+impl From<PlanError> for Fault {
+    fn from(error: PlanError) -> Fault {
+        Fault::new(error.reason(), error.to_string())
+    }
+}
+
+impl From<LayerError> for Fault {
+    fn from(LayerError(Note { reason, message }): LayerError) -> Fault {
+        Fault { reason, message }
+    }
+}
+
+impl From<Refused> for Fault {
+    fn from(refused: Refused) -> Fault {
+        Fault::new(
+            Reason::SpanTooLarge,
+            format!("rows that are computed together need {refused}: send the layer in smaller runs"),
+        )
+    }
+}
+
+impl From<Panicked> for Fault {
+    fn from(panicked: Panicked) -> Fault {
+        tracing::error!(%panicked, "a bug: please report it");
+        Fault::new(Reason::Internal, "a fault of the server, which goes on; its log says more")
+    }
+}
+
+/// What tonic says of a broken request: too large a message, or a client that is gone.
+pub(crate) fn of_transport(status: &Status, message_bytes_max: usize) -> Fault {
+    match status.code() {
+        Code::OutOfRange => Fault::new(
+            Reason::MessageTooLarge,
+            format!(
+                "a message is over `message_bytes_max` {message_bytes_max}: send fewer rows in a batch, or a layer in runs"
+            ),
+        ),
+        _ => Fault::new(Reason::FrameInvalid, format!("the request broke off: {}", status.message())),
+    }
+}
+
+/// Verbs that are not here.
+pub(crate) fn unsupported(instead: &str) -> Status {
+    Fault::new(Reason::VerbUnsupported, instead).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_keeps_its_reason_and_both_ends() {
+        let status = Status::from(Fault::new(Reason::LayerRepeated, format!("layer `{}` ends", "é".repeat(5_000))));
+        assert!(status.message().len() <= MESSAGE_BYTES_MAX);
+        assert!(status.message().starts_with("[layer_repeated] layer `é"));
+        assert!(status.message().ends_with("é` ends"));
+    }
+}
