@@ -1,0 +1,189 @@
+"""Writes files/: what compressed-tensors 0.20 makes of the adversarial inputs and of real weights. `make golden` runs it.
+
+Every number of the output comes out of compressed-tensors or torch; the inputs do not (cases.py, minilm.py). Nothing
+in the output depends on time, machine or order of a dict, so that running it again changes no byte.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs, preset_name_to_scheme
+from compressed_tensors.quantization.lifecycle.forward import quantize
+from compressed_tensors.quantization.quant_args import round_to_quantized_type_dtype
+from compressed_tensors.quantization.utils import calculate_qparams, calculate_range, maybe_pad_tensor_for_block_quant
+from safetensors.numpy import save
+
+import cases
+import minilm
+
+FILES = Path(__file__).resolve().parent / "files"
+# On f32 and f64 the two modes are one.
+ARITHS = {"f32": ["f32"], "f64": ["f32"], "bf16": ["f32", "weight-dtype"], "f16": ["f32", "weight-dtype"]}
+REAL_SCHEMES = [*cases.PRESETS, "int2/g32", "int3/channel", "int5-asym/g32", "int6/tensor", "int8-asym/channel", "fp8/b64x32"]
+
+
+@dataclass
+class Quantized:
+    """One layer. `codes`: bytes as compressed-tensors stores them. `scales` f32, `zero_points` i32: [channels, groups]."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray | None
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        found = {"codes": self.codes, "scales": self.scales, "zero_points": self.zero_points}
+        return {name: array for name, array in found.items() if array is not None}
+
+
+def main():
+    torch.set_num_threads(2)
+    FILES.mkdir(exist_ok=True)
+    for path in FILES.iterdir():
+        path.unlink()
+    write_adversarial()
+    write_real()
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+def write_adversarial():
+    """inputs.safetensors, and for each dtype and arithmetic `DTYPE-ARITH.safetensors`, keys `SCHEME@CASE@TENSOR`."""
+    found = cases.cases()
+    inputs = {f"{case.name}@{dtype}": on_disk(w) for case in found for dtype, w in case.weights.items()}
+    (FILES / "inputs.safetensors").write_bytes(save(inputs))
+    for dtype, ariths in ARITHS.items():
+        for arith in ariths:
+            expected = {
+                f"{scheme}@{case.name}@{kind}": tensor
+                for case in found if dtype in case.weights
+                for scheme in case.schemes
+                for kind, tensor in oracle(case.weights[dtype], scheme, arith).tensors().items()
+            }
+            (FILES / f"{dtype}-{arith}.safetensors").write_bytes(save(expected))
+
+
+def write_real():
+    """real.json: `dtype -> arith -> scheme -> tensor -> kind -> sha256`, and the hash of each input."""
+    inputs, expected = {}, {}
+    for dtype in minilm.STORED:
+        weights = minilm.tensors(dtype)
+        inputs[dtype] = {name: minilm.sha256(array.tobytes()) for name, array in weights.items()}
+        expected[dtype] = {
+            arith: {
+                scheme: {name: hashes(oracle(array, scheme, arith)) for name, array in weights.items()}
+                for scheme in REAL_SCHEMES
+            }
+            for arith in ARITHS[dtype]
+        }
+    document = {"package": minilm.PACKAGE, "inputs": inputs, "expected": expected}
+    (FILES / "real.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def hashes(quantized: Quantized) -> dict[str, str]:
+    return {kind: minilm.sha256(tensor.tobytes()) for kind, tensor in quantized.tensors().items()}
+
+
+def on_disk(weights: np.ndarray) -> np.ndarray:
+    """bf16 as its bits in u16, which plain numpy can load."""
+    return weights.view(np.uint16) if weights.dtype.name == "bfloat16" else weights
+
+
+# -- the oracle -------------------------------------------------------------------------------------------------------
+
+def oracle(weights: np.ndarray, scheme: str, arith: str) -> Quantized:
+    args = quantization_args(scheme)
+    x = as_torch(weights).flatten(1)
+    scales, points, codes = {"f32": in_f32, "weight-dtype": in_weight_dtype}[arith](x, args)
+    assert scales.isfinite().all() and (scales != 0).all(), f"{scheme} has no answer here"
+    if args.type == "int" and not plain_bytes(scheme):
+        codes = pack_to_int32(codes, args.num_bits)
+    return Quantized(
+        codes=codes.contiguous().view(torch.uint8).numpy(),
+        scales=scales.float().numpy(),
+        zero_points=None if args.symmetric else points.to(torch.int32).numpy(),
+    )
+
+
+def in_weight_dtype(x: torch.Tensor, args: QuantizationArgs):
+    """compressed-tensors on CPU as it is, with no zero point when symmetric."""
+    scales, points = calculate_qparams(*extrema(x, args), args)
+    return scales, points, quantize(x, scales, None if args.symmetric else points, args, dtype=args.pytorch_dtype())
+
+
+def in_f32(x: torch.Tensor, args: QuantizationArgs):
+    """The scale from the range in f32, rounded to the stored type and back; zero point and codes from that scale."""
+    stored = torch.float32 if x.dtype == torch.float64 else x.dtype
+    x = x.float()
+    low, high = extrema(x, args)
+    # `scale_dtype` makes compressed-tensors round the scale, and replace zero by the epsilon of that type.
+    scales, points = calculate_qparams(low, high, args.model_copy(update={"scale_dtype": stored}))
+    if not args.symmetric:
+        points = points_from_stored_scale(low, high, scales, stored, args)
+    return scales, points, quantize(x, scales, None if args.symmetric else points, args, dtype=args.pytorch_dtype())
+
+
+def points_from_stored_scale(low, high, scales, stored, args):
+    """The lines of `calculate_qparams`, which takes the scale before it is rounded, with the scale after it."""
+    code_min, code_max = calculate_range(args, low.device)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    rounded = ((high - low) / (code_max - code_min)).to(stored).float()
+    assert torch.equal(torch.where(rounded == 0, torch.finfo(stored).eps, rounded), scales)
+    points = torch.clamp(code_min - low / rounded, code_min, code_max)
+    # 0 / 0: what casting NaN to int8 makes on x86, said aloud.
+    return round_to_quantized_type_dtype(points.nan_to_num(0), args.zp_dtype, cast_to_original_dtype=False)
+
+
+def extrema(x: torch.Tensor, args: QuantizationArgs):
+    """Least and greatest element per scale, in the shape that compressed-tensors gives that scale."""
+    match args.strategy:
+        case "tensor":
+            parts, dims, keep = x.reshape(1, -1), 1, False
+        case "channel":
+            parts, dims, keep = x, 1, True
+        case "group":
+            parts, dims, keep = x.unflatten(-1, (-1, args.group_size)), 2, False
+        case "block":
+            height, width = args.block_structure
+            padded = maybe_pad_tensor_for_block_quant(x, (height, width))
+            parts = padded.unflatten(1, (-1, width)).unflatten(0, (-1, height))
+            dims, keep = (1, 3), False
+    return parts.amin(dims, keepdim=keep), parts.amax(dims, keepdim=keep)
+
+
+def as_torch(weights: np.ndarray) -> torch.Tensor:
+    if weights.dtype.name == "bfloat16":
+        return torch.from_numpy(weights.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(weights)
+
+
+# -- schemes ----------------------------------------------------------------------------------------------------------
+
+def quantization_args(scheme: str) -> QuantizationArgs:
+    """A preset by compressed-tensors' own definition; `intN[-asym]/PART` and `fp8/PART` by the same words."""
+    plain = re.fullmatch(r"(?:int(?P<bits>\d)(?P<asym>-asym)?|fp8)/(?P<part>\w+)", scheme)
+    if not plain:
+        return preset_name_to_scheme(scheme, ["Linear"]).weights
+    part = plain["part"]
+    if part in ("tensor", "channel"):
+        granularity = {"strategy": part}
+    elif part[0] == "g":
+        granularity = {"strategy": "group", "group_size": int(part[1:])}
+    else:
+        granularity = {"strategy": "block", "block_structure": [int(side) for side in part[1:].split("x")]}
+    return QuantizationArgs(
+        num_bits=int(plain["bits"] or 8), type="int" if plain["bits"] else "float", symmetric=not plain["asym"], **granularity
+    )
+
+
+def plain_bytes(scheme: str) -> bool:
+    """Whether the codes are bytes of their own, as the format `int-quantized` has them, and not `pack-quantized`."""
+    return scheme in ("W8A8", "INT8") or scheme.startswith("int8")
+
+
+if __name__ == "__main__":
+    main()
