@@ -1,0 +1,5 @@
+import sys
+
+from .minilm import main
+
+sys.exit(main())
