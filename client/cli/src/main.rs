@@ -8,6 +8,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use quarrel_flight::{Config, LogFormat, bind, run, start_telemetry};
 
+/// Messages and results are megabytes that come and go; the C library's allocator gives them back to the system each
+/// time, and fresh pages cost more than the copies into them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Quantizes neural-network weights as a service, in Apache Arrow.
 #[derive(Debug, Parser)]
 #[command(name = "quarrel", version, propagate_version = true)]

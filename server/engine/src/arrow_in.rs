@@ -10,7 +10,7 @@ use arrow_array::{
     types::{Float16Type, Float32Type, Float64Type, Int64Type},
 };
 use arrow_buffer::{ArrowNativeType, Buffer, NullBuffer};
-use arrow_schema::{DataType, Field, Schema};
+use arrow_schema::{DataType, Field, FieldRef, Schema};
 use quarrel_kernels::Dtype;
 use quarrel_proto::{Reason, column};
 
@@ -36,6 +36,8 @@ impl ColumnError {
 pub(crate) struct WeightColumns {
     name: usize,
     weights: usize,
+    /// The element type of lists; binary weights say theirs row by row.
+    list_dtype: Option<Dtype>,
     dtype: Option<usize>,
     shape: Option<usize>,
     /// The shape of a `fixed_shape_tensor`: the whole shape of each row that says no other.
@@ -67,7 +69,8 @@ impl WeightColumns {
             check(schema.field(at), is_shape, "a list of int64")?;
         }
         let tensor_shape = tensor_shape(schema.field(weights))?;
-        Ok(WeightColumns { name, weights, dtype, shape, tensor_shape })
+        let list_dtype = list_dtype(schema.field(weights).data_type());
+        Ok(WeightColumns { name, weights, list_dtype, dtype, shape, tensor_shape })
     }
 
     /// The columns of one batch.
@@ -75,7 +78,7 @@ impl WeightColumns {
         Ok(WeightRows {
             rows: batch.num_rows(),
             names: Texts::new(batch.column(self.name))?,
-            weights: Weights::new(batch.column(self.weights)),
+            weights: Weights::new(batch.column(self.weights), self.list_dtype),
             dtypes: self.dtype.map(|at| Texts::new(batch.column(at))).transpose()?,
             shapes: self.shape.map(|at| Lists::new(batch.column(at))),
             tensor_shape: self.tensor_shape.clone(),
@@ -143,13 +146,43 @@ pub(crate) fn is_text(data_type: &DataType) -> bool {
 }
 
 fn is_weights(data_type: &DataType) -> bool {
+    list_dtype(data_type).is_some() || matches!(data_type, DataType::Binary | DataType::LargeBinary)
+}
+
+/// The element type of lists of floats.
+fn list_dtype(data_type: &DataType) -> Option<Dtype> {
     match data_type {
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
-            matches!(item.data_type(), DataType::Float16 | DataType::Float32 | DataType::Float64)
-        }
-        DataType::Binary | DataType::LargeBinary => true,
-        _ => false,
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => match item.data_type() {
+            DataType::Float16 => Some(Dtype::F16),
+            DataType::Float32 => Some(Dtype::F32),
+            DataType::Float64 => Some(Dtype::F64),
+            _ => None,
+        },
+        _ => None,
     }
+}
+
+/// The schema by which to decode batches of a schema that [`WeightColumns::of`] takes: floats in lists are read as
+/// fixed-size binaries of their width, which lie the same way and may stand at any alignment. The network aligns nothing,
+/// and arrow-rs would copy every misaligned float.
+pub fn unaligned_schema(schema: &Schema) -> Schema {
+    let loosen = |item: &FieldRef| match item.data_type() {
+        DataType::Float16 => Arc::new(item.as_ref().clone().with_data_type(DataType::FixedSizeBinary(2))),
+        DataType::Float32 => Arc::new(item.as_ref().clone().with_data_type(DataType::FixedSizeBinary(4))),
+        DataType::Float64 => Arc::new(item.as_ref().clone().with_data_type(DataType::FixedSizeBinary(8))),
+        _ => Arc::clone(item),
+    };
+    let fields = schema.fields().iter().map(|field| {
+        let data_type = match field.data_type() {
+            _ if field.name() != column::WEIGHTS => return Arc::clone(field),
+            DataType::List(item) => DataType::List(loosen(item)),
+            DataType::LargeList(item) => DataType::LargeList(loosen(item)),
+            DataType::FixedSizeList(item, size) => DataType::FixedSizeList(loosen(item), *size),
+            _ => return Arc::clone(field),
+        };
+        Arc::new(field.as_ref().clone().with_data_type(data_type))
+    });
+    Schema::new(fields.collect::<Vec<_>>())
 }
 
 pub(crate) fn is_shape(data_type: &DataType) -> bool {
@@ -319,16 +352,15 @@ pub(crate) enum NoWeights {
 }
 
 impl Weights {
-    fn new(array: &ArrayRef) -> Weights {
-        if matches!(array.data_type(), DataType::Binary | DataType::LargeBinary) {
-            return Weights::Binary(Arc::clone(array));
-        }
+    fn new(array: &ArrayRef, list_dtype: Option<Dtype>) -> Weights {
+        let Some(dtype) = list_dtype else { return Weights::Binary(Arc::clone(array)) };
         let lists = Lists::new(array);
-        let (dtype, bytes) = match lists.values.data_type() {
-            DataType::Float16 => (Dtype::F16, lists.values.as_primitive::<Float16Type>().values().inner().clone()),
-            DataType::Float32 => (Dtype::F32, lists.values.as_primitive::<Float32Type>().values().inner().clone()),
-            DataType::Float64 => (Dtype::F64, lists.values.as_primitive::<Float64Type>().values().inner().clone()),
-            _ => unreachable!("`is_weights` was asked"),
+        let bytes = match lists.values.data_type() {
+            DataType::Float16 => lists.values.as_primitive::<Float16Type>().values().inner().clone(),
+            DataType::Float32 => lists.values.as_primitive::<Float32Type>().values().inner().clone(),
+            DataType::Float64 => lists.values.as_primitive::<Float64Type>().values().inner().clone(),
+            // Floats as `unaligned_schema` reads them.
+            _ => lists.values.as_fixed_size_binary().values().clone(),
         };
         Weights::Lists { lists, dtype, bytes }
     }

@@ -21,7 +21,7 @@ mod stream;
 mod tally;
 
 pub use answer::Answer;
-pub use arrow_in::ColumnError;
+pub use arrow_in::{ColumnError, unaligned_schema};
 pub use execute::{Cancel, Cancelled};
 pub use layer::{Limits, Note};
 pub use plan::{Plan, PlanError};

@@ -12,7 +12,7 @@ use arrow_buffer::Buffer;
 use arrow_ipc::{MessageHeader, convert::try_fb_to_schema, reader};
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
-use quarrel_engine::shorten;
+use quarrel_engine::{shorten, unaligned_schema};
 use quarrel_proto::Reason;
 
 use crate::status::Fault;
@@ -40,6 +40,7 @@ pub(crate) enum Decoded {
 /// The state of one request: its schema and dictionaries.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
+    /// By which batches are read.
     schema: Option<SchemaRef>,
     dictionaries: HashMap<i64, ArrayRef>,
 }
@@ -69,7 +70,7 @@ impl Decoder {
             MessageHeader::Schema => {
                 let schema = message.header_as_schema().ok_or_else(|| invalid("its header holds no schema"))?;
                 let schema = Arc::new(try_fb_to_schema(schema).map_err(wrong)?);
-                self.schema = Some(Arc::clone(&schema));
+                self.schema = Some(Arc::new(unaligned_schema(&schema)));
                 Ok(Decoded::Schema(schema))
             }
             MessageHeader::RecordBatch => {

@@ -5,10 +5,7 @@
 //! CPU level, threads or how rows were cut, so the sums are the same bits everywhere. Where squares would leave
 //! the range in which f32 is exact enough, the piece is summed in f64 instead, by the same tree.
 
-use std::{
-    array::from_fn,
-    ops::{AddAssign, Mul, RangeInclusive, Sub},
-};
+use std::ops::{AddAssign, Mul, RangeInclusive, Sub};
 
 /// Sums of at most 256 squares that f32 holds well: far from overflow, and so far from underflow that terms lost there
 /// do not count.
@@ -82,7 +79,10 @@ impl Sums {
         let exact = (SAFE.contains(&signal) || amax == 0.0)
             && (SAFE.contains(&squares) || squares == 0.0)
             && (SAFE.contains(&noise) || max_abs_error == 0.0);
-        let [signal, squares, noise, product] = if exact { narrow.map(f64::from) } else { dots(values, decoded) };
+        let [signal, squares, noise, product] = match exact {
+            true => [f64::from(narrow[0]), f64::from(narrow[1]), f64::from(narrow[2]), f64::from(narrow[3])],
+            false => dots(values, decoded),
+        };
         *self = self.then(&Sums {
             elements: values.len() as u64,
             signal,
@@ -113,41 +113,45 @@ impl Sums {
 }
 
 /// The sums of x², y², (x - y)² and x·y, in `T`: lane `i % 16` takes element `i`, and lanes fold as a binary tree.
+///
+/// Plain loops throughout: the standard library's array combinators do not inline into a function with target features.
 #[inline(always)]
 fn dots<T>(values: &[f32], decoded: &[f32]) -> [T; 4]
 where
     T: From<f32> + Copy + Default + AddAssign + Mul<Output = T> + Sub<Output = T>,
 {
     let mut lanes = [[T::default(); LANES]; 4];
-    let mut add = |lane: usize, x: f32, y: f32| {
-        let (x, y) = (T::from(x), T::from(y));
+    let (value_chunks, value_rest) = values.as_chunks::<LANES>();
+    let (decoded_chunks, decoded_rest) = decoded.as_chunks::<LANES>();
+    for (x, y) in value_chunks.iter().zip(decoded_chunks) {
+        for lane in 0..LANES {
+            let (x, y) = (T::from(x[lane]), T::from(y[lane]));
+            let error = x - y;
+            lanes[0][lane] += x * x;
+            lanes[1][lane] += y * y;
+            lanes[2][lane] += error * error;
+            lanes[3][lane] += x * y;
+        }
+    }
+    for lane in 0..value_rest.len().min(decoded_rest.len()) {
+        let (x, y) = (T::from(value_rest[lane]), T::from(decoded_rest[lane]));
         let error = x - y;
         lanes[0][lane] += x * x;
         lanes[1][lane] += y * y;
         lanes[2][lane] += error * error;
         lanes[3][lane] += x * y;
-    };
-    let (value_chunks, value_rest) = values.as_chunks::<LANES>();
-    let (decoded_chunks, decoded_rest) = decoded.as_chunks::<LANES>();
-    for (x, y) in value_chunks.iter().zip(decoded_chunks) {
-        for lane in 0..LANES {
-            add(lane, x[lane], y[lane]);
-        }
     }
-    for (lane, (x, y)) in value_rest.iter().zip(decoded_rest).enumerate() {
-        add(lane, *x, *y);
-    }
-    lanes.map(|mut lanes| {
-        let mut width = LANES / 2;
-        while width > 0 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for sum in &mut lanes {
             for lane in 0..width {
-                let upper = lanes[lane + width];
-                lanes[lane] += upper;
+                let upper = sum[lane + width];
+                sum[lane] += upper;
             }
-            width /= 2;
         }
-        lanes[0]
-    })
+        width /= 2;
+    }
+    [lanes[0][0], lanes[1][0], lanes[2][0], lanes[3][0]]
 }
 
 /// The greatest |x - y| and |x|.
@@ -156,17 +160,31 @@ fn maxima(values: &[f32], decoded: &[f32]) -> (f32, f32) {
     let (mut errors, mut magnitudes) = ([0f32; LANES], [0f32; LANES]);
     let (value_chunks, value_rest) = values.as_chunks::<LANES>();
     let (decoded_chunks, decoded_rest) = decoded.as_chunks::<LANES>();
-    let greater = |a: f32, b: f32| if a > b { a } else { b };
     for (x, y) in value_chunks.iter().zip(decoded_chunks) {
-        errors = from_fn(|lane| greater((x[lane] - y[lane]).abs(), errors[lane]));
-        magnitudes = from_fn(|lane| greater(x[lane].abs(), magnitudes[lane]));
+        for lane in 0..LANES {
+            errors[lane] = greater((x[lane] - y[lane]).abs(), errors[lane]);
+            magnitudes[lane] = greater(x[lane].abs(), magnitudes[lane]);
+        }
     }
-    for (lane, (x, y)) in value_rest.iter().zip(decoded_rest).enumerate() {
-        errors[lane] = greater((x - y).abs(), errors[lane]);
-        magnitudes[lane] = greater(x.abs(), magnitudes[lane]);
+    for lane in 0..value_rest.len().min(decoded_rest.len()) {
+        errors[lane] = greater((value_rest[lane] - decoded_rest[lane]).abs(), errors[lane]);
+        magnitudes[lane] = greater(value_rest[lane].abs(), magnitudes[lane]);
     }
-    let fold = |lanes: [f32; LANES]| lanes.into_iter().fold(0.0, f32::max);
-    (fold(errors), fold(magnitudes))
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            errors[lane] = greater(errors[lane], errors[lane + width]);
+            magnitudes[lane] = greater(magnitudes[lane], magnitudes[lane + width]);
+        }
+        width /= 2;
+    }
+    (errors[0], magnitudes[0])
+}
+
+/// One instruction, which f32::max with its rule for NaN is not.
+#[inline(always)]
+fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 #[cfg(test)]

@@ -1,0 +1,61 @@
+# Everything that people and CI run. Each target installs what it needs: cargo, python3 with venv and pip are enough.
+
+PYTHON ?= python3
+VENV := .venv
+VENV_GOLDEN := .venv-golden
+PY := $(VENV)/bin/python
+CARGO_BUILD := cargo build --release --locked --workspace
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help build demo test test-rust test-python lint proto golden bench docker-build docker-check clean
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+build: ## The server, as target/release/quarrel
+	$(CARGO_BUILD)
+
+demo: build $(VENV)/installed ## Quantize a real model end to end (downloads it once, 84 MB)
+	$(PY) -m demo
+
+test: test-rust test-python ## Every test (not bench, golden)
+
+test-rust:
+	cargo test --release --locked --workspace
+
+test-python: build $(VENV)/installed
+	$(PY) -m pytest tests
+
+lint: ## Format, clippy and docs, warnings as errors
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+
+proto: ## Regenerate proto/src/generated from proto/quarrel
+	QUARREL_REGENERATE=1 cargo test --release --locked --package quarrel-tidy checked_in_code
+
+golden: ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment (4.3 GB, minutes)
+	$(PYTHON) -m venv --clear $(VENV_GOLDEN)
+	$(VENV_GOLDEN)/bin/pip install --quiet --no-deps -r tests/golden/requirements.txt
+	$(VENV_GOLDEN)/bin/python tests/golden/generate.py
+	git diff --exit-code -- tests/golden
+	test -z "$$(git status --porcelain tests/golden)"
+
+bench: build $(VENV)/installed ## Exchange beside memcpy, TCP and the C++ pyarrow server; writes tests/load/results
+	$(PY) tests/load/bench.py
+
+$(VENV)/installed: tests/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -r tests/requirements.txt
+	touch $@
+
+# No container engine runs in CI, so the image's RUN lines are these targets; tests/tidy holds the two equal.
+docker-build: ## What the image's build stage runs
+	cargo build --locked --profile dist --bin quarrel
+
+docker-check: ## What the image promises of the binary it ships
+	test -x target/dist/quarrel
+	target/dist/quarrel --version
+
+clean:
+	rm -rf target $(VENV) $(VENV_GOLDEN)
