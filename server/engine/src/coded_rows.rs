@@ -262,6 +262,11 @@ impl CodedRows {
         }
     }
 
+    /// Bytes that the names seen so far take.
+    pub fn names_bytes(&self) -> usize {
+        self.seen.bytes()
+    }
+
     /// Units made of rows before the one that failed.
     pub fn remaining(&mut self) -> impl Iterator<Item = CodedUnit> {
         self.ready.drain(..)

@@ -194,6 +194,11 @@ impl Rows {
         }
     }
 
+    /// Bytes that the names seen so far take.
+    pub fn names_bytes(&self) -> usize {
+        self.seen.bytes()
+    }
+
     /// Units made of rows before the one that failed: they are answered before the error is.
     pub fn remaining(&mut self) -> impl Iterator<Item = Unit> {
         self.ready.drain(..)
@@ -542,6 +547,11 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// Bytes that the table takes: 16 a hash and one of control, at the load that std's tables keep.
+    pub(crate) fn bytes(&self) -> usize {
+        self.names.capacity() * 20
+    }
+
     pub(crate) fn add(&mut self, name: &str, limits: &Limits) -> Result<(), LayerError> {
         use std::hash::{BuildHasher, Hasher};
         let key = self.key.get_or_insert_with(|| {

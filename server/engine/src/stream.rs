@@ -115,6 +115,14 @@ impl Intake {
         })
     }
 
+    /// Bytes that the names seen so far take: they stay until the stream ends.
+    pub fn names_bytes(&self) -> usize {
+        match &self.0 {
+            In::Weights(rows) => rows.names_bytes(),
+            In::Codes(rows, _) => rows.names_bytes(),
+        }
+    }
+
     /// Units made of rows before the one that failed.
     pub fn remaining(&mut self) -> Vec<Unit> {
         match &mut self.0 {

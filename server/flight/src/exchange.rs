@@ -33,18 +33,20 @@ use crate::{
     encode::{Encoder, schema_frame},
     outbox::{Outbox, Responses, outbox},
     shared::{Place, Shared},
-    status::Fault,
+    status::{Broken, Fault},
     telemetry,
 };
 
 /// Units that one look at a batch makes before they are handed on.
 const UNITS_PER_LOOK: usize = 16;
+/// By how much a stream's table of names may grow before it is charged again.
+const NAMES_STEP: usize = 64 << 10;
 
 /// Starts a stream and returns its response. `connection` is cancelled to close the connection under a client that does
 /// not read even the error.
 pub(crate) fn open<F>(shared: Arc<Shared>, frames: F, connection: CancellationToken) -> Result<Responses, Fault>
 where
-    F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin + 'static,
+    F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
 {
     let place = shared.place()?;
     let stop = CancellationToken::new();
@@ -81,6 +83,8 @@ type Computed = (Result<quarrel_engine::Result, Cancelled>, Duration, Duration);
 
 /// Why reading stopped.
 enum Stopped {
+    /// There is nobody to tell.
+    Gone,
     /// An error that follows what was computed before it.
     InOrder(Fault),
     /// An error at once: nobody takes what was computed.
@@ -93,6 +97,24 @@ impl From<Fault> for Stopped {
     }
 }
 
+impl From<Broken> for Stopped {
+    fn from(broken: Broken) -> Stopped {
+        match broken {
+            Broken::Fault(fault) => Stopped::InOrder(fault),
+            Broken::Gone => Stopped::Gone,
+        }
+    }
+}
+
+impl From<Broken> for Option<Fault> {
+    fn from(broken: Broken) -> Option<Fault> {
+        match broken {
+            Broken::Fault(fault) => Some(fault),
+            Broken::Gone => None,
+        }
+    }
+}
+
 impl From<LayerError> for Stopped {
     fn from(error: LayerError) -> Stopped {
         Stopped::InOrder(error.into())
@@ -102,7 +124,7 @@ impl From<LayerError> for Stopped {
 impl Stream {
     async fn run<F>(self, mut frames: F, place: Place)
     where
-        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin + 'static,
+        F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
     {
         let started = Instant::now();
         let ended = tokio::select! {
@@ -133,7 +155,7 @@ impl Stream {
     /// From the first message to the last; `Err(None)` if there is nobody to tell.
     async fn opened<F>(&self, frames: &mut F, started: Instant) -> Result<(), Option<Fault>>
     where
-        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin + 'static,
+        F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
     {
         let (plan, first) = self.plan(frames).await?;
         let schema = Arc::new(reply_schema(&plan, self.shared.level));
@@ -148,6 +170,7 @@ impl Stream {
                 Ok(()) => {}
                 // A receiver that is gone has an error of its own.
                 Err(Stopped::InOrder(fault)) => drop(submit.send(Err(fault))),
+                Err(Stopped::Gone) => return Err(None),
                 Err(Stopped::AtOnce(fault)) => {
                     self.cancel.cancel();
                     self.outbox.discard();
@@ -162,18 +185,19 @@ impl Stream {
     }
 
     /// The first message's command, as a plan. The message may carry the schema too.
-    async fn plan<F>(&self, frames: &mut F) -> Result<(Plan, FrameIn), Fault>
+    async fn plan<F>(&self, frames: &mut F) -> Result<(Plan, FrameIn), Option<Fault>>
     where
-        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+        F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let missing = || Fault::from(command::CommandError::Missing);
         let first = match timeout(Duration::from_secs(self.shared.config.idle_seconds), frames.next()).await {
-            Err(_) => return Err(idle(self.shared.config.idle_seconds)),
-            Ok(None) => return Err(missing()),
-            Ok(Some(frame)) => frame?,
+            Err(_) => return Err(Some(idle(self.shared.config.idle_seconds))),
+            Ok(None) => return Err(Some(missing())),
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(broken))) => return Err(broken.into()),
         };
-        let bytes = first.command.clone().ok_or_else(missing)?;
-        let plan = plan_of(&self.shared, bytes).await?;
+        let bytes = first.command.clone().ok_or_else(|| Some(missing()))?;
+        let plan = plan_of(&self.shared, bytes).await.map_err(Some)?;
         tracing::Span::current().record("command", shorten(&command::to_json(&plan.effective), 300).as_str());
         Ok((plan, first))
     }
@@ -187,13 +211,15 @@ impl Stream {
         submit: &mpsc::UnboundedSender<Result<Submitted, Fault>>,
     ) -> Result<(), Stopped>
     where
-        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+        F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let share = self.shared.budget.share();
         let mut reader =
             Reader { decoder: Decoder::default(), intake: None, plan: plan.clone(), shared: Arc::clone(&self.shared) };
         let mut frame = Some(first);
         let mut reserved: Option<Reservation> = None;
+        // Names are remembered until the stream ends, and count.
+        let (mut names, mut names_bytes) = (Vec::new(), 0);
         while let Some(message) = frame {
             let mut message = Some(message);
             loop {
@@ -216,6 +242,11 @@ impl Stream {
                             let _ = submit.send(Ok(self.start(unit, permit)));
                         }
                     }
+                }
+                let held = reader.names_bytes();
+                if held > names_bytes + NAMES_STEP {
+                    names.push(self.room(share.acquire(held - names_bytes, None)).await?);
+                    names_bytes = held;
                 }
                 if !more? {
                     break;
@@ -282,7 +313,7 @@ impl Stream {
     /// The next message; `idle` if there is none for so long, though nothing computes and no result is taken.
     async fn next_frame<F>(&self, frames: &mut F) -> Result<Option<FrameIn>, Stopped>
     where
-        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+        F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let idle_after = Duration::from_secs(self.shared.config.idle_seconds);
         let mut began = Instant::now();
@@ -327,7 +358,7 @@ impl Stream {
     /// Reads the rest of a request that has failed: a status cannot overtake what flow control holds back.
     async fn discard_request<F>(&self, frames: &mut F)
     where
-        F: futures::Stream<Item = Result<FrameIn, Fault>> + Send + Unpin,
+        F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let seconds = Duration::from_secs(self.shared.config.discard_seconds);
         let _ = timeout(seconds, async { while let Some(Ok(_)) = frames.next().await {} }).await;
@@ -398,6 +429,10 @@ impl Reader {
             }
         }
         Ok(true)
+    }
+
+    fn names_bytes(&self) -> usize {
+        self.intake.as_ref().map_or(0, Intake::names_bytes)
     }
 
     fn end(&self) -> Result<(), Fault> {

@@ -10,12 +10,12 @@ use std::{
 };
 
 use arrow_flight::flight_service_server::FlightServiceServer;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, stream};
 use quarrel_pool::Pool;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -110,7 +110,7 @@ pub async fn run(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health_service)
         .add_service(service)
-        .serve_with_incoming_shutdown(accept(&bound.socket, connections), draining.cancelled_owned());
+        .serve_with_incoming_shutdown(accept(bound.socket, connections, draining.clone()), draining.cancelled_owned());
     tokio::pin!(server);
 
     tokio::select! {
@@ -126,36 +126,43 @@ pub async fn run(
         shared.stopped.cancel();
         let _ = timeout(FAREWELL, &mut server).await;
     }
-    if let Socket::Unix(_, path) = &bound.socket {
-        let _ = std::fs::remove_file(path);
-    }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Connections, at most so many at once.
-fn accept(socket: &Socket, most: usize) -> impl Stream<Item = io::Result<Connection>> + '_ {
-    let places = Arc::new(Semaphore::new(most));
-    stream::unfold(socket, |socket| async move { Some((socket.accept().await, socket)) }).filter_map(move |accepted| {
-        let place = Arc::clone(&places).try_acquire_owned();
-        async move {
-            match (accepted, place) {
+/// Connections, at most so many at once, until `draining`.
+///
+/// A task of its own owns the socket and drops it then: a socket that is open but not accepted from would let new clients
+/// wait where they could go elsewhere.
+fn accept(socket: Socket, most: usize, draining: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let places = Arc::new(Semaphore::new(most));
+        loop {
+            let accepted = tokio::select! {
+                accepted = socket.accept() => accepted,
+                () = draining.cancelled() => break,
+            };
+            match (accepted, Arc::clone(&places).try_acquire_owned()) {
                 (Ok(io), Ok(place)) => {
-                    Some(Ok(Connection { io, kill: CancellationToken::new(), killed: None, _place: place }))
+                    let connection = Connection { io, kill: CancellationToken::new(), killed: None, _place: place };
+                    if sender.send(Ok(connection)).await.is_err() {
+                        break;
+                    }
                 }
-                (Ok(_), Err(_)) => {
-                    tracing::warn!(connections_max = most, "a connection is refused");
-                    None
-                }
+                (Ok(_), Err(_)) => tracing::warn!(connections_max = most, "a connection is refused"),
                 (Err(error), _) => {
                     // Out of files, or a peer that left in the handshake: the listener itself is sound.
                     tracing::warn!(%error, "a connection was not accepted");
                     tokio::time::sleep(Duration::from_millis(10)).await;
-                    None
                 }
             }
         }
-    })
+        if let Socket::Unix(_, path) = &socket {
+            let _ = std::fs::remove_file(path);
+        }
+    });
+    stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
 }
 
 impl Socket {

@@ -124,16 +124,27 @@ impl From<Panicked> for Fault {
     }
 }
 
-/// What tonic says of a broken request: too large a message, or a client that is gone.
-pub(crate) fn of_transport(status: &Status, message_bytes_max: usize) -> Fault {
+/// Why a request has no next message.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The client did something wrong, and can be told.
+    Fault(Fault),
+    /// The client is gone.
+    Gone,
+}
+
+/// What tonic says of a broken request.
+pub(crate) fn of_transport(status: &Status, message_bytes_max: usize) -> Broken {
     match status.code() {
-        Code::OutOfRange => Fault::new(
+        Code::OutOfRange => Broken::Fault(Fault::new(
             Reason::MessageTooLarge,
             format!(
                 "a message is over `message_bytes_max` {message_bytes_max}: send fewer rows in a batch, or a layer in runs"
             ),
-        ),
-        _ => Fault::new(Reason::FrameInvalid, format!("the request broke off: {}", status.message())),
+        )),
+        // A reset, a closed connection, a deadline.
+        Code::Cancelled | Code::Unknown | Code::Unavailable | Code::DeadlineExceeded => Broken::Gone,
+        _ => Broken::Fault(Fault::new(Reason::FrameInvalid, format!("the request broke off: {}", status.message()))),
     }
 }
 

@@ -60,6 +60,47 @@ impl Dtype {
     }
 }
 
+/// An element in a loop: an f32, or one at any alignment.
+pub(crate) trait Value: Copy {
+    fn get(self) -> f32;
+}
+
+impl Value for f32 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+}
+
+/// Sixteen elements in registers. Indexing the elements where they lie keeps LLVM from seeing a vector.
+#[inline(always)]
+pub(crate) fn gather<V: Value>(values: &[V; 16]) -> [f32; 16] {
+    let mut gathered = [0f32; 16];
+    for lane in 0..16 {
+        gathered[lane] = values[lane].get();
+    }
+    gathered
+}
+
+/// A little-endian f32 at any alignment. Loops over it vectorise as over f32; loops over `[u8; 4]` do not.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+pub(crate) struct Loose(u32);
+
+impl Value for Loose {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from_le(self.0))
+    }
+}
+
+/// The whole f32 values in `bytes`, where they lie.
+#[inline(always)]
+pub(crate) fn loose(bytes: &[u8]) -> &[Loose] {
+    // SAFETY: `Loose` is four bytes of alignment one, any bits are a value, and the slice stays within `bytes`.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<Loose>(), bytes.len() / size_of::<Loose>()) }
+}
+
 /// Widens up to [`TILE`] elements into `out`, and returns them.
 #[inline(always)]
 pub(crate) fn widen<'a>(dtype: Dtype, bytes: &[u8], out: &'a mut [f32; TILE]) -> &'a [f32] {

@@ -2,7 +2,7 @@
 
 use crate::{
     Arith, Codes, Dtype, Level, Packing, Sums, TILE,
-    element::widen,
+    element::{Value, loose, widen},
     fp8,
     half::{Round, ToBf16, ToF16, ToF32},
     level::multiversion,
@@ -171,23 +171,45 @@ fn tile_by_tile<C: Coder>(
     coder: impl Fn(f32, i32) -> C,
 ) -> Sums {
     let mut sums = Sums::default();
-    let (mut tile, mut decoded, mut codes) = ([0f32; TILE], [0f32; TILE], [0u8; TILE]);
+    let (mut tile, mut codes) = ([0f32; TILE], [0u8; TILE]);
     let tile_bytes = TILE / 8 * usize::from(bits);
     for ((first, bytes), out) in part.tiles().zip(out.chunks_mut(tile_bytes)) {
-        let values = widen(part.dtype, bytes, &mut tile);
-        for piece in pieces(first, values.len(), part.group) {
-            let coder = coder(grid.scales[piece.group], grid.zero_points.get(piece.group).copied().unwrap_or(0));
-            let values = &values[piece.start..piece.end];
-            let (codes, decoded) = (&mut codes[piece.start..piece.end], &mut decoded[piece.start..piece.end]);
-            let mut saturated = 0u32;
-            for ((value, code), decoded) in values.iter().zip(codes).zip(decoded.iter_mut()) {
-                let outside;
-                (*code, *decoded, outside) = coder.code(*value);
-                saturated += u32::from(outside);
+        let len = match part.dtype {
+            // Read where they lie: a copy into the tile would cost as much as the division.
+            Dtype::F32 => code_tile(first, loose(bytes), part.group, grid, &coder, &mut codes, &mut sums),
+            dtype => {
+                let values = widen(dtype, bytes, &mut tile);
+                code_tile(first, values, part.group, grid, &coder, &mut codes, &mut sums)
             }
-            sums.add(values, decoded, saturated);
-        }
-        pack::pack(bits, &codes[..values.len()], out);
+        };
+        pack::pack(bits, &codes[..len], out);
     }
     sums
+}
+
+/// Codes of one tile, a byte each; returns how many.
+#[inline(always)]
+fn code_tile<V: Value, C: Coder>(
+    first: usize,
+    values: &[V],
+    group: usize,
+    grid: Grid<'_>,
+    coder: &impl Fn(f32, i32) -> C,
+    codes: &mut [u8; TILE],
+    sums: &mut Sums,
+) -> usize {
+    let mut decoded = [0f32; TILE];
+    for piece in pieces(first, values.len(), group) {
+        let coder = coder(grid.scales[piece.group], grid.zero_points.get(piece.group).copied().unwrap_or(0));
+        let values = &values[piece.start..piece.end];
+        let (codes, decoded) = (&mut codes[piece.start..piece.end], &mut decoded[piece.start..piece.end]);
+        let mut saturated = 0u32;
+        for ((value, code), decoded) in values.iter().zip(codes).zip(decoded.iter_mut()) {
+            let outside;
+            (*code, *decoded, outside) = coder.code(value.get());
+            saturated += u32::from(outside);
+        }
+        sums.add(values, decoded, saturated);
+    }
+    values.len()
 }

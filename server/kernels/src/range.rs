@@ -1,6 +1,11 @@
 //! The range of each scale group, and whether its numbers are finite.
 
-use crate::{Dtype, Level, Part, TILE, element::widen, level::multiversion, quantize::pieces};
+use crate::{
+    Dtype, Level, Part, TILE,
+    element::{Value, gather, loose, widen},
+    level::multiversion,
+    quantize::pieces,
+};
 
 /// The least and the greatest of a group's elements, with zero among them.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,30 +57,41 @@ multiversion! { fn run(part: &Part<'_>, ranges: &mut [Range]) = body; }
 fn body(part: &Part<'_>, ranges: &mut [Range]) {
     let mut tile = [0f32; TILE];
     for (first, bytes) in part.tiles() {
-        let values = widen(part.dtype, bytes, &mut tile);
-        for piece in pieces(first, values.len(), part.group) {
-            let range = &mut ranges[piece.group];
-            *range = range.with(of(&values[piece.start..piece.end]));
+        match part.dtype {
+            // Read where they lie: a copy into the tile would cost as much as the rest.
+            Dtype::F32 => tile_of(first, loose(bytes), part.group, ranges),
+            dtype => tile_of(first, widen(dtype, bytes, &mut tile), part.group, ranges),
         }
+    }
+}
+
+#[inline(always)]
+fn tile_of<V: Value>(first: usize, values: &[V], group: usize, ranges: &mut [Range]) {
+    for piece in pieces(first, values.len(), group) {
+        let range = &mut ranges[piece.group];
+        *range = range.with(of(&values[piece.start..piece.end]));
     }
 }
 
 /// Sixteen lanes: one AVX-512 register, two of AVX2. Least and greatest do not depend on the order.
 #[inline(always)]
-fn of(values: &[f32]) -> Range {
+fn of<V: Value>(values: &[V]) -> Range {
     const LANES: usize = 16;
     let (chunks, rest) = values.as_chunks::<LANES>();
     let (mut min, mut max, mut bits) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
     for chunk in chunks {
+        let chunk = gather(chunk);
         for lane in 0..LANES {
-            min[lane] = least(chunk[lane], min[lane]);
-            max[lane] = greatest(chunk[lane], max[lane]);
-            bits[lane] = bits[lane].max(chunk[lane].to_bits() & 0x7fff_ffff);
+            let value = chunk[lane];
+            min[lane] = least(value, min[lane]);
+            max[lane] = greatest(value, max[lane]);
+            bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
         }
     }
-    for (lane, value) in rest.iter().enumerate() {
-        min[lane] = least(*value, min[lane]);
-        max[lane] = greatest(*value, max[lane]);
+    for lane in 0..rest.len() {
+        let value = rest[lane].get();
+        min[lane] = least(value, min[lane]);
+        max[lane] = greatest(value, max[lane]);
         bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
     }
     let mut width = LANES / 2;

@@ -7,6 +7,8 @@
 
 use std::ops::{AddAssign, Mul, RangeInclusive, Sub};
 
+use crate::element::{Value, gather};
+
 /// Sums of at most 256 squares that f32 holds well: far from overflow, and so far from underflow that terms lost there
 /// do not count.
 const SAFE: RangeInclusive<f32> = 1e-25..=1e30;
@@ -71,17 +73,17 @@ impl Sums {
 
     /// Adds a piece of at most a tile.
     #[inline(always)]
-    pub(crate) fn add(&mut self, values: &[f32], decoded: &[f32], saturated: u32) {
-        let (max_abs_error, amax) = maxima(values, decoded);
-        let narrow: [f32; 4] = dots(values, decoded);
-        let [signal, squares, noise, _] = narrow;
+    pub(crate) fn add<V: Value>(&mut self, values: &[V], decoded: &[f32], saturated: u32) {
+        let piece: Piece<f32> = sum(values, decoded);
         // A sum of exactly zero is exact where all its terms are zero, and they are where the greatest of them is.
-        let exact = (SAFE.contains(&signal) || amax == 0.0)
-            && (SAFE.contains(&squares) || squares == 0.0)
-            && (SAFE.contains(&noise) || max_abs_error == 0.0);
-        let [signal, squares, noise, product] = match exact {
-            true => [f64::from(narrow[0]), f64::from(narrow[1]), f64::from(narrow[2]), f64::from(narrow[3])],
-            false => dots(values, decoded),
+        let exact = (SAFE.contains(&piece.signal) || piece.amax == 0.0)
+            && (SAFE.contains(&piece.decoded) || piece.decoded == 0.0)
+            && (SAFE.contains(&piece.noise) || piece.max_abs_error == 0.0);
+        let (signal, squares, noise, product) = if exact {
+            (f64::from(piece.signal), f64::from(piece.decoded), f64::from(piece.noise), f64::from(piece.product))
+        } else {
+            let wide: Piece<f64> = sum(values, decoded);
+            (wide.signal, wide.decoded, wide.noise, wide.product)
         };
         *self = self.then(&Sums {
             elements: values.len() as u64,
@@ -89,8 +91,8 @@ impl Sums {
             decoded: squares,
             product,
             noise,
-            max_abs_error,
-            amax,
+            max_abs_error: piece.max_abs_error,
+            amax: piece.amax,
             saturated: u64::from(saturated),
         });
     }
@@ -112,73 +114,75 @@ impl Sums {
     }
 }
 
-/// The sums of x², y², (x - y)² and x·y, in `T`: lane `i % 16` takes element `i`, and lanes fold as a binary tree.
+/// The sums of a piece in `T`.
+struct Piece<T> {
+    signal: T,
+    decoded: T,
+    noise: T,
+    product: T,
+    max_abs_error: f32,
+    amax: f32,
+}
+
+/// Sums a piece: lane `i % 16` takes element `i`, and lanes fold as a binary tree.
 ///
 /// Plain loops throughout: the standard library's array combinators do not inline into a function with target features.
 #[inline(always)]
-fn dots<T>(values: &[f32], decoded: &[f32]) -> [T; 4]
+fn sum<T, V: Value>(values: &[V], decoded: &[f32]) -> Piece<T>
 where
     T: From<f32> + Copy + Default + AddAssign + Mul<Output = T> + Sub<Output = T>,
 {
     let mut lanes = [[T::default(); LANES]; 4];
+    let mut greatest = [[0f32; LANES]; 2];
     let (value_chunks, value_rest) = values.as_chunks::<LANES>();
     let (decoded_chunks, decoded_rest) = decoded.as_chunks::<LANES>();
     for (x, y) in value_chunks.iter().zip(decoded_chunks) {
+        let x = gather(x);
         for lane in 0..LANES {
-            let (x, y) = (T::from(x[lane]), T::from(y[lane]));
-            let error = x - y;
-            lanes[0][lane] += x * x;
-            lanes[1][lane] += y * y;
-            lanes[2][lane] += error * error;
-            lanes[3][lane] += x * y;
+            element(&mut lanes, &mut greatest, lane, x[lane], y[lane]);
         }
     }
     for lane in 0..value_rest.len().min(decoded_rest.len()) {
-        let (x, y) = (T::from(value_rest[lane]), T::from(decoded_rest[lane]));
-        let error = x - y;
-        lanes[0][lane] += x * x;
-        lanes[1][lane] += y * y;
-        lanes[2][lane] += error * error;
-        lanes[3][lane] += x * y;
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for sum in &mut lanes {
-            for lane in 0..width {
-                let upper = sum[lane + width];
-                sum[lane] += upper;
-            }
-        }
-        width /= 2;
-    }
-    [lanes[0][0], lanes[1][0], lanes[2][0], lanes[3][0]]
-}
-
-/// The greatest |x - y| and |x|.
-#[inline(always)]
-fn maxima(values: &[f32], decoded: &[f32]) -> (f32, f32) {
-    let (mut errors, mut magnitudes) = ([0f32; LANES], [0f32; LANES]);
-    let (value_chunks, value_rest) = values.as_chunks::<LANES>();
-    let (decoded_chunks, decoded_rest) = decoded.as_chunks::<LANES>();
-    for (x, y) in value_chunks.iter().zip(decoded_chunks) {
-        for lane in 0..LANES {
-            errors[lane] = greater((x[lane] - y[lane]).abs(), errors[lane]);
-            magnitudes[lane] = greater(x[lane].abs(), magnitudes[lane]);
-        }
-    }
-    for lane in 0..value_rest.len().min(decoded_rest.len()) {
-        errors[lane] = greater((value_rest[lane] - decoded_rest[lane]).abs(), errors[lane]);
-        magnitudes[lane] = greater(value_rest[lane].abs(), magnitudes[lane]);
+        element(&mut lanes, &mut greatest, lane, value_rest[lane].get(), decoded_rest[lane]);
     }
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            errors[lane] = greater(errors[lane], errors[lane + width]);
-            magnitudes[lane] = greater(magnitudes[lane], magnitudes[lane + width]);
+            for sum in &mut lanes {
+                let upper = sum[lane + width];
+                sum[lane] += upper;
+            }
+            for most in &mut greatest {
+                most[lane] = greater(most[lane], most[lane + width]);
+            }
         }
         width /= 2;
     }
-    (errors[0], magnitudes[0])
+    let [signal, decoded, noise, product] = lanes;
+    let [errors, magnitudes] = greatest;
+    Piece {
+        signal: signal[0],
+        decoded: decoded[0],
+        noise: noise[0],
+        product: product[0],
+        max_abs_error: errors[0],
+        amax: magnitudes[0],
+    }
+}
+
+#[inline(always)]
+fn element<T>(lanes: &mut [[T; LANES]; 4], greatest: &mut [[f32; LANES]; 2], lane: usize, x: f32, y: f32)
+where
+    T: From<f32> + Copy + AddAssign + Mul<Output = T> + Sub<Output = T>,
+{
+    greatest[0][lane] = greater((x - y).abs(), greatest[0][lane]);
+    greatest[1][lane] = greater(x.abs(), greatest[1][lane]);
+    let (x, y) = (T::from(x), T::from(y));
+    let error = x - y;
+    lanes[0][lane] += x * x;
+    lanes[1][lane] += y * y;
+    lanes[2][lane] += error * error;
+    lanes[3][lane] += x * y;
 }
 
 /// One instruction, which f32::max with its rule for NaN is not.

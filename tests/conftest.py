@@ -1,0 +1,33 @@
+"""Fixtures: a server for the session, and servers with their own flags. Both must end well: see `Server.end`."""
+
+import pytest
+
+from harness.server import Server
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One server with default flags, shared by tests that leave it as they found it."""
+    running = Server.start()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def fresh_server():
+    """`fresh_server(*flags, env=None, listen=..., faults=False)`: a server for this test, stopped after it.
+
+    `faults=True` allows lines with ERROR or `panicked` in its log.
+    """
+    started = []
+
+    def start(*flags, faults=False, **options):
+        running = Server.start(*flags, **options)
+        started.append((running, faults))
+        return running
+
+    yield start
+    for running, _ in started:
+        running.stop()
+    for running, faults in started:
+        running.end(faults=faults)
