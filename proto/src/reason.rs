@@ -86,7 +86,7 @@ reasons! {
     DtypeInvalid = "dtype_invalid",
     /// The runs of one layer differ in element type.
     DtypeChanged = "dtype_changed",
-    /// The shape is negative, holds a null, or multiplies out beyond 64 bits.
+    /// The shape is negative, holds a null, or multiplies out beyond 2^48 elements.
     ShapeInvalid = "shape_invalid",
     /// The runs of one layer differ in shape.
     ShapeChanged = "shape_changed",

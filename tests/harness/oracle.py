@@ -1,7 +1,7 @@
 """The formulas of SPEC.md in numpy, as plain as they can be: f32 arithmetic, clamp, round half to even.
 
-Slow, whole layers only, rank 2 only. What it must equal is in shared/FORMATS.md, section 1; the golden files hold both
-against compressed-tensors.
+Slow, whole layers only, rank 2 only. The golden files hold both against
+compressed-tensors.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """What the answers must be: the pinned formula in plain numpy, over a whole run at once.
 
-Exact equality, no tolerance: DESIGN promises the same bits for every chunking and CPU.
+Exact equality, no tolerance: SPEC.md promises the same bits for every chunking and CPU.
 """
 
 from collections.abc import Callable

@@ -45,23 +45,26 @@ fn main() -> anyhow::Result<()> {
     let Command::Serve { config, log, log_format } = Args::parse().command;
     start_telemetry(&log, log_format).map_err(anyhow::Error::msg)?;
     config.check()?;
-    // Async threads only move bytes; two of them are as much as one network card needs here.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let bound = bind(&config.listen).await.with_context(|| format!("cannot listen at {:?}", config.listen))?;
+        // Before anybody knows the address, so that no signal is missed.
+        let stop = stop_signal()?;
+        let bound = bind(&config.listen).await.with_context(|| format!("cannot listen at {}", config.listen))?;
         let mut out = std::io::stdout();
         writeln!(out, "listening {}", bound.address)?;
         out.flush()?;
-        run(bound, *config, stop_signal()).await.map_err(anyhow::Error::from_boxed)
+        run(bound, *config, stop).await.map_err(anyhow::Error::from_boxed)
     })
 }
 
 /// Ends when the process is asked to stop.
-async fn stop_signal() {
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

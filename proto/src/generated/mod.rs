@@ -2,6 +2,7 @@
 //! `tests/tidy` makes it anew and compares.
 
 #[allow(missing_docs, clippy::all, reason = "generated; the .proto files document it")]
+#[rustfmt::skip]
 #[path = "quarrel.v1.rs"]
 pub mod quarrel_v1;
 

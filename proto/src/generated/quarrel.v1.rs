@@ -63,7 +63,8 @@ pub struct Dequantize {
     pub dtype: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Measure {}
+pub struct Measure {
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Recipe {
     #[prost(message, repeated, tag = "1")]

@@ -115,7 +115,11 @@ impl Answers {
             {
             }
             let line = self.line(row, outcomes.peek().copied(), &mut cursor, &arrays.sums);
-            let line_bytes = ROW_BYTES + line.codes.len() + 4 * (line.scales.len() + line.zero_points.len());
+            let kept = match line.status {
+                Status::Kept(_) => row.kept.as_ref().map_or(0, |data| data.len()),
+                Status::Quantized(_) | Status::Failed(_) => 0,
+            };
+            let line_bytes = ROW_BYTES + kept + line.codes.len() + 4 * (line.scales.len() + line.zero_points.len());
             if bytes > 0 && bytes + line_bytes > ANSWER_BYTES {
                 lines.push(Vec::new());
                 bytes = 0;

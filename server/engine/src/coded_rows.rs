@@ -335,7 +335,7 @@ impl CodedRows {
         let width = self.plan.decoded.bytes();
         let (rung, channels, codes) = match (&piece.layer.rung, &piece.content) {
             (Some(rung), Content::Codes { channels, codes, .. }) => (rung, channels.clone(), codes.clone()),
-            _ => return self.add(piece, width),
+            _ => return self.cut_weights(piece, width),
         };
         let (Content::Codes { scales, zero_points, .. }, layer) = (&piece.content, &piece.layer) else { return };
         let per_run = (RUN_BYTES / (rung.columns * width)).max(1);
@@ -373,6 +373,33 @@ impl CodedRows {
                 return;
             }
             channel = end;
+        }
+    }
+
+    /// The same for a kept row's weights: runs of whole slices of the first dimension.
+    fn cut_weights(&mut self, piece: CodedPiece, width: usize) {
+        let Content::Weights(weights) = &piece.content else { return };
+        let layer = &piece.layer;
+        let slice = match layer.shape.dims() {
+            [first, _, ..] => layer.shape.elements() / (*first).max(1) as usize,
+            [] | [_] => 1,
+        };
+        let size = layer.dtype.bytes();
+        let run = slice.max(1) * (RUN_BYTES / (slice.max(1) * width)).max(1);
+        let mut start = 0;
+        loop {
+            let end = piece.elements.min(start + run);
+            let last = end == piece.elements;
+            let content = Content::Weights(weights.slice_with_length(start * size, (end - start) * size));
+            let (completes, bytes_in) = (piece.completes && last, if last { piece.bytes_in } else { 0 });
+            self.add(
+                CodedPiece { layer: Arc::clone(layer), elements: end - start, content, completes, bytes_in },
+                width,
+            );
+            if last {
+                return;
+            }
+            start = end;
         }
     }
 

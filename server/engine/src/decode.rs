@@ -6,6 +6,7 @@ use arrow_array::{ArrayRef, Float32Array, LargeBinaryArray, LargeListArray, Reco
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef};
 use quarrel_kernels::{Coded, Decoded, Level, TILE, bytes_mut, convert, dequantize, packed_bytes};
+use quarrel_proto::column::status;
 use rayon::prelude::*;
 
 use crate::{
@@ -86,7 +87,8 @@ impl DecodedAnswers {
         let width = self.decoded.bytes();
         let mut rows: Vec<(&CodedPiece, usize)> = Vec::new();
         for piece in &unit.pieces {
-            self.tally.add_decoded(piece.completes, piece.bytes_in, piece.elements * width);
+            let word = if piece.layer.rung.is_some() { status::QUANTIZED } else { status::KEPT };
+            self.tally.add_decoded(word, piece.completes, piece.bytes_in, piece.elements * width);
             match rows.last_mut() {
                 Some((last, elements)) if Arc::ptr_eq(&last.layer, &piece.layer) => *elements += piece.elements,
                 _ => rows.push((piece, piece.elements)),

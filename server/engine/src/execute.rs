@@ -387,14 +387,13 @@ impl Cell<'_> {
     /// The ranges of the groups that the cell touches: of each channel, or of all together where they share scales.
     fn find_ranges(&self, level: Level) -> Vec<Found> {
         let touched = self.groups();
-        // The kernel counts groups from the channel's start.
-        let mut found = vec![kernels::Range::default(); touched.end];
+        let mut found = vec![kernels::Range::default(); touched.len()];
         let mut all: Vec<Found> = Vec::new();
         for (channel, bytes) in self.rows() {
             ranges(level, &self.part(bytes), &mut found);
             let last = channel + 1 == self.channels.end;
             if self.rung.height == 1 || last {
-                all.push(Found { ranges: found[touched.clone()].to_vec(), bad: None });
+                all.push(Found { ranges: found.clone(), bad: None });
                 found.fill(kernels::Range::default());
             }
         }

@@ -348,6 +348,11 @@ impl Choice {
                 }
                 schemes.push(rung);
             }
+            if let Some(other) = schemes.iter().find(|rung| rung.channel_dims() != scheme.channel_dims()) {
+                return Err(PlanError::Conflict(format!(
+                    "rungs `{scheme}` and `{other}` differ in `channel_dims`: expected one layout of the layer for all"
+                )));
+            }
             thresholds = Some(Thresholds::new(ladder)?);
             let texts = schemes[1..].iter().map(Scheme::to_string).collect();
             fallback = Some(v1::Ladder { schemes: texts, ..*ladder });

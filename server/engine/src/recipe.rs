@@ -9,9 +9,9 @@ use regex::{Regex, RegexBuilder};
 use crate::plan::PlanError;
 
 /// Globs and regexes in one recipe. With [`PATTERN_BYTES_MAX`] it bounds what a command can make the server hold.
-const PATTERNS_MAX: usize = 1_024;
+const PATTERNS_MAX: usize = 512;
 /// Compiled size of one pattern.
-const PATTERN_BYTES_MAX: usize = 1 << 17;
+const PATTERN_BYTES_MAX: usize = 1 << 16;
 
 /// Names that keep their precision by convention: embeddings, output heads, norms, routers. SPEC.md lists them.
 pub const STANDARD: [&str; 14] = [

@@ -128,6 +128,8 @@ struct Open {
     pieces: Vec<Piece>,
     rows: Vec<Row>,
     reserved: bool,
+    /// Bytes of weights that the answer carries if a ladder keeps the layer.
+    kept_bytes: usize,
 }
 
 impl fmt::Debug for Rows {
@@ -320,7 +322,16 @@ impl Rows {
             return Err(LayerError(note(Reason::ChannelTooLarge, name, what)));
         }
         let layer = Arc::new(Layer { name: name.to_owned(), dtype, shape, said: was_said, decision });
-        Ok(Open { layer, columns, received: 0, computed: 0, pieces: Vec::new(), rows: Vec::new(), reserved: false })
+        Ok(Open {
+            layer,
+            columns,
+            received: 0,
+            computed: 0,
+            pieces: Vec::new(),
+            rows: Vec::new(),
+            reserved: false,
+            kept_bytes: 0,
+        })
     }
 
     /// Puts a row, and what it completes, into the current unit; or lets it wait.
@@ -359,6 +370,7 @@ impl Rows {
                 let completes = row.completes;
                 if self.plan.return_kept {
                     row.kept = Some(data.clone());
+                    open.kept_bytes += data.len();
                 }
                 open.hold(row, data);
                 if completes {
@@ -366,6 +378,7 @@ impl Rows {
                     self.flush();
                     let pieces = open.pieces_until(end);
                     self.unit.add_work(&layer, 0..end, pieces);
+                    self.unit.bytes_out += open.kept_bytes;
                     open.computed = end;
                     self.unit.closes_span |= std::mem::take(&mut open.reserved);
                     for row in open.rows.drain(..) {
@@ -459,6 +472,11 @@ impl Open {
 
     fn hold(&mut self, row: Row, data: Buffer) {
         if !row.channels.is_empty() {
+            // A slice keeps its whole message alive. Where that is much more than the slice, which alone is charged, copy.
+            let data = match data.capacity() > data.len() + data.len() / 4 + ROW_BYTES {
+                true => Buffer::from_slice_ref(data.as_slice()),
+                false => data,
+            };
             self.pieces.push(Piece { data, channels: row.channels.len() });
         }
         self.rows.push(row);

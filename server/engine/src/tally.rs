@@ -45,11 +45,11 @@ impl Tally {
     }
 
     /// Counts a row of `dequantize`.
-    pub(crate) fn add_decoded(&mut self, completes: bool, bytes_in: usize, bytes_out: usize) {
+    pub(crate) fn add_decoded(&mut self, word: &'static str, completes: bool, bytes_in: usize, bytes_out: usize) {
         self.rows += 1;
         self.bytes_in += bytes_in as u64;
         self.bytes_out += bytes_out as u64;
-        *self.layers.entry(status::QUANTIZED).or_default() += u64::from(completes);
+        *self.layers.entry(word).or_default() += u64::from(completes);
     }
 
     /// How far the stream is.

@@ -2,9 +2,18 @@
 //!
 //! This file and the command line's `args` are the only ones that see the environment.
 
-use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
+use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use quarrel_engine::{Level, LevelError, Limits};
+
+/// A year.
+const SECONDS_MAX: u64 = 365 * 24 * 3_600;
+/// A gRPC message's length is 32 bits, and pyarrow refuses batches of 2 GiB.
+const MESSAGE_BYTES_MAX: u64 = (2 << 30) - (2 << 20);
+/// More than any machine has, and few enough permits for 32 bits.
+const MEMORY_BYTES_MAX: u64 = 4 << 40;
+/// Streams, or connections.
+const PLACES_MAX: u64 = 1 << 20;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, clap::Args)]
@@ -79,6 +88,15 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => f.write_str(address),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 impl FromStr for Listen {
     type Err = String;
 
@@ -104,6 +122,16 @@ pub enum ConfigError {
     /// A limit that nothing could pass.
     #[error("`{0}` is 0: expected at least 1")]
     Zero(&'static str),
+    /// A limit beyond sense, or beyond what Arrow Flight carries.
+    #[error("`{name}` is {value}: expected at most {most}")]
+    TooLarge {
+        /// Its name.
+        name: &'static str,
+        /// What was set.
+        value: u64,
+        /// What may be.
+        most: u64,
+    },
     /// The largest message would not fit.
     #[error(
         "`memory_bytes_max` {memory} holds no message of `message_bytes_max` {message}: expected at least twice as much, \
@@ -144,6 +172,18 @@ impl Config {
         let may_be_zero = ["discard_seconds", "drain_seconds"];
         if let Some((name, _)) = self.limits().iter().find(|(name, value)| *value == 0 && !may_be_zero.contains(name)) {
             return Err(ConfigError::Zero(name));
+        }
+        for (name, value) in self.limits() {
+            let most = match name {
+                _ if name.ends_with("_seconds") => SECONDS_MAX,
+                "message_bytes_max" => MESSAGE_BYTES_MAX,
+                "memory_bytes_max" | "layer_bytes_max" => MEMORY_BYTES_MAX,
+                "streams_max" | "connections_max" => PLACES_MAX,
+                _ => u64::MAX,
+            };
+            if value > most {
+                return Err(ConfigError::TooLarge { name, value, most });
+            }
         }
         if self.memory_bytes_max / 2 < self.message_bytes_max {
             return Err(ConfigError::MemoryTooSmall { memory: self.memory_bytes_max, message: self.message_bytes_max });

@@ -43,18 +43,25 @@ pub(crate) struct Decoder {
     /// By which batches are read.
     schema: Option<SchemaRef>,
     dictionaries: HashMap<i64, ArrayRef>,
+    /// Bytes of each dictionary.
+    sizes: HashMap<i64, usize>,
 }
 
 /// Dictionary batches of one schema field replace each other, so there are few; this bounds hostile ones.
 const DICTIONARIES_MAX: usize = 64;
 
 impl Decoder {
+    /// Bytes that stay from message to message.
+    pub(crate) fn bytes(&self) -> usize {
+        self.sizes.values().sum()
+    }
+
     pub(crate) fn decode(&mut self, frame: &FrameIn) -> Result<Decoded, Fault> {
         if frame.header.is_empty() {
             return Ok(Decoded::Nothing);
         }
         CONTAINED.with(|contained| contained.set(true));
-        // arrow-rs slices buffers by offsets that it trusts (FACTS.md, trap 7): a panic is the caller's bad offset.
+        // arrow-rs slices buffers by offsets that it trusts: a panic is the caller's bad offset.
         let result = catch_unwind(AssertUnwindSafe(|| self.decode_unguarded(frame)));
         CONTAINED.with(|contained| contained.set(false));
         result.unwrap_or_else(|_| Err(invalid("its offsets or lengths do not fit its body")))
@@ -87,10 +94,15 @@ impl Decoder {
             MessageHeader::DictionaryBatch => {
                 let batch =
                     message.header_as_dictionary_batch().ok_or_else(|| invalid("its header holds no dictionary"))?;
+                if batch.isDelta() {
+                    return Err(invalid("it appends to a dictionary: expected whole dictionaries"));
+                }
+                let id = batch.id();
                 let schema = Arc::clone(self.schema()?);
                 let body = Buffer::from(frame.body.clone());
                 reader::read_dictionary(&body, batch, &schema, &mut self.dictionaries, &message.version())
                     .map_err(wrong)?;
+                self.sizes.insert(id, frame.body.len());
                 if self.dictionaries.len() > DICTIONARIES_MAX {
                     return Err(invalid("too many dictionaries"));
                 }

@@ -127,6 +127,7 @@ impl Stream {
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
     {
         let started = Instant::now();
+        let _guard = EndGuard(self.outbox.clone());
         let ended = tokio::select! {
             // A client that has taken the end is gone at once: that is no loss.
             biased;
@@ -218,7 +219,7 @@ impl Stream {
             Reader { decoder: Decoder::default(), intake: None, plan: plan.clone(), shared: Arc::clone(&self.shared) };
         let mut frame = Some(first);
         let mut reserved: Option<Reservation> = None;
-        // Names are remembered until the stream ends, and count.
+        // Names and dictionaries are remembered until the stream ends, and count.
         let (mut names, mut names_bytes) = (Vec::new(), 0);
         while let Some(message) = frame {
             let mut message = Some(message);
@@ -234,18 +235,21 @@ impl Stream {
                 for need in needs {
                     match need {
                         Need::Span(bytes) => {
-                            reserved = Some(self.room(share.reserve(bytes)).await?);
+                            reserved = Some(self.room(share.reserve(bytes), || false).await?);
                         }
                         Need::Unit(unit) => {
                             let span = if unit.closes_span { reserved.take() } else { None };
-                            let permit = self.room(share.acquire(unit.bytes_in + unit.bytes_out, span)).await?;
+                            let bytes = unit.bytes_in + unit.bytes_out;
+                            let room = share.acquire(bytes, unit.bytes_out, span);
+                            let permit = self.room(room, || share.is_short_of(bytes)).await?;
                             let _ = submit.send(Ok(self.start(unit, permit)));
                         }
                     }
                 }
                 let held = reader.names_bytes();
                 if held > names_bytes + NAMES_STEP {
-                    names.push(self.room(share.acquire(held - names_bytes, None)).await?);
+                    let more = held - names_bytes;
+                    names.push(self.room(share.acquire(more, more, None), || share.is_short_of(more)).await?);
                     names_bytes = held;
                 }
                 if !more? {
@@ -328,10 +332,15 @@ impl Stream {
         }
     }
 
-    /// Waits for room, as long as something moves: room must come, or the client take results.
-    async fn room<T>(&self, room: impl Future<Output = Result<T, quarrel_pool::Refused>>) -> Result<T, Stopped> {
+    /// Waits for room, as long as something moves: room must come, a unit be computed, or the client take results.
+    /// `short` says whether it is the stream's own share that has none.
+    async fn room<T>(
+        &self,
+        room: impl Future<Output = Result<T, quarrel_pool::Refused>>,
+        short: impl Fn() -> bool,
+    ) -> Result<T, Stopped> {
         let stall = Duration::from_secs(self.shared.config.stall_seconds);
-        let began = Instant::now();
+        let mut began = Instant::now();
         tokio::pin!(room);
         loop {
             let moved = self.outbox.last_taken().max(began);
@@ -342,8 +351,12 @@ impl Stream {
             if self.outbox.last_taken() > moved {
                 continue;
             }
+            if self.working.load(Ordering::Relaxed) > 0 {
+                began = Instant::now();
+                continue;
+            }
             let seconds = self.shared.config.stall_seconds;
-            if self.outbox.is_waiting() {
+            if short() && self.outbox.is_waiting() {
                 let what = format!(
                     "results fill this stream's half of `memory_bytes_max` and none was taken for {seconds} s \
                      (`stall_seconds`): read while you write, from a second thread or batch by batch"
@@ -376,13 +389,26 @@ impl Stream {
         Ok(())
     }
 
-    /// Closes the connection under a client that does not even take the end.
+    /// Closes the connection under a client that takes nothing any more, not even the end.
     async fn close_if_unread(&self) {
         let patience = Duration::from_secs(self.shared.config.stall_seconds);
-        let unread = timeout(patience, self.stop.cancelled()).await.is_err();
-        if unread {
-            self.connection.cancel();
+        let mut moved = Instant::now();
+        while timeout_at(moved + patience, self.stop.cancelled()).await.is_err() {
+            if self.outbox.last_taken() <= moved {
+                self.connection.cancel();
+                return;
+            }
+            moved = self.outbox.last_taken();
         }
+    }
+}
+
+/// Ends a response whose task has panicked, so that no client waits for ever.
+struct EndGuard(Outbox);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.0.end(Err(Fault::new(Reason::Internal, "a fault of the server, which goes on; its log says more")));
     }
 }
 
@@ -432,7 +458,7 @@ impl Reader {
     }
 
     fn names_bytes(&self) -> usize {
-        self.intake.as_ref().map_or(0, Intake::names_bytes)
+        self.intake.as_ref().map_or(0, Intake::names_bytes) + self.decoder.bytes()
     }
 
     fn end(&self) -> Result<(), Fault> {

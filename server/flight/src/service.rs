@@ -17,7 +17,7 @@ use crate::{
     exchange,
     shared::Shared,
     stack::Peer,
-    status::{Fault, of_transport, unsupported},
+    status::{of_transport, unsupported},
 };
 
 /// The service.
@@ -113,10 +113,4 @@ fn frame_out(frame: FrameOut) -> FlightData {
         }
     };
     FlightData { flight_descriptor: None, data_header: frame.header, app_metadata: frame.metadata, data_body: body }
-}
-
-impl From<Fault> for Box<Status> {
-    fn from(fault: Fault) -> Box<Status> {
-        Box::new(fault.into())
-    }
 }

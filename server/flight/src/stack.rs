@@ -2,9 +2,13 @@
 
 use std::{
     io,
+    os::unix::fs::FileTypeExt,
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -38,6 +42,8 @@ const FRAME_BYTES: u32 = 64 << 10;
 const ENVELOPE_BYTES: usize = 1 << 20;
 /// Between the end of draining and the end of the process, for errors to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// A peer that connects and says nothing has no place for longer: HTTP/2's keepalive begins after its greeting.
+const GREETING: Duration = Duration::from_secs(10);
 /// A dead peer is noticed within twice this.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -67,7 +73,8 @@ pub async fn bind(listen: &Listen) -> io::Result<Bound> {
             Ok(Bound { socket: Socket::Tcp(listener), address })
         }
         Listen::Unix(path) => {
-            if path.exists() && tokio::net::UnixStream::connect(path).await.is_err() {
+            let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+            if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
                 std::fs::remove_file(path)?;
             }
             let listener = UnixListener::bind(path)?;
@@ -119,9 +126,10 @@ pub async fn run(
     }
     tracing::info!(seconds = drain.as_secs(), "stopping: running streams may end");
     health.set_not_serving::<FlightServiceServer<Service>>().await;
+    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     shared.draining.cancel();
     if timeout(drain, &mut server).await.is_err() {
-        // tonic itself would wait for ever (FACTS.md, trap 12).
+        // tonic itself would wait for ever.
         tracing::info!("stopping: the streams that still run are ended");
         shared.stopped.cancel();
         let _ = timeout(FAREWELL, &mut server).await;
@@ -145,7 +153,7 @@ fn accept(socket: Socket, most: usize, draining: CancellationToken) -> impl Stre
             };
             match (accepted, Arc::clone(&places).try_acquire_owned()) {
                 (Ok(io), Ok(place)) => {
-                    let connection = Connection { io, kill: CancellationToken::new(), killed: None, _place: place };
+                    let connection = Connection::new(io, place);
                     if sender.send(Ok(connection)).await.is_err() {
                         break;
                     }
@@ -170,7 +178,7 @@ impl Socket {
         match self {
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // serve_with_incoming ignores tonic's own setting (FACTS.md, trap 12).
+                // serve_with_incoming ignores tonic's own setting.
                 stream.set_nodelay(true)?;
                 Ok(Box::new(stream))
             }
@@ -187,7 +195,23 @@ struct Connection {
     io: Box<dyn Io>,
     kill: CancellationToken,
     killed: Option<Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>>,
+    /// Whether a byte has come.
+    greeted: Arc<AtomicBool>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(io: Box<dyn Io>, place: OwnedSemaphorePermit) -> Connection {
+        let (kill, greeted) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
+        let (late, spoken) = (kill.clone(), Arc::clone(&greeted));
+        tokio::spawn(async move {
+            tokio::time::sleep(GREETING).await;
+            if !spoken.load(Ordering::Relaxed) {
+                late.cancel();
+            }
+        });
+        Connection { io, kill, killed: None, greeted, _place: place }
+    }
 }
 
 /// What a request knows of its connection.
@@ -223,7 +247,11 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(context)?;
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
+        if polled.is_ready() {
+            self.greeted.store(true, Ordering::Relaxed);
+        }
+        polled
     }
 }
 

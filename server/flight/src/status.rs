@@ -8,7 +8,7 @@ use quarrel_pool::{Panicked, Refused};
 use quarrel_proto::{Reason, command::CommandError};
 use tonic::{Code, Status};
 
-/// Bytes of a message: what survives every client's limit on header lists, even percent-encoded (FACTS.md, trap 8).
+/// Bytes of a message: what survives every client's limit on header lists, even percent-encoded.
 const MESSAGE_BYTES_MAX: usize = 2_000;
 
 /// What ends a stream or a call.

@@ -35,13 +35,13 @@ pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
     started.map_err(|error| error.to_string())
 }
 
-/// The one line that a stream leaves.
+/// The one line that a stream leaves. Faults quote names that clients chose, so they are escaped.
 pub(crate) fn stream_ended(ended: &Result<(), Option<Fault>>, elapsed: Duration) {
     let seconds = elapsed.as_secs_f64();
     match ended {
         Ok(()) => tracing::info!(seconds, "done"),
         Err(None) => tracing::info!(seconds, "the client has left"),
-        Err(Some(fault)) if fault.is_ours() => tracing::error!(seconds, %fault, "failed"),
-        Err(Some(fault)) => tracing::info!(seconds, %fault, "refused"),
+        Err(Some(fault)) if fault.is_ours() => tracing::error!(seconds, fault = ?fault.to_string(), "failed"),
+        Err(Some(fault)) => tracing::info!(seconds, fault = ?fault.to_string(), "refused"),
     }
 }

@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_words_are_those_of_compressed_tensors() {
-        // shared/FORMATS.md section 1.2, read off compressed-tensors 0.20.
+        // Read off compressed-tensors 0.20's pack_to_int32.
         let mut words = [0u8; 4];
         pack(4, &[-8i8, -7, -6, -5, 0, 1, 6, 7].map(|code| (code + 8) as u8), &mut words);
         assert_eq!(u32::from_le_bytes(words), 0xfe98_3210);

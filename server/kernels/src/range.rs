@@ -43,7 +43,7 @@ impl Range {
     }
 }
 
-/// Widens `ranges` by the part's elements: element `i` belongs to `ranges[(part.column + i) / part.group]`.
+/// Widens `ranges` by the part's elements. `ranges[0]` is the group of the part's first column, and so on.
 ///
 /// # Panics
 /// If a group that the part touches has no place in `ranges`.
@@ -56,7 +56,9 @@ multiversion! { fn run(part: &Part<'_>, ranges: &mut [Range]) = body; }
 #[inline(always)]
 fn body(part: &Part<'_>, ranges: &mut [Range]) {
     let mut tile = [0f32; TILE];
-    for (first, bytes) in part.tiles() {
+    // Columns counted from the start of the first group.
+    let before = part.column - part.column % part.group;
+    for (first, bytes) in part.tiles().map(|(first, bytes)| (first - before, bytes)) {
         match part.dtype {
             // Read where they lie: a copy into the tile would cost as much as the rest.
             Dtype::F32 => tile_of(first, loose(bytes), part.group, ranges),

@@ -10,6 +10,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
+/// Address space, not memory: pages that are not touched do not exist.
+const STACK_BYTES: usize = 64 << 20;
+
 /// The threads that compute. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Pool {
@@ -29,6 +32,8 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool, rayon::ThreadPoolBuildError> {
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
+            // A thread that waits for a stolen half takes up other work meanwhile, on the same stack.
+            .stack_size(STACK_BYTES)
             .thread_name(|index| format!("quarrel-compute-{index}"))
             .build()?;
         Ok(Pool { threads: Arc::new(threads) })

@@ -75,14 +75,20 @@ impl Budget {
 }
 
 impl Share {
-    /// Waits for room for a unit; of a span's room, where it has one, no more than what is missing is waited for.
+    /// Waits for room for a unit of so many bytes, of which `results` stay until the client has taken them; of a span's
+    /// room, where it has one, no more than what is missing is waited for. Results always count against the share.
     ///
     /// # Errors
     /// [`Refused`] for more than the share.
-    pub async fn acquire(&self, bytes: usize, reserved: Option<Reservation>) -> Result<Permit, Refused> {
+    pub async fn acquire(
+        &self,
+        bytes: usize,
+        results: usize,
+        reserved: Option<Reservation>,
+    ) -> Result<Permit, Refused> {
         let held = reserved.as_ref().map_or(0, |reserved| reserved.bytes);
         let missing = self.grains(bytes.saturating_sub(held))?;
-        let own = take(&self.own, missing).await;
+        let own = take(&self.own, missing.max(self.grains(results)?)).await;
         let mut all = take(&self.budget.all, missing).await;
         let span = reserved.map(|reserved| {
             all.merge(reserved.all);
@@ -106,6 +112,11 @@ impl Share {
             missing -= portion;
         }
         Ok(Reservation { all, span, bytes })
+    }
+
+    /// Whether the stream's own share has no room for so much: its client takes too little.
+    pub fn is_short_of(&self, bytes: usize) -> bool {
+        self.own.available_permits() < bytes.div_ceil(GRAIN)
     }
 
     fn grains(&self, bytes: usize) -> Result<u32, Refused> {
@@ -149,15 +160,18 @@ mod tests {
     async fn a_stream_holds_at_most_half_and_another_goes_on() {
         let budget = Budget::new(1024 * KIB);
         let (greedy, modest) = (budget.share(), budget.share());
-        let mut held = greedy.acquire(512 * KIB, None).await.unwrap();
-        assert!(waits(greedy.acquire(KIB, None)).await);
-        let other = modest.acquire(512 * KIB, None).await.unwrap();
+        let mut held = greedy.acquire(512 * KIB, KIB, None).await.unwrap();
+        assert!(waits(greedy.acquire(KIB, KIB, None)).await);
+        let other = modest.acquire(512 * KIB, KIB, None).await.unwrap();
         assert_eq!(budget.free(), 0);
         held.shrink_to(KIB);
         assert_eq!(budget.free(), 511 * KIB);
         drop((held, other));
         assert_eq!(budget.free(), 1024 * KIB);
-        assert_eq!(greedy.acquire(513 * KIB, None).await.unwrap_err(), Refused { asked: 513 * KIB, most: 512 * KIB });
+        assert_eq!(
+            greedy.acquire(513 * KIB, KIB, None).await.unwrap_err(),
+            Refused { asked: 513 * KIB, most: 512 * KIB }
+        );
     }
 
     #[tokio::test]
@@ -167,8 +181,10 @@ mod tests {
         let held = first.reserve(400 * KIB).await.unwrap();
         assert!(waits(second.reserve(200 * KIB)).await);
         // The unit that closes a span draws on what the span holds, and waits for what is beyond it only.
-        let unit = first.acquire(500 * KIB, Some(held)).await.unwrap();
+        let unit = first.acquire(500 * KIB, 300 * KIB, Some(held)).await.unwrap();
         assert_eq!(budget.free(), 524 * KIB);
+        // Its results count against the stream's half like any others.
+        assert!(first.is_short_of(213 * KIB) && !first.is_short_of(212 * KIB));
         drop(unit);
         second.reserve(200 * KIB).await.unwrap();
         assert_eq!(budget.free(), 1024 * KIB);
