@@ -85,11 +85,9 @@ impl Answers {
         Answers { plan, schema, carried: None, layer: LayerSums::default(), tally: Tally::default() }
     }
 
-    /// The answers of the next unit.
-    ///
-    /// # Errors
-    /// [`LayerError`] for numbers at fault, where the command says that they end the stream.
-    pub fn take(&mut self, computed: Computed) -> Result<Vec<Answer>, LayerError> {
+    /// The answers of the next unit: of all its rows, or of those before the first whose numbers are at fault where the
+    /// command says that this ends the stream.
+    pub fn take(&mut self, computed: Computed) -> (Vec<Answer>, Result<(), LayerError>) {
         let Computed { rows, mut results, mut arrays } = computed;
         if let Some((outcome, carried)) = self.carried.take() {
             match results.first_mut() {
@@ -101,20 +99,20 @@ impl Answers {
             }
             arrays = carried.followed_by(arrays);
         }
-        if self.plan.on_error == OnError::Fail
-            && let Some((_, note)) = results.iter().flat_map(|outcome| &outcome.faults).next()
-        {
-            return Err(LayerError(note.clone()));
-        }
         let mut cursor = Cursor::default();
         let mut outcomes = results.iter().peekable();
         let mut lines: Vec<Vec<Line<'_>>> = vec![Vec::new()];
         let mut bytes = 0;
+        let mut ended = Ok(());
         for row in &rows {
             while outcomes.next_if(|outcome| !Arc::ptr_eq(&outcome.layer, &row.layer) && computes(&row.layer)).is_some()
             {
             }
             let line = self.line(row, outcomes.peek().copied(), &mut cursor, &arrays.sums);
+            if let (Status::Failed(note), OnError::Fail) = (&line.status, self.plan.on_error) {
+                ended = Err(LayerError((*note).clone()));
+                break;
+            }
             let kept = match line.status {
                 Status::Kept(_) => row.kept.as_ref().map_or(0, |data| data.len()),
                 Status::Quantized(_) | Status::Failed(_) => 0,
@@ -142,7 +140,7 @@ impl Answers {
         }
         drop(lines);
         self.carried = carry(results, &buffers, arrays.sums, cursor, rows.last());
-        Ok(answers)
+        (answers, ended)
     }
 
     /// The schema of the answers.

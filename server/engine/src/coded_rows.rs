@@ -20,8 +20,9 @@ use quarrel_proto::{
 use crate::{
     arrow_in::{ColumnError, Lists, Texts, binary_row, check, is_shape, is_text, places, required},
     layer::{Limits, Rung, Shape, note},
+    names::{Seen, check_rows, row_name},
     plan::DequantizePlan,
-    rows::{LayerError, ROW_BYTES, Seen, check_rows, row_name},
+    rows::{LayerError, ROW_BYTES},
     scheme::Scheme,
 };
 
@@ -262,8 +263,8 @@ impl CodedRows {
         }
     }
 
-    /// Bytes that the names seen so far take.
-    pub fn names_bytes(&self) -> usize {
+    /// Bytes that stay from batch to batch: names seen.
+    pub fn held_bytes(&self) -> usize {
         self.seen.bytes()
     }
 

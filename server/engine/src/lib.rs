@@ -12,6 +12,7 @@ mod coded_rows;
 mod decode;
 mod execute;
 mod layer;
+mod names;
 mod plan;
 mod recipe;
 mod rows;

@@ -3,23 +3,18 @@
 //! Consecutive rows with one name are runs of one layer. A row is answered when every span that it touches is
 //! complete, so rows wait here only for schemes whose spans are larger than a channel, or for ladders.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    fmt,
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::VecDeque, fmt, ops::Range, sync::Arc};
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
 use arrow_schema::Schema;
 use quarrel_kernels::Dtype;
 use quarrel_proto::Reason;
-use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::{
     arrow_in::{ColumnError, NoWeights, WeightColumns, WeightRows},
     layer::{Decision, Limits, Note, Shape, note},
+    names::{Seen, check_rows, row_name},
     plan::{OnError, QuantizePlan},
 };
 
@@ -27,6 +22,8 @@ use crate::{
 pub(crate) const ANSWER_BYTES: usize = 15 << 17;
 /// Weights of one unit, so that a batch of many megabytes is computed while its first rows are on their way back.
 const UNIT_BYTES: usize = 4 << 20;
+/// Rows between two pauses.
+pub(crate) const ROWS_PER_REST: usize = 64;
 /// What a row costs in memory beside its data and its name: columns, metrics, offsets.
 pub(crate) const ROW_BYTES: usize = 512;
 
@@ -48,6 +45,8 @@ pub(crate) enum Need {
     Span(usize),
     /// A unit to be computed.
     Unit(Unit),
+    /// Nothing yet: a pause after [`ROWS_PER_REST`] rows, since matching names against patterns can take its time.
+    Rest,
 }
 
 /// Rows to answer together, and what has to be computed for them.
@@ -134,7 +133,7 @@ struct Open {
 
 impl fmt::Debug for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rows").field("seen", &self.seen.names.len()).finish_non_exhaustive()
+        f.debug_struct("Rows").field("open", &self.open.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -193,12 +192,15 @@ impl Rows {
             }
             self.room = room?;
             self.batch = Some((rows, at + 1));
+            if (at + 1).is_multiple_of(ROWS_PER_REST) {
+                return Ok(Some(Need::Rest));
+            }
         }
     }
 
-    /// Bytes that the names seen so far take.
-    pub fn names_bytes(&self) -> usize {
-        self.seen.bytes()
+    /// Bytes that stay from batch to batch beside spans: names seen, and rows that wait.
+    pub fn held_bytes(&self) -> usize {
+        self.seen.bytes() + self.open.as_ref().map_or(0, |open| open.rows.len() * ROW_BYTES)
     }
 
     /// Units made of rows before the one that failed: they are answered before the error is.
@@ -528,68 +530,5 @@ impl Unit {
             }
             _ => self.works.push(Work { layer: Arc::clone(layer), channels, pieces }),
         }
-    }
-}
-
-pub(crate) fn check_rows(batch: &RecordBatch, limits: &Limits) -> Result<(), LayerError> {
-    if batch.num_rows() <= limits.batch_rows_max {
-        return Ok(());
-    }
-    let message = format!("a batch of {} rows is over `batch_rows_max` {}", batch.num_rows(), limits.batch_rows_max);
-    Err(LayerError(Note { reason: Reason::BatchRowsExceeded, message }))
-}
-
-pub(crate) fn row_name<'a>(name: Option<&'a str>, at: usize, limits: &Limits) -> Result<&'a str, LayerError> {
-    match name {
-        None => {
-            let message = format!("`layer_name` of row {at} is null, expected the layer's name");
-            Err(LayerError(Note { reason: Reason::NameNull, message }))
-        }
-        Some(name) if name.len() > limits.name_bytes_max => {
-            let what = format_args!(
-                "its name takes {} bytes, more than `name_bytes_max` {}",
-                name.len(),
-                limits.name_bytes_max
-            );
-            Err(LayerError(note(Reason::NameTooLong, name, what)))
-        }
-        Some(name) => Ok(name),
-    }
-}
-
-/// The names that have come, as 128-bit hashes under a key of the stream's own.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
-    names: HashSet<u128>,
-    key: Option<[u8; 16]>,
-}
-
-impl Seen {
-    /// Bytes that the table takes: 16 a hash and one of control, at the load that std's tables keep.
-    pub(crate) fn bytes(&self) -> usize {
-        self.names.capacity() * 20
-    }
-
-    pub(crate) fn add(&mut self, name: &str, limits: &Limits) -> Result<(), LayerError> {
-        use std::hash::{BuildHasher, Hasher};
-        let key = self.key.get_or_insert_with(|| {
-            // The standard library's own random keys, which it hands out only as hashes.
-            let random = || std::hash::RandomState::new().build_hasher().finish().to_le_bytes();
-            let mut key = [0; 16];
-            key[..8].copy_from_slice(&random());
-            key[8..].copy_from_slice(&random());
-            key
-        });
-        let mut hasher = SipHasher13::new_with_key(key);
-        hasher.write(name.as_bytes());
-        if !self.names.insert(hasher.finish128().as_u128()) {
-            let what = format_args!("it came before in this stream: expected each layer once, its rows together");
-            return Err(LayerError(note(Reason::LayerRepeated, name, what)));
-        }
-        if self.names.len() > limits.layers_max {
-            let what = format_args!("it is layer {}, more than `layers_max` {}", self.names.len(), limits.layers_max);
-            return Err(LayerError(note(Reason::LayersExceeded, name, what)));
-        }
-        Ok(())
     }
 }

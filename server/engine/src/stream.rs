@@ -36,6 +36,8 @@ pub enum Need {
     Span(usize),
     /// A unit to be computed.
     Unit(Unit),
+    /// Nothing yet: a chance to stop, or to let others work, before the rows go on.
+    Rest,
 }
 
 /// Rows to answer together, and what has to be computed for them.
@@ -110,16 +112,17 @@ impl Intake {
             In::Weights(rows) => rows.next()?.map(|need| match need {
                 rows::Need::Span(bytes) => Need::Span(bytes),
                 rows::Need::Unit(unit) => Need::Unit(Unit::of_weights(unit)),
+                rows::Need::Rest => Need::Rest,
             }),
             In::Codes(rows, decoded) => rows.next()?.map(|unit| Need::Unit(Unit::of_codes(unit, *decoded))),
         })
     }
 
-    /// Bytes that the names seen so far take: they stay until the stream ends.
-    pub fn names_bytes(&self) -> usize {
+    /// Bytes that stay from batch to batch beside spans: names seen, and rows that wait.
+    pub fn held_bytes(&self) -> usize {
         match &self.0 {
-            In::Weights(rows) => rows.names_bytes(),
-            In::Codes(rows, _) => rows.names_bytes(),
+            In::Weights(rows) => rows.held_bytes(),
+            In::Codes(rows, _) => rows.held_bytes(),
         }
     }
 
@@ -183,14 +186,12 @@ impl Output {
         })
     }
 
-    /// The answers of the next result, which is of the same plan.
-    ///
-    /// # Errors
-    /// [`LayerError`] for numbers at fault, where the command says that they end the stream.
-    pub fn take(&mut self, result: Result) -> std::result::Result<Vec<Answer>, LayerError> {
+    /// The answers of the next result, which is of the same plan; and the fault that ends the stream after them, for
+    /// numbers at fault where the command says that they do.
+    pub fn take(&mut self, result: Result) -> (Vec<Answer>, std::result::Result<(), LayerError>) {
         match (&mut self.0, result.0) {
             (Out::Weights(answers), Done::Weights(computed)) => answers.take(computed),
-            (Out::Codes(answers), Done::Codes(unit)) => Ok(vec![answers.take(unit)]),
+            (Out::Codes(answers), Done::Codes(unit)) => (vec![answers.take(unit)], Ok(())),
             (Out::Weights(_), Done::Codes(_)) | (Out::Codes(_), Done::Weights(_)) => {
                 unreachable!("one plan makes units, results and answers of one kind")
             }

@@ -30,7 +30,7 @@ use tracing::{Instrument, debug_span, info_span};
 
 use crate::{
     decode::{Decoded, Decoder, FrameIn},
-    encode::{Encoder, schema_frame},
+    encode::{Encoder, FrameOut, schema_frame},
     outbox::{Outbox, Responses, outbox},
     shared::{Place, Shared},
     status::{Broken, Fault},
@@ -39,6 +39,8 @@ use crate::{
 
 /// Units that one look at a batch makes before they are handed on.
 const UNITS_PER_LOOK: usize = 16;
+/// How long one look at a batch of many rows takes before others have their turn.
+const LOOK: Duration = Duration::from_millis(5);
 /// By how much a stream's table of names may grow before it is charged again.
 const NAMES_STEP: usize = 64 << 10;
 
@@ -215,8 +217,13 @@ impl Stream {
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let share = self.shared.budget.share();
-        let mut reader =
-            Reader { decoder: Decoder::default(), intake: None, plan: plan.clone(), shared: Arc::clone(&self.shared) };
+        let mut reader = Reader {
+            decoder: Decoder::default(),
+            intake: None,
+            plan: plan.clone(),
+            shared: Arc::clone(&self.shared),
+            cancel: self.cancel.clone(),
+        };
         let mut frame = Some(first);
         let mut reserved: Option<Reservation> = None;
         // Names and dictionaries are remembered until the stream ends, and count.
@@ -244,9 +251,10 @@ impl Stream {
                             let permit = self.room(room, || share.is_short_of(bytes)).await?;
                             let _ = submit.send(Ok(self.start(unit, permit)));
                         }
+                        Need::Rest => {}
                     }
                 }
-                let held = reader.names_bytes();
+                let held = reader.held_bytes();
                 if held > names_bytes + NAMES_STEP {
                     let more = held - names_bytes;
                     names.push(self.room(share.acquire(more, more, None), || share.is_short_of(more)).await?);
@@ -297,8 +305,10 @@ impl Stream {
             };
             let (output_back, encoder_back, frames) = self.shared.pool.run(answer).await.map_err(Fault::from)?;
             (output, encoder) = (output_back, encoder_back);
-            self.outbox.push(frames?, Some(permit));
+            let (frames, fault) = frames?;
+            self.outbox.push(frames, Some(permit));
             self.working.fetch_sub(1, Ordering::Relaxed);
+            fault?;
         }
         if self.cancel.check().is_err() {
             return Err(None);
@@ -419,6 +429,7 @@ struct Reader {
     intake: Option<Intake>,
     plan: Plan,
     shared: Arc<Shared>,
+    cancel: Cancel,
 }
 
 impl Reader {
@@ -448,8 +459,12 @@ impl Reader {
             }
         }
         let Some(intake) = &mut self.intake else { return Ok(false) };
+        let began = Instant::now();
         while needs.len() < UNITS_PER_LOOK {
             match intake.next()? {
+                Some(Need::Rest) if began.elapsed() > LOOK => break,
+                Some(Need::Rest) if self.cancel.check().is_err() => break,
+                Some(Need::Rest) => {}
                 Some(need) => needs.push(need),
                 None => return Ok(false),
             }
@@ -457,8 +472,8 @@ impl Reader {
         Ok(true)
     }
 
-    fn names_bytes(&self) -> usize {
-        self.intake.as_ref().map_or(0, Intake::names_bytes) + self.decoder.bytes()
+    fn held_bytes(&self) -> usize {
+        self.intake.as_ref().map_or(0, Intake::held_bytes) + self.decoder.bytes()
     }
 
     fn end(&self) -> Result<(), Fault> {
@@ -469,17 +484,18 @@ impl Reader {
     }
 }
 
-/// Answers of one result, as frames.
+/// Answers of one result, as frames; and the fault that ends the stream after them.
 fn answers(
     output: &mut Output,
     encoder: &mut Encoder,
     result: quarrel_engine::Result,
-) -> Result<Vec<crate::encode::FrameOut>, Fault> {
-    let answers = output.take(result)?;
-    answers
+) -> Result<(Vec<FrameOut>, Result<(), Fault>), Fault> {
+    let (answers, ended) = output.take(result);
+    let frames = answers
         .iter()
         .map(|answer| encoder.batch(&answer.batch, json::progress(&answer.progress)).map_err(encoding))
-        .collect()
+        .collect::<Result<_, _>>()?;
+    Ok((frames, ended.map_err(Fault::from)))
 }
 
 fn encoding(error: arrow_schema::ArrowError) -> Fault {

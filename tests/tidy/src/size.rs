@@ -15,7 +15,7 @@ const LONGER: [(&str, usize, &str); 7] = [
     ("server/engine/src/coded_rows.rs", 650, "the inverse of rows.rs, with the columns that only it reads"),
     ("server/engine/src/execute.rs", 550, "one pass in two halves (ranges, codes) over the same cells"),
     ("server/engine/src/plan.rs", 500, "what a command means: each option beside the errors that it can make"),
-    ("server/engine/src/rows.rs", 600, "one state machine: a layer's every transition is in sight"),
+    ("server/engine/src/rows.rs", 550, "one state machine: a layer's every transition is in sight"),
     ("server/flight/src/exchange.rs", 550, "START HERE: the whole path of a stream is read in one place"),
 ];
 
