@@ -162,7 +162,7 @@ fn list_dtype(data_type: &DataType) -> Option<Dtype> {
     }
 }
 
-/// The schema by which to decode batches of a schema that [`WeightColumns::of`] takes: floats in lists are read as
+/// The schema by which to decode batches of a schema that `quantize` takes: floats in lists are read as
 /// fixed-size binaries of their width, which lie the same way and may stand at any alignment. The network aligns nothing,
 /// and arrow-rs would copy every misaligned float.
 pub fn unaligned_schema(schema: &Schema) -> Schema {

@@ -15,7 +15,9 @@ use std::{
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use futures::{Stream, stream};
+use http_body_util::Limited;
 use quarrel_pool::Pool;
+use quarrel_proto::command::COMMAND_BYTES_MAX;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener},
@@ -23,7 +25,12 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::Connected};
+use tonic::{
+    body::Body,
+    codegen::http,
+    transport::{Server, server::Connected},
+};
+use tower::util::MapRequestLayer;
 
 use crate::{
     config::{Config, Listen},
@@ -40,6 +47,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const FRAME_BYTES: u32 = 64 << 10;
 /// A message's own overhead beyond the body: header, metadata, tags.
 const ENVELOPE_BYTES: usize = 1 << 20;
+/// A descriptor with the largest command, and its envelope.
+const CALL_BYTES_MAX: usize = COMMAND_BYTES_MAX + (64 << 10);
+/// Health checks and actions, beside as many streams as there may be.
+const CALLS_BESIDE_STREAMS: u32 = 8;
 /// Between the end of draining and the end of the process, for errors to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// A peer that connects and says nothing has no place for longer: HTTP/2's keepalive begins after its greeting.
@@ -109,10 +120,16 @@ pub async fn run(
     health.set_serving::<FlightServiceServer<Service>>().await;
 
     let draining = shared.draining.clone();
+    let streams_max = u32::try_from(shared.config.streams_max).unwrap_or(u32::MAX);
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
+        // Calls that wait for their bodies hold memory before any permit: few of them, small, and not for long. A stream's
+        // response begins at once, so no stream is timed out here.
+        .max_concurrent_streams(Some(streams_max.saturating_add(CALLS_BESIDE_STREAMS)))
+        .timeout(Duration::from_secs(shared.config.idle_seconds))
+        .layer(MapRequestLayer::new(limit_call))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health_service)
@@ -136,6 +153,14 @@ pub async fn run(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Bounds the body of a call that is no stream.
+fn limit_call(request: http::Request<Body>) -> http::Request<Body> {
+    match request.uri().path() {
+        "/arrow.flight.protocol.FlightService/DoExchange" => request,
+        _ => request.map(|body| Body::new(Limited::new(body, CALL_BYTES_MAX))),
+    }
 }
 
 /// Connections, at most so many at once, until `draining`.
