@@ -86,7 +86,7 @@ reasons! {
     DtypeInvalid = "dtype_invalid",
     /// The runs of one layer differ in element type.
     DtypeChanged = "dtype_changed",
-    /// The shape is negative, holds a null, or multiplies out beyond 2^48 elements.
+    /// The shape is negative, holds a null, has over 32 dimensions, or multiplies out beyond 2^48 elements.
     ShapeInvalid = "shape_invalid",
     /// The runs of one layer differ in shape.
     ShapeChanged = "shape_changed",
@@ -132,7 +132,7 @@ reasons! {
     /// The checksum of a row given to `dequantize` does not fit its data.
     ChecksumMismatch = "checksum_mismatch",
 
-    /// What one span must hold in memory is over `layer_bytes_max`, or over half of the budget.
+    /// What must be in memory at once, a span or a row with its results, is over `layer_bytes_max` or half of the budget.
     SpanTooLarge = "span_too_large",
     /// No room in the budget for `stall_seconds`; try again later.
     Busy = "busy",

@@ -59,7 +59,7 @@ def test_empty_runs_of_an_open_span_are_charged(fresh_server):
 
 
 def test_a_slow_reader_gets_all_rows_before_the_fault_and_then_the_fault(fresh_server):
-    server = fresh_server("--stall-seconds", 4)
+    server = fresh_server("--stall-seconds", 1)
     good = np.ones((3072, 4096), np.float32)
     bad = np.ones((2, 4), np.float32)
     bad[1, 2] = np.nan
@@ -148,3 +148,16 @@ def test_a_call_that_is_no_stream_takes_no_more_than_a_command(server):
     _, code, _ = frames.unary(server.location, "/arrow.flight.protocol.FlightService/GetFlightInfo", descriptor)
     assert code != "OK"
     scenes.good_stream(server.location)
+
+
+def test_a_ladder_goes_on_where_a_scale_overflows(server):
+    weights = np.array([[3e38, -3e38, 1, 2]], np.float32)
+    ladder = {"schemes": ["int8"], "cosine_min": 0.9}
+    reply = wire.exchange(server.location, quantize("int4-asym", fallback=ladder), [wire.layer_batch("wide", weights)])
+    assert [(row["status"], row["scheme"]) for row in reply.rows] == [("quantized", "int8")]
+
+
+def test_a_shape_of_many_dimensions_is_refused(server):
+    batch = wire.layer_batch("deep", np.ones((1,) * 64, np.float32))
+    code, reason, _ = wire.failure(server.location, quantize("int8"), [batch])
+    assert (code, reason) == ("INVALID_ARGUMENT", "shape_invalid")

@@ -122,12 +122,14 @@ fn ladder(
     let outcome =
         |rung, faults| Outcome { layer: Arc::clone(&work.layer), channels: work.channels.clone(), rung, faults };
     let mut best = None;
-    for rung in rungs {
+    for (index, rung) in rungs.iter().enumerate() {
         let (arrays, mut faults) = compute(level, &[(work, rung)], cancel)?;
         let faults = faults.pop().unwrap_or_default();
         let metrics = arrays.sums.iter().fold(Sums::default(), |all, sums| all.then(sums)).metrics();
-        // Numbers at fault are so at every rung.
-        if !faults.is_empty() || thresholds.met(&metrics) {
+        // No rung mends a number that is none; a scale that overflows at one rung may fit at the next.
+        let hopeless = faults.iter().any(|fault| matches!(fault.kind, FaultKind::NonFinite(..)));
+        let last = index + 1 == rungs.len();
+        if hopeless || (last && !faults.is_empty()) || (faults.is_empty() && thresholds.met(&metrics)) {
             let faults = describe(work, rung, faults);
             return Ok(Computed { rows, results: vec![outcome(Ok(rung.clone()), faults)], arrays });
         }

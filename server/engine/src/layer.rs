@@ -32,6 +32,8 @@ pub struct Shape {
     elements: usize,
 }
 
+/// More than any tensor has; shapes are repeated in every row and in messages.
+const RANK_MAX: usize = 32;
 /// More than any memory holds, and small enough that bytes and bits of it do not overflow.
 const ELEMENTS_MAX: i64 = 1 << 48;
 
@@ -41,6 +43,9 @@ impl Shape {
     /// # Errors
     /// A sentence that names the dimension.
     pub fn new(dims: Vec<i64>) -> Result<Shape, String> {
+        if dims.len() > RANK_MAX {
+            return Err(format!("it has {} dimensions, expected at most {RANK_MAX}", dims.len()));
+        }
         if let Some(at) = dims.iter().position(|dim| *dim < 0) {
             return Err(format!("dimension {at} is {}, expected 0 or more", dims[at]));
         }
@@ -275,5 +280,5 @@ impl Decision {
 
 /// A sentence about a layer.
 pub(crate) fn note(reason: Reason, layer: &str, what: fmt::Arguments<'_>) -> Note {
-    Note { reason, message: format!("layer `{}`: {what}", crate::shorten(layer, 200)) }
+    Note { reason, message: crate::shorten(&format!("layer `{}`: {what}", crate::shorten(layer, 200)), 1_000) }
 }

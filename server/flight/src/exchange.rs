@@ -373,6 +373,11 @@ impl Stream {
                 );
                 return Err(Stopped::AtOnce(Fault::new(Reason::ClientNotReading, what)));
             }
+            if short() {
+                let what = "rows that wait for their span fill this stream's half of `memory_bytes_max`: \
+                            send fewer, longer rows";
+                return Err(Stopped::InOrder(Fault::new(Reason::SpanTooLarge, what)));
+            }
             let what = format!("no room in `memory_bytes_max` for {seconds} s (`stall_seconds`): try again later");
             return Err(Stopped::InOrder(Fault::new(Reason::Busy, what)));
         }
@@ -399,9 +404,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Closes the connection under a client that takes nothing any more, not even the end.
+    /// Closes the connection under a client that takes nothing any more, not even the end. With an idle stream's patience:
+    /// a slow reader's windows open in steps of megabytes.
     async fn close_if_unread(&self) {
-        let patience = Duration::from_secs(self.shared.config.stall_seconds);
+        let patience = Duration::from_secs(self.shared.config.idle_seconds);
         let mut moved = Instant::now();
         while timeout_at(moved + patience, self.stop.cancelled()).await.is_err() {
             if self.outbox.last_taken() <= moved {

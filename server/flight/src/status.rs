@@ -112,7 +112,9 @@ impl From<Refused> for Fault {
     fn from(refused: Refused) -> Fault {
         Fault::new(
             Reason::SpanTooLarge,
-            format!("rows that are computed together need {refused}: send the layer in smaller runs"),
+            format!(
+                "rows that are computed together need, with their results, {refused}: send the layer in smaller runs"
+            ),
         )
     }
 }

@@ -43,7 +43,7 @@ pub struct Reservation {
 
 /// More bytes than can ever be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{asked} bytes are more than the {most} that one stream may hold (half of `memory_bytes_max`)")]
+#[error("{asked} bytes, more than the {most} that one stream may hold (half of `memory_bytes_max`)")]
 pub struct Refused {
     /// What was asked for.
     pub asked: usize,
