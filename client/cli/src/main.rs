@@ -45,7 +45,10 @@ fn main() -> anyhow::Result<()> {
     let Command::Serve { config, log, log_format } = Args::parse().command;
     start_telemetry(&log, log_format).map_err(anyhow::Error::msg)?;
     config.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Async threads only move bytes. With one of them for two cores, exchange was 5 to 20 % faster than with two: the cores
+    // are the computing threads' and, on one machine, the client's.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()?;
     runtime.block_on(async {
         // Before anybody knows the address, so that no signal is missed.
         let stop = stop_signal()?;
