@@ -1,0 +1,90 @@
+//! A stream without a network: batches in, answers out.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Float32Array, LargeListArray, ListArray, RecordBatch, StringArray, types::Int64Type};
+use arrow_buffer::OffsetBuffer;
+use arrow_schema::{DataType, Field};
+use quarrel_engine::{Cancel, Cancelled, Intake, Level, Limits, Need, Output, Plan, Unit};
+use quarrel_proto::command;
+
+const LIMITS: Limits = Limits {
+    message_bytes_max: 64 << 20,
+    span_bytes_max: 64 << 20,
+    batch_rows_max: 1_000,
+    layers_max: 1_000,
+    name_bytes_max: 1_000,
+};
+
+fn plan(text: &str) -> Plan {
+    Plan::new(&command::parse(text.as_bytes()).unwrap()).unwrap()
+}
+
+/// One layer of that shape, a row for each run of so many channels.
+fn layer(shape: [usize; 2], runs: &[usize]) -> RecordBatch {
+    let [channels, columns] = shape;
+    assert_eq!(runs.iter().sum::<usize>(), channels);
+    let values: Vec<f32> = (0..channels * columns).map(|i| ((i * 7_919) % 1_009) as f32 / 1_009.0 - 0.4).collect();
+    let offsets = OffsetBuffer::from_lengths(runs.iter().map(|run| run * columns));
+    let item = Arc::new(Field::new_list_field(DataType::Float32, true));
+    let shapes = runs.iter().map(|_| Some(shape.map(|dim| Some(dim as i64))));
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("layer_name", Arc::new(StringArray::from_iter_values(runs.iter().map(|_| "layer")))),
+        ("weights", Arc::new(LargeListArray::new(item, offsets, Arc::new(Float32Array::from(values)), None))),
+        ("shape", Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(shapes))),
+    ];
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+fn units(plan: &Plan, batch: &RecordBatch) -> Vec<Unit> {
+    let mut intake = Intake::new(plan, LIMITS, &batch.schema()).unwrap();
+    intake.begin(batch).unwrap();
+    let mut units = Vec::new();
+    while let Some(need) = intake.next().unwrap() {
+        if let Need::Unit(unit) = need {
+            units.push(unit);
+        }
+    }
+    intake.end().unwrap();
+    units
+}
+
+#[test]
+fn a_cancelled_unit_is_not_computed() {
+    for scheme in ["int8", "int8/tensor", "FP8_BLOCK"] {
+        let plan = plan(&format!(r#"{{"quantize": {{"scheme": "{scheme}"}}}}"#));
+        let cancel = Cancel::default();
+        cancel.cancel();
+        for unit in units(&plan, &layer([256, 4096], &[256])) {
+            assert!(matches!(unit.compute(Level::detect(), &cancel), Err(Cancelled)), "{scheme}");
+        }
+    }
+}
+
+#[test]
+fn there_are_as_many_rows_out_as_in_however_a_layer_is_cut() {
+    for scheme in ["int4/g32", "int3/tensor", "FP8_BLOCK", "fp8/b7x48"] {
+        let plan = plan(&format!(r#"{{"quantize": {{"scheme": "{scheme}"}}}}"#));
+        let mut wholes = Vec::new();
+        for runs in [&[300][..], &[100, 100, 100], &[1, 127, 2, 0, 126, 44], &[0, 299, 1]] {
+            let mut output = Output::new(&plan, Arc::new(Output::schema(&plan)));
+            let (mut rows, mut codes) = (0, Vec::new());
+            for unit in units(&plan, &layer([300, 96], runs)) {
+                let result = unit.compute(Level::detect(), &Cancel::default()).unwrap();
+                let (answers, ended) = output.take(result);
+                ended.unwrap();
+                for answer in answers {
+                    rows += answer.batch.num_rows();
+                    let data = answer.batch.column_by_name("quantized_data").unwrap();
+                    let data = data.as_any().downcast_ref::<arrow_array::LargeBinaryArray>().unwrap();
+                    codes.extend(data.iter().flatten().flatten().copied());
+                }
+            }
+            assert_eq!(rows, runs.len(), "{scheme} {runs:?}");
+            wholes.push(codes);
+        }
+        assert!(wholes.windows(2).all(|pair| pair[0] == pair[1]), "{scheme}");
+    }
+}
