@@ -128,6 +128,8 @@ def test_it_listens_on_a_unix_socket(fresh_server, tmp_path):
     server = fresh_server(listen=f"unix:{path}")
     assert server.first_line == f"listening grpc+unix://{path}"
     assert served(server.location)
+    server.end()
+    assert not path.exists()
 
 
 def test_a_flag_and_its_variable_mean_the_same(fresh_server):

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::{io::Write, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -41,7 +41,18 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, without the backtrace that anyhow adds where RUST_BACKTRACE is set: the mistake is not in here.
+            let _ = writeln!(std::io::stderr(), "quarrel: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> anyhow::Result<()> {
     let Command::Serve { config, log, log_format } = Args::parse().command;
     start_telemetry(&log, log_format).map_err(anyhow::Error::msg)?;
     config.check()?;

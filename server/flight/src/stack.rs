@@ -112,6 +112,10 @@ pub async fn run(
     let shared = Arc::new(Shared::new(config, pool));
     tracing::info!(address = bound.address, level = shared.level.name(), threads = shared.pool.threads(), "listening");
 
+    let path = match &bound.socket {
+        Socket::Unix(_, path) => Some(path.clone()),
+        Socket::Tcp(_) => None,
+    };
     let (health, health_service) = tonic_health::server::health_reporter();
     let service = FlightServiceServer::new(Service { shared: Arc::clone(&shared) })
         // A larger message is an error with its reason; within it, memory is the permits' business.
@@ -145,6 +149,10 @@ pub async fn run(
     health.set_not_serving::<FlightServiceServer<Service>>().await;
     health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     shared.draining.cancel();
+    // Nobody new finds a server that is stopping.
+    if let Some(path) = path {
+        let _ = std::fs::remove_file(path);
+    }
     if timeout(drain, &mut server).await.is_err() {
         // tonic itself would wait for ever.
         tracing::info!("stopping: the streams that still run are ended");
@@ -190,9 +198,6 @@ fn accept(socket: Socket, most: usize, draining: CancellationToken) -> impl Stre
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             }
-        }
-        if let Socket::Unix(_, path) = &socket {
-            let _ = std::fs::remove_file(path);
         }
     });
     stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
