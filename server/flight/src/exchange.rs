@@ -248,7 +248,7 @@ impl Stream {
                             let span = if unit.closes_span { reserved.take() } else { None };
                             let bytes = unit.bytes_in + unit.bytes_out;
                             let room = share.acquire(bytes, unit.bytes_out, span);
-                            let permit = self.room(room, || share.is_short_of(bytes)).await?;
+                            let permit = self.room(room, || share.is_used_up()).await?;
                             let _ = submit.send(Ok(self.start(unit, permit)));
                         }
                         Need::Rest => {}
@@ -257,7 +257,7 @@ impl Stream {
                 let held = reader.held_bytes();
                 if held > names_bytes + NAMES_STEP {
                     let more = held - names_bytes;
-                    names.push(self.room(share.acquire(more, more, None), || share.is_short_of(more)).await?);
+                    names.push(self.room(share.acquire(more, more, None), || share.is_used_up()).await?);
                     names_bytes = held;
                 }
                 if !more? {
@@ -343,11 +343,11 @@ impl Stream {
     }
 
     /// Waits for room, as long as something moves: room must come, a unit be computed, or the client take results.
-    /// `short` says whether it is the stream's own share that has none.
+    /// `used_up` says whether it is the stream's own share that has none.
     async fn room<T>(
         &self,
         room: impl Future<Output = Result<T, quarrel_pool::Refused>>,
-        short: impl Fn() -> bool,
+        used_up: impl Fn() -> bool,
     ) -> Result<T, Stopped> {
         let stall = Duration::from_secs(self.shared.config.stall_seconds);
         let mut began = Instant::now();
@@ -366,14 +366,14 @@ impl Stream {
                 continue;
             }
             let seconds = self.shared.config.stall_seconds;
-            if short() && self.outbox.is_waiting() {
+            if used_up() && self.outbox.is_waiting() {
                 let what = format!(
                     "results fill this stream's half of `memory_bytes_max` and none was taken for {seconds} s \
                      (`stall_seconds`): read while you write, from a second thread or batch by batch"
                 );
                 return Err(Stopped::AtOnce(Fault::new(Reason::ClientNotReading, what)));
             }
-            if short() {
+            if used_up() {
                 let what = "rows that wait for their span fill this stream's half of `memory_bytes_max`: \
                             send fewer, longer rows";
                 return Err(Stopped::InOrder(Fault::new(Reason::SpanTooLarge, what)));

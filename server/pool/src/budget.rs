@@ -1,6 +1,9 @@
 //! Byte permits.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -23,6 +26,8 @@ pub struct Budget {
 pub struct Share {
     budget: Budget,
     own: Arc<Semaphore>,
+    /// Whether the last [`Share::acquire`] waits, or was given up, for the stream's own half.
+    waits_for_own: AtomicBool,
 }
 
 /// Bytes in use; given back when dropped.
@@ -60,7 +65,11 @@ impl Budget {
 
     /// A new stream's share.
     pub fn share(&self) -> Share {
-        Share { budget: self.clone(), own: Arc::new(Semaphore::new(self.bytes.div_ceil(GRAIN) / 2)) }
+        Share {
+            budget: self.clone(),
+            own: Arc::new(Semaphore::new(self.bytes.div_ceil(GRAIN) / 2)),
+            waits_for_own: AtomicBool::new(false),
+        }
     }
 
     /// Bytes that nobody uses.
@@ -88,7 +97,10 @@ impl Share {
     ) -> Result<Permit, Refused> {
         let held = reserved.as_ref().map_or(0, |reserved| reserved.bytes);
         let missing = self.grains(bytes.saturating_sub(held))?;
-        let own = take(&self.own, missing.max(self.grains(results)?)).await;
+        let own = missing.max(self.grains(results)?);
+        self.waits_for_own.store(true, Ordering::Relaxed);
+        let own = take(&self.own, own).await;
+        self.waits_for_own.store(false, Ordering::Relaxed);
         let mut all = take(&self.budget.all, missing).await;
         let span = reserved.map(|reserved| {
             all.merge(reserved.all);
@@ -114,9 +126,9 @@ impl Share {
         Ok(Reservation { all, span, bytes })
     }
 
-    /// Whether the stream's own share has no room for so much: its client takes too little.
-    pub fn is_short_of(&self, bytes: usize) -> bool {
-        self.own.available_permits() < bytes.div_ceil(GRAIN)
+    /// Whether it is the stream's own half that the last [`Share::acquire`] waits for, and not the whole budget.
+    pub fn is_used_up(&self) -> bool {
+        self.waits_for_own.load(Ordering::Relaxed)
     }
 
     fn grains(&self, bytes: usize) -> Result<u32, Refused> {
@@ -184,7 +196,10 @@ mod tests {
         let unit = first.acquire(500 * KIB, 300 * KIB, Some(held)).await.unwrap();
         assert_eq!(budget.free(), 524 * KIB);
         // Its results count against the stream's half like any others.
-        assert!(first.is_short_of(213 * KIB) && !first.is_short_of(212 * KIB));
+        drop(first.acquire(212 * KIB, KIB, None).await.unwrap());
+        assert!(!first.is_used_up());
+        assert!(waits(first.acquire(213 * KIB, KIB, None)).await);
+        assert!(first.is_used_up());
         drop(unit);
         second.reserve(200 * KIB).await.unwrap();
         assert_eq!(budget.free(), 1024 * KIB);
