@@ -1,5 +1,6 @@
 //! A stream without a network: batches in, answers out.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
