@@ -201,14 +201,6 @@ impl Rung {
         channel / self.matrix * spans + channel % self.matrix / self.height
     }
 
-    /// The first channel of the span that begins at or after `channel`.
-    pub fn span_start_from(&self, channel: usize) -> usize {
-        match channel % self.matrix % self.height {
-            0 => channel,
-            _ => self.span_end(channel),
-        }
-    }
-
     /// The end of the span that holds `channel`.
     pub fn span_end(&self, channel: usize) -> usize {
         let within = channel % self.matrix;

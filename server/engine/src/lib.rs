@@ -8,6 +8,7 @@
 
 mod answer;
 mod arrow_in;
+mod coded_columns;
 mod coded_rows;
 mod decode;
 mod execute;

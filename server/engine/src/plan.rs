@@ -316,15 +316,6 @@ impl QuantizePlan {
             }
         }
     }
-
-    /// Every scheme that a layer may get.
-    pub fn schemes(&self) -> impl Iterator<Item = &Scheme> {
-        let choices: Vec<&Choice> = match &self.how {
-            Layers::All(choice) => vec![choice],
-            Layers::Recipe { rules, .. } => rules.iter().map(|(_, choice)| choice).collect(),
-        };
-        choices.into_iter().flat_map(|choice| &choice.schemes)
-    }
 }
 
 impl Choice {

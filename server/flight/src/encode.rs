@@ -1,4 +1,7 @@
-//! Arrow IPC out: a schema and record batches to frames whose bodies are the arrays' own buffers, uncopied.
+//! Arrow IPC out: a schema and record batches to frames.
+//!
+//! The stock encoder hands out the arrays' own buffers, uncopied. gRPC takes a body in one piece, so they are joined here, on
+//! the pool, and not at the socket's edge, which is an async thread.
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
@@ -36,7 +39,22 @@ impl Encoder {
             frames.next();
         }
         let frame = frames.next().ok_or_else(|| malformed("no batch"))?;
-        Ok(FrameOut { metadata: Bytes::from(metadata), ..frame })
+        let body = vec![frame.joined_body()];
+        Ok(FrameOut { metadata: Bytes::from(metadata), body, ..frame })
+    }
+}
+
+impl FrameOut {
+    /// The body in one piece; copied only if it lies in several.
+    pub(crate) fn joined_body(&self) -> Buffer {
+        match self.body.as_slice() {
+            [whole] => whole.clone(),
+            pieces => {
+                let mut body = Vec::with_capacity(pieces.iter().map(Buffer::len).sum());
+                pieces.iter().for_each(|piece| body.extend_from_slice(piece));
+                Buffer::from_vec(body)
+            }
+        }
     }
 }
 

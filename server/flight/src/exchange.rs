@@ -41,8 +41,8 @@ use crate::{
 const UNITS_PER_LOOK: usize = 16;
 /// How long one look at a batch of many rows takes before others have their turn.
 const LOOK: Duration = Duration::from_millis(5);
-/// By how much a stream's table of names may grow before it is charged again.
-const NAMES_STEP: usize = 64 << 10;
+/// By how much what a stream remembers may grow before it is charged again.
+const CHARGE_STEP: usize = 64 << 10;
 
 /// Starts a stream and returns its response. `connection` is cancelled to close the connection under a client that does
 /// not read even the error.
@@ -60,7 +60,6 @@ where
 }
 
 /// One stream.
-#[derive(Clone)]
 struct Stream {
     shared: Arc<Shared>,
     outbox: Outbox,
@@ -226,8 +225,8 @@ impl Stream {
         };
         let mut frame = Some(first);
         let mut reserved: Option<Reservation> = None;
-        // Names and dictionaries are remembered until the stream ends, and count.
-        let (mut names, mut names_bytes) = (Vec::new(), 0);
+        // Names, dictionaries and rows that wait are remembered, and count.
+        let (mut charges, mut charged) = (Vec::new(), 0);
         while let Some(message) = frame {
             let mut message = Some(message);
             loop {
@@ -255,10 +254,10 @@ impl Stream {
                     }
                 }
                 let held = reader.held_bytes();
-                if held > names_bytes + NAMES_STEP {
-                    let more = held - names_bytes;
-                    names.push(self.room(share.acquire(more, more, None), || share.is_used_up()).await?);
-                    names_bytes = held;
+                if held > charged + CHARGE_STEP {
+                    let more = held - charged;
+                    charges.push(self.room(share.acquire(more, more, None), || share.is_used_up()).await?);
+                    charged = held;
                 }
                 if !more? {
                     break;

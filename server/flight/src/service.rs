@@ -6,7 +6,7 @@ use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse,
     PollInfo, PutResult, Result as ActionResult, SchemaResult, Ticket, flight_service_server::FlightService,
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -104,13 +104,7 @@ fn frame_in(data: FlightData) -> FrameIn {
 }
 
 fn frame_out(frame: FrameOut) -> FlightData {
-    let body = match frame.body.as_slice() {
-        [] => Bytes::new(),
-        pieces => {
-            let mut body = BytesMut::with_capacity(pieces.iter().map(|piece| piece.len()).sum());
-            pieces.iter().for_each(|piece| body.extend_from_slice(piece));
-            body.freeze()
-        }
-    };
+    // Joined already, where `encode` ran; here it is handed on uncopied.
+    let body = Bytes::from(frame.joined_body());
     FlightData { flight_descriptor: None, data_header: frame.header, app_metadata: frame.metadata, data_body: body }
 }

@@ -73,7 +73,8 @@ impl Budget {
     }
 
     /// Bytes that nobody uses.
-    pub fn free(&self) -> usize {
+    #[cfg(test)]
+    fn free(&self) -> usize {
         self.all.available_permits() * GRAIN
     }
 

@@ -12,7 +12,7 @@ const LONGER: [(&str, usize, &str); 7] = [
         450,
         "the types that are allowed and how each is read: apart, each would be told twice",
     ),
-    ("server/engine/src/coded_rows.rs", 650, "the inverse of rows.rs, with the columns that only it reads"),
+    ("server/engine/src/coded_rows.rs", 500, "the inverse of rows.rs: one state machine"),
     ("server/engine/src/execute.rs", 550, "one pass in two halves (ranges, codes) over the same cells"),
     ("server/engine/src/plan.rs", 500, "what a command means: each option beside the errors that it can make"),
     ("server/engine/src/rows.rs", 550, "one state machine: a layer's every transition is in sight"),
