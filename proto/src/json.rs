@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 
 use crate::{generated::DESCRIPTOR_SET, v1};
 
@@ -25,6 +25,37 @@ pub fn server_info(info: &v1::ServerInfo) -> String {
 /// Body of the action `schemes.list`.
 pub fn schemes(schemes: &v1::Schemes) -> String {
     full("quarrel.v1.Schemes", schemes)
+}
+
+/// A summary, as [`summary`] writes it. Fields of a newer minor version are passed over.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn read_summary(bytes: &[u8]) -> Result<v1::Summary, String> {
+    read("quarrel.v1.Summary", bytes)
+}
+
+/// What [`server_info`] writes.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn read_server_info(bytes: &[u8]) -> Result<v1::ServerInfo, String> {
+    read("quarrel.v1.ServerInfo", bytes)
+}
+
+/// What [`schemes`] writes.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn read_schemes(bytes: &[u8]) -> Result<v1::Schemes, String> {
+    read("quarrel.v1.Schemes", bytes)
+}
+
+fn read<M: Message + Default>(name: &str, bytes: &[u8]) -> Result<M, String> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let options = DeserializeOptions::new().deny_unknown_fields(false);
+    let message = DynamicMessage::deserialize_with_options(descriptor(name), &mut deserializer, &options);
+    message.map_err(|error| error.to_string())?.transcode_to().map_err(|error| error.to_string())
 }
 
 /// Only the fields that are set.

@@ -7,7 +7,7 @@
 use std::fmt;
 
 macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident = $word:literal,)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident = $word:literal, $advice:literal;)+) => {
         /// Why a request, a layer or a stream was not quantized. The word is part of the contract.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason {
@@ -31,6 +31,18 @@ macro_rules! reasons {
                     $(Reason::$name => concat!($($doc),+).trim_ascii(),)+
                 }
             }
+
+            /// What to do about it, in one sentence to the caller: the text of SPEC.md.
+            pub const fn advice(self) -> &'static str {
+                match self {
+                    $(Reason::$name => $advice,)+
+                }
+            }
+
+            /// The reason of a word, if the contract has it.
+            pub fn from_word(word: &str) -> Option<Reason> {
+                Reason::ALL.iter().copied().find(|reason| reason.word() == word)
+            }
         }
     };
 }
@@ -38,114 +50,178 @@ macro_rules! reasons {
 reasons! {
     /// No command: the first message has no descriptor, or its descriptor carries no `cmd` bytes.
     CommandMissing = "command_missing",
+        "Put a command into the descriptor: `{\"quantize\": {\"scheme\": \"W4A16\"}}`.";
     /// The command is neither a `quarrel.v1.Command` in protobuf nor its proto3 JSON, or names no verb.
     CommandMalformed = "command_malformed",
+        "Compare the command with `quarrel/v1/command.proto`; name one verb.";
     /// The command holds a field that this version does not know.
     FieldUnknown = "field_unknown",
+        "Correct the field's name, or leave it out; an older server may not know it.";
     /// Options that contradict each other, or an option that would have no effect.
     OptionConflict = "option_conflict",
+        "Leave out one of the options that the message names.";
     /// An option's value is not one of those that SPEC.md lists.
     OptionInvalid = "option_invalid",
+        "Use one of the values that the message names.";
     /// No such scheme.
     SchemeUnknown = "scheme_unknown",
+        "Ask `schemes.list` for the names that this server knows.";
     /// No such profile.
     ProfileUnknown = "profile_unknown",
+        "Use `edge`, `local` or `cloud`.";
     /// A recipe's target, set or pattern cannot be used.
     RecipeInvalid = "recipe_invalid",
+        "Correct the target that the message names: an exact name, a glob, `Linear`, or `re:` and a regex.";
     /// The verb is not served here; the message names the one to use.
     VerbUnsupported = "verb_unsupported",
+        "Use the verb that the message names.";
 
     /// The stream ended, or sent a batch, before its schema.
     SchemaMissing = "schema_missing",
+        "Begin the stream with its schema, then batches.";
     /// A required column is missing.
     ColumnMissing = "column_missing",
+        "Add the column.";
     /// A column that the contract does not know.
     ColumnUnexpected = "column_unexpected",
+        "Leave the column out, or correct its name.";
     /// A column has a type that the contract does not allow.
     ColumnType = "column_type",
+        "Cast the column to a type that the message names.";
     /// A tensor type with a permutation other than identity.
     Permuted = "permuted",
+        "Send the tensor row-major, without a permutation.";
     /// A message is not valid Arrow IPC.
     FrameInvalid = "frame_invalid",
+        "Write with an Arrow library, without IPC compression.";
     /// A message is larger than `message_bytes_max`.
     MessageTooLarge = "message_too_large",
+        "Send fewer rows in a batch, or a layer in runs of whole channels; or raise `message_bytes_max`.";
     /// A batch has more rows than `batch_rows_max`.
     BatchRowsExceeded = "batch_rows_exceeded",
+        "Send fewer rows in a batch.";
     /// A stream names more layers than `layers_max`.
     LayersExceeded = "layers_exceeded",
+        "Send the layers on several streams, or raise `layers_max`.";
     /// A layer's name is longer than `name_bytes_max`.
     NameTooLong = "name_too_long",
+        "Shorten the name, or raise `name_bytes_max`.";
 
     /// A row has no layer name.
     NameNull = "name_null",
+        "Give every row a name.";
     /// A row has no weights.
     WeightsNull = "weights_null",
+        "Leave the row out, or give it weights.";
     /// An element of the weights is null.
     ElementNull = "element_null",
+        "Replace the nulls by numbers.";
     /// The element type is unknown, or missing beside binary weights.
     DtypeInvalid = "dtype_invalid",
+        "Convert the weights to f32, f16 or bf16; beside binary weights say which in `dtype`.";
     /// The runs of one layer differ in element type.
     DtypeChanged = "dtype_changed",
+        "Send all runs of a layer with one element type.";
     /// The shape is negative, holds a null, has over 32 dimensions, or multiplies out beyond 2^48 elements.
     ShapeInvalid = "shape_invalid",
+        "Send the layer's full shape.";
     /// The runs of one layer differ in shape.
     ShapeChanged = "shape_changed",
+        "Send all runs of a layer with its full shape; give different layers different names.";
     /// The row's length is no whole number of elements.
     BytesRagged = "bytes_ragged",
+        "Check `dtype` and the length of the row.";
     /// A run ends inside an output channel.
     ChannelCut = "channel_cut",
+        "Cut a layer between output channels only.";
     /// A layer's rows hold more elements than its shape.
     LayerTooLong = "layer_too_long",
+        "Check the shape; give different layers different names.";
     /// Another layer began before this one was complete.
     LayerInterrupted = "layer_interrupted",
+        "Send all runs of a layer one after the other.";
     /// A layer came again after its end.
     LayerRepeated = "layer_repeated",
+        "Give every layer a name of its own.";
     /// The stream ended before the layer was complete.
     LayerIncomplete = "layer_incomplete",
+        "Send all channels of the layer before the end of the stream; check its shape.";
     /// One output channel is larger than `message_bytes_max`.
     ChannelTooLarge = "channel_too_large",
+        "Send the layer as `[n, columns]`, or raise `message_bytes_max`.";
 
     /// A weight is NaN or infinite.
     NonFinite = "non_finite",
+        "Repair the layer or ignore it; with `on_error` `continue` the other layers are quantized.";
     /// A scale is too large for the type in which it is stored.
     ScaleOverflow = "scale_overflow",
+        "Send the layer as f32, or ignore it; with `on_error` `continue` the other layers are quantized.";
     /// The group size does not divide the columns.
     GroupSizeIndivisible = "group_size_indivisible",
+        "Use another group size or a scheme without groups, or keep such layers with `on_indivisible` `keep`.";
     /// The scheme is not defined for a layer of this rank.
     RankUnsupported = "rank_unsupported",
+        "Use a scheme without blocks for this layer, or ignore it.";
+    /// The scheme's activations need calibration, so a checkpoint cannot be made of weights alone.
+    NeedsCalibration = "needs_calibration",
+        "Use FP8_DYNAMIC or FP8_BLOCK, whose activations are scaled at run time.";
 
     /// Kept: the recipe's `ignore` names the layer.
     Ignored = "ignored",
+        "Nothing, or take the name off `ignore`.";
     /// Kept: no rule of the recipe matches the layer.
     Unmatched = "unmatched",
+        "Nothing, or add a rule whose target matches.";
     /// Kept: a layer of rank 1 is quantized only where a rule names it.
     Rank1 = "rank_1",
+        "Nothing, or name the layer in a rule.";
     /// Kept: the layer has no elements.
     Empty = "empty",
+        "Nothing.";
     /// Kept: no rung of the ladder reached its thresholds.
     BelowThreshold = "below_threshold",
+        "Nothing, or add a finer scheme to the ladder, or lower its threshold.";
+    /// Kept: the tensor holds no floating-point numbers.
+    NotFloat = "not_float",
+        "Nothing.";
+    /// Kept: in a checkpoint, only tensors named `*.weight` are quantized.
+    NotAWeight = "not_a_weight",
+        "Nothing, or rename the tensor so that it ends in `.weight`.";
+    /// Kept: the tensor belongs to a layer that is quantized already.
+    AlreadyQuantized = "already_quantized",
+        "Nothing, or start from the checkpoint that it was made of.";
 
     /// A kept row came to `dequantize` without its weights.
     KeptWithoutData = "kept_without_data",
+        "Quantize with `return_kept`, or leave kept rows out.";
     /// A row given to `dequantize` does not hold what its scheme and shape need.
     RowInconsistent = "row_inconsistent",
+        "Send all rows of the layer as `quantize` answered them, in order.";
     /// The checksum of a row given to `dequantize` does not fit its data.
     ChecksumMismatch = "checksum_mismatch",
+        "The codes were damaged on the way: take them again from where they are whole.";
 
     /// What must be in memory at once, a span or a row with its results, is over `layer_bytes_max` or half of the budget.
     SpanTooLarge = "span_too_large",
+        "Use a scheme with a scale for each channel or group, send smaller runs, or raise `layer_bytes_max` and `memory_bytes_max`.";
     /// No room in the budget for `stall_seconds`; try again later.
     Busy = "busy",
+        "Try again later, or raise `memory_bytes_max`.";
     /// More streams at once than `streams_max`; try again later.
     StreamsExceeded = "streams_exceeded",
+        "Try again later, or raise `streams_max`.";
     /// Nothing came for `idle_seconds`.
     Idle = "idle",
+        "Go on sending within `idle_seconds`, or raise it.";
     /// The client writes without reading, and its unsent results fill their share of the budget.
     ClientNotReading = "client_not_reading",
+        "Read answers while writing; the clients of Quarrel do.";
     /// The server is stopping.
     Stopping = "stopping",
+        "Try again: another server, or this one after its restart.";
     /// A fault of the server.
     Internal = "internal",
+        "Report it, with the server's log.";
 }
 
 impl fmt::Display for Reason {

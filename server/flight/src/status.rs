@@ -69,6 +69,7 @@ fn code(reason: Reason) -> Code {
         | Reason::ScaleOverflow
         | Reason::GroupSizeIndivisible
         | Reason::RankUnsupported
+        | Reason::NeedsCalibration
         | Reason::KeptWithoutData
         | Reason::RowInconsistent
         | Reason::ChecksumMismatch
@@ -80,7 +81,14 @@ fn code(reason: Reason) -> Code {
         Reason::Stopping => Code::Unavailable,
         Reason::Internal => Code::Internal,
         // Rows say these; no stream ends with them.
-        Reason::Ignored | Reason::Unmatched | Reason::Rank1 | Reason::Empty | Reason::BelowThreshold => Code::Internal,
+        Reason::Ignored
+        | Reason::Unmatched
+        | Reason::Rank1
+        | Reason::Empty
+        | Reason::BelowThreshold
+        | Reason::NotFloat
+        | Reason::NotAWeight
+        | Reason::AlreadyQuantized => Code::Internal,
     }
 }
 

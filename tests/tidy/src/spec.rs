@@ -23,7 +23,7 @@ fn reasons_are_those_of_the_contract() {
     for &reason in Reason::ALL {
         // Rows say why they are kept; no stream ends with such a reason.
         let code = if reason.meaning().starts_with("Kept: ") { "(row)" } else { &codes[&format!("{reason:?}")] };
-        let expected = format!("| `{reason}` | {} | {code} |", reason.meaning());
+        let expected = format!("| `{reason}` | {} | {code} | {} |", reason.meaning(), reason.advice());
         match rows.iter().find(|(_, word, _)| word == reason.word()) {
             Some((.., line)) if *line == expected => {}
             Some((number, ..)) => findings.push(format!("{SPEC}:{number}: expected {expected}")),
