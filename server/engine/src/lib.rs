@@ -27,7 +27,7 @@ pub use arrow_in::{ColumnError, unaligned_schema};
 pub use execute::{Cancel, Cancelled};
 pub use layer::{Limits, Note};
 pub use plan::{Plan, PlanError};
-pub use quarrel_kernels::{Level, LevelError};
+pub use quarrel_kernels::{Codes, Level, LevelError, Packing, packed_bytes};
 pub use recipe::STANDARD;
 pub use rows::LayerError;
 pub use scheme::{Granularity, PRESETS, Preset, Scheme, SchemeError};

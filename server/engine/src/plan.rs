@@ -176,6 +176,28 @@ impl Plan {
         };
         Ok(Plan { verb, effective: v1::Command { verb: Some(effective), ..Default::default() } })
     }
+
+    /// Why `quantize` leaves a layer as it is, where that is known before any element is read. `dtype` is the wire's word.
+    pub fn keeps(&self, name: &str, dims: &[u64], dtype: &str) -> Option<Note> {
+        let (Verb::Quantize(plan), Some(dtype)) = (&self.verb, Dtype::named(dtype)) else { return None };
+        let dims = dims.iter().map(|dim| i64::try_from(*dim).ok()).collect::<Option<_>>()?;
+        let shape = Shape::new(dims).ok()?;
+        match plan.decide(name, Some(&shape), shape.elements(), dtype) {
+            Decision::Keep(note) => Some(note),
+            Decision::Quantize(_) | Decision::Ladder(..) | Decision::Fail(_) => None,
+        }
+    }
+
+    /// Every scheme that `quantize` may use, those of ladders included.
+    pub fn schemes(&self) -> Vec<Scheme> {
+        match &self.verb {
+            Verb::Quantize(QuantizePlan { how: Layers::All(choice), .. }) => choice.schemes.clone(),
+            Verb::Quantize(QuantizePlan { how: Layers::Recipe { rules, .. }, .. }) => {
+                rules.iter().flat_map(|(_, choice)| choice.schemes.iter().copied()).collect()
+            }
+            Verb::Dequantize(_) => Vec::new(),
+        }
+    }
 }
 
 impl DequantizePlan {

@@ -4,6 +4,7 @@
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
+use clap::{Args, FromArgMatches};
 use quarrel_engine::{Level, LevelError, Limits};
 
 /// A year.
@@ -146,6 +147,16 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// What the environment says, and defaults: for a server inside of another program.
+    ///
+    /// # Errors
+    /// A variable whose value is none of its flag's.
+    pub fn from_environment() -> Result<Config, String> {
+        let command = Config::augment_args(clap::Command::new("quarrel").no_binary_name(true));
+        let matches = command.try_get_matches_from([""; 0]).map_err(|error| error.to_string())?;
+        Config::from_arg_matches(&matches).map_err(|error| error.to_string())
+    }
+
     /// Every limit: its name and value, as `server.info` lists them.
     pub fn limits(&self) -> [(&'static str, u64); 12] {
         [

@@ -18,5 +18,6 @@ mod status;
 mod telemetry;
 
 pub use config::{Config, ConfigError, Listen};
-pub use stack::{Bound, bind, run};
+pub use quarrel_engine::Level;
+pub use stack::{Bound, Dial, bind, local, run};
 pub use telemetry::{LogFormat, start as start_telemetry};

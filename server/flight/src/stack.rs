@@ -20,7 +20,7 @@ use quarrel_pool::Pool;
 use quarrel_proto::command::COMMAND_BYTES_MAX;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
@@ -70,6 +70,30 @@ pub struct Bound {
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
+    Local(mpsc::Receiver<UnixStream>),
+}
+
+/// Connects to a server in the same process.
+#[derive(Debug, Clone)]
+pub struct Dial(mpsc::Sender<UnixStream>);
+
+impl Dial {
+    /// The client's end of a new connection.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` once the server has stopped; the system's, if it gives no sockets.
+    pub async fn connect(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.0.send(theirs).await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        Ok(ours)
+    }
+}
+
+/// A server for its own process alone: its connections are socket pairs, so that there is nothing to find from outside and
+/// no file to leave behind.
+pub fn local() -> (Bound, Dial) {
+    let (sender, receiver) = mpsc::channel(1);
+    (Bound { socket: Socket::Local(receiver), address: "this process".to_owned() }, Dial(sender))
 }
 
 /// Binds. A stale Unix socket, one that nobody listens at, is replaced.
@@ -85,7 +109,7 @@ pub async fn bind(listen: &Listen) -> io::Result<Bound> {
         }
         Listen::Unix(path) => {
             let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-            if is_socket && tokio::net::UnixStream::connect(path).await.is_err() {
+            if is_socket && UnixStream::connect(path).await.is_err() {
                 std::fs::remove_file(path)?;
             }
             let listener = UnixListener::bind(path)?;
@@ -114,7 +138,7 @@ pub async fn run(
 
     let path = match &bound.socket {
         Socket::Unix(_, path) => Some(path.clone()),
-        Socket::Tcp(_) => None,
+        Socket::Tcp(_) | Socket::Local(_) => None,
     };
     let (health, health_service) = tonic_health::server::health_reporter();
     let service = FlightServiceServer::new(Service { shared: Arc::clone(&shared) })
@@ -175,7 +199,7 @@ fn limit_call(request: http::Request<Body>) -> http::Request<Body> {
 ///
 /// A task of its own owns the socket and drops it then: a socket that is open but not accepted from would let new clients
 /// wait where they could go elsewhere.
-fn accept(socket: Socket, most: usize, draining: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
+fn accept(mut socket: Socket, most: usize, draining: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(most));
@@ -204,7 +228,7 @@ fn accept(socket: Socket, most: usize, draining: CancellationToken) -> impl Stre
 }
 
 impl Socket {
-    async fn accept(&self) -> io::Result<Box<dyn Io>> {
+    async fn accept(&mut self) -> io::Result<Box<dyn Io>> {
         match self {
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -213,6 +237,11 @@ impl Socket {
                 Ok(Box::new(stream))
             }
             Socket::Unix(listener, _) => Ok(Box::new(listener.accept().await?.0)),
+            Socket::Local(dialled) => match dialled.recv().await {
+                Some(stream) => Ok(Box::new(stream)),
+                // Nobody will dial any more; what is open goes on.
+                None => std::future::pending().await,
+            },
         }
     }
 }
