@@ -1,27 +1,35 @@
-"""Writes files/: what compressed-tensors 0.20 makes of the adversarial inputs and of real weights. `make golden` runs it.
+"""Writes files/: what compressed-tensors 0.20 makes of adversarial inputs, of real weights and of whole checkpoints.
 
-Every number of the output comes out of compressed-tensors or torch; the inputs do not (cases.py, minilm.py). Nothing
-in the output depends on time, machine or order of a dict, so that running it again changes no byte.
+`make golden` runs it. Every number of the output comes out of compressed-tensors or torch; the inputs do not (cases.py,
+minilm.py, checkpoints.py). Nothing in the output depends on time, machine or order of a dict, so that running it again
+changes no byte.
 """
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-from compressed_tensors.quantization import QuantizationArgs, preset_name_to_scheme
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.quant_args import round_to_quantized_type_dtype
 from compressed_tensors.quantization.utils import calculate_qparams, calculate_range, maybe_pad_tensor_for_block_quant
-from safetensors.numpy import save
+from safetensors import deserialize
+from safetensors.numpy import load_file, save
+from safetensors.torch import save as save_torch
 
 import cases
+import checkpoints
 import minilm
 
 FILES = Path(__file__).resolve().parent / "files"
+CHECKPOINTS = FILES / "checkpoints"
 # On f32 and f64 the two modes are one.
 ARITHS = {"f32": ["f32"], "f64": ["f32"], "bf16": ["f32", "weight-dtype"], "f16": ["f32", "weight-dtype"]}
 REAL_SCHEMES = [*cases.PRESETS, "int2/g32", "int3/channel", "int5-asym/g32", "int6/tensor", "int8-asym/channel", "fp8/b64x32"]
@@ -42,11 +50,11 @@ class Quantized:
 
 def main():
     torch.set_num_threads(2)
-    FILES.mkdir(exist_ok=True)
-    for path in FILES.iterdir():
-        path.unlink()
+    shutil.rmtree(FILES, ignore_errors=True)
+    CHECKPOINTS.mkdir(parents=True)
     write_adversarial()
     write_real()
+    write_checkpoints()
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -86,6 +94,57 @@ def write_real():
 
 def hashes(quantized: Quantized) -> dict[str, str]:
     return {kind: minilm.sha256(tensor.tobytes()) for kind, tensor in quantized.tensors().items()}
+
+
+def write_checkpoints():
+    """The small model and some of what becomes of it; expected.json: `dtype, shape, sha256` of every tensor."""
+    made = {}
+    for dtype, ariths in checkpoints.MADE.items():
+        model = checkpoints.tensors(dtype)
+        (CHECKPOINTS / f"source-{dtype}.safetensors").write_bytes(checkpoint_file(model))
+        made[dtype] = {arith: {} for arith in ariths}
+        for arith, schemes in ariths.items():
+            for scheme in schemes:
+                file = checkpoint_file(compressed(model, checkpoints.QUANTIZED, scheme, arith))
+                made[dtype][arith][scheme] = summaries(file)
+                if (dtype, arith) == ("bf16", "f32") and scheme in checkpoints.KEPT_WHOLE:
+                    (CHECKPOINTS / f"{dtype}-{arith}-{scheme}.safetensors").write_bytes(file)
+    minilm_file = minilm.fetched()
+    model = load_file(minilm_file)
+    modules = [name.removesuffix(".weight") for name in model if checkpoints.MINILM_QUANTIZED.fullmatch(name)]
+    document = {
+        "small": made,
+        "minilm": {
+            "package": minilm.PACKAGE,
+            "source": minilm.sha256(minilm_file.read_bytes()),
+            "made": {
+                scheme: summaries(checkpoint_file(compressed(model, modules, scheme, "f32")))
+                for scheme in checkpoints.MINILM_SCHEMES
+            },
+        },
+    }
+    (CHECKPOINTS / "expected.json").write_text(one_tensor_a_line(document) + "\n")
+
+
+def checkpoint_file(tensors: dict) -> bytes:
+    """As transformers saves it: by safetensors, `pt` in the metadata."""
+    return save_torch({name: as_torch(tensor).contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+
+
+def summaries(file: bytes) -> dict[str, dict]:
+    return {
+        name: {"dtype": tensor["dtype"], "shape": tensor["shape"], "sha256": minilm.sha256(tensor["data"])}
+        for name, tensor in deserialize(file)
+    }
+
+
+def one_tensor_a_line(value, depth: int = 1) -> str:
+    """JSON with sorted keys, in which an object that holds no other stands on one line."""
+    if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
+        return json.dumps(value, sort_keys=True)
+    indent = " " * depth
+    lines = [f"{indent}{json.dumps(key)}: {one_tensor_a_line(value[key], depth + 1)}" for key in sorted(value)]
+    return "{\n" + ",\n".join(lines) + f"\n{indent[1:]}}}"
 
 
 def on_disk(weights: np.ndarray) -> np.ndarray:
@@ -155,19 +214,72 @@ def extrema(x: torch.Tensor, args: QuantizationArgs):
     return parts.amin(dims, keepdim=keep), parts.amax(dims, keepdim=keep)
 
 
-def as_torch(weights: np.ndarray) -> torch.Tensor:
+def as_torch(weights: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(weights, torch.Tensor):
+        return weights
     if weights.dtype.name == "bfloat16":
         return torch.from_numpy(weights.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(weights)
 
 
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+def compressed(model: dict[str, np.ndarray], modules, scheme: str, arith: str) -> dict:
+    """The checkpoint with what compressed-tensors stores for each of `modules`, unless a group does not divide it."""
+    group = quantization_args(scheme).group_size or 1
+    written = dict(model)
+    for module in modules:
+        if model[f"{module}.weight"].shape[1] % group == 0:
+            state = {name.removeprefix(f"{module}."): model[name] for name in model if name.startswith(f"{module}.")}
+            for name in state:
+                del written[f"{module}.{name}"]
+            written |= {f"{module}.{name}": tensor for name, tensor in compress(state, scheme, arith).items()}
+    return written
+
+
+def compress(state: dict[str, np.ndarray], scheme: str, arith: str) -> dict[str, torch.Tensor]:
+    """A module's tensors by the `compress` of its format's compressor, given the oracle's scales and zero points.
+
+    That quantizes in the type of the weights it is given: in `f32` they are widened, and the scale goes back to its
+    stored type.
+    """
+    expected = oracle(state["weight"], scheme, arith)
+    state = {name: as_torch(tensor) for name, tensor in state.items()}
+    stored = state["weight"].dtype
+    computed = torch.float32 if arith == "f32" else stored
+    state |= {"weight": state["weight"].to(computed), "weight_scale": torch.from_numpy(expected.scales).to(computed)}
+    if expected.zero_points is not None:
+        state["weight_zero_point"] = torch.from_numpy(expected.zero_points).to(quantization_args(scheme).zp_dtype)
+    compressor = BaseCompressor.get_value_from_registry(compression_format(scheme))
+    written = compressor.compress(state, quantization_scheme(scheme))
+    written["weight_scale"] = written["weight_scale"].to(stored)
+
+    codes = written.get("weight", written.get("weight_packed")).contiguous().view(torch.uint8)
+    assert np.array_equal(codes.numpy(), expected.codes), f"{scheme}: `compress` and `quantize` differ"
+    assert np.array_equal(written["weight_scale"].float().numpy(), expected.scales)
+    return written
+
+
+def compression_format(scheme: str) -> str:
+    """A preset's by compressed-tensors' own rules, which know no plain int8 or FP8 for weights alone. Quarrel does."""
+    if scheme in checkpoints.PRESETS:
+        return infer_module_format(torch.nn.Linear, quantization_scheme(scheme)).value
+    if scheme.startswith("fp8"):
+        return "float-quantized"
+    return "int-quantized" if plain_bytes(scheme) else "pack-quantized"
+
+
 # -- schemes ----------------------------------------------------------------------------------------------------------
 
 def quantization_args(scheme: str) -> QuantizationArgs:
+    return quantization_scheme(scheme).weights
+
+
+def quantization_scheme(scheme: str) -> QuantizationScheme:
     """A preset by compressed-tensors' own definition; `intN[-asym]/PART` and `fp8/PART` by the same words."""
     plain = re.fullmatch(r"(?:int(?P<bits>\d)(?P<asym>-asym)?|fp8)/(?P<part>\w+)", scheme)
     if not plain:
-        return preset_name_to_scheme(scheme, ["Linear"]).weights
+        return preset_name_to_scheme(scheme, ["Linear"])
     part = plain["part"]
     if part in ("tensor", "channel"):
         granularity = {"strategy": part}
@@ -175,9 +287,10 @@ def quantization_args(scheme: str) -> QuantizationArgs:
         granularity = {"strategy": "group", "group_size": int(part[1:])}
     else:
         granularity = {"strategy": "block", "block_structure": [int(side) for side in part[1:].split("x")]}
-    return QuantizationArgs(
+    args = QuantizationArgs(
         num_bits=int(plain["bits"] or 8), type="int" if plain["bits"] else "float", symmetric=not plain["asym"], **granularity
     )
+    return QuantizationScheme(targets=["Linear"], weights=args)
 
 
 def plain_bytes(scheme: str) -> bool:

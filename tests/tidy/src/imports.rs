@@ -10,13 +10,15 @@ use crate::{
 
 /// Every crate of ours, by its folder: ours that it may import, and others' that must not even come in through a third.
 /// (A name stands for the whole family: `arrow` is `arrow-array` too.)
-const CRATES: [(&str, &[&str], &[&str]); 7] = [
+const CRATES: [(&str, &[&str], &[&str]); 9] = [
     ("proto", &[], &["arrow", "tonic", "tokio", "hyper", "tracing"]),
     ("server/kernels", &[], &["arrow", "tonic", "tokio", "futures", "tracing", "log", "rayon", "clap"]),
     ("server/engine", &["quarrel-kernels", "quarrel-proto"], &["tonic", "tokio", "futures", "tracing", "clap"]),
     ("server/pool", &[], &["arrow", "tonic", "hyper", "clap"]),
+    ("server/checkpoint", &["quarrel-engine", "quarrel-proto"], &["tonic", "tokio", "hyper", "clap"]),
     ("server/flight", &["quarrel-engine", "quarrel-pool", "quarrel-proto"], &[]),
-    ("client/cli", &["quarrel-flight"], &[]),
+    ("client/rust", &["quarrel-proto"], &["clap", "rayon"]),
+    ("client/cli", &["quarrel-checkpoint", "quarrel-client", "quarrel-flight"], &[]),
     ("tests/tidy", &[], &[]),
 ];
 

@@ -1,0 +1,35 @@
+//! Recipes from files: YAML, or JSON, which is YAML too. The contract's own reader takes them, so nothing is ignored.
+
+use std::path::Path;
+
+use quarrel_client::proto::{
+    command,
+    v1::{self, command::Verb, quantize::How},
+};
+
+use crate::failure::Failure;
+
+/// The largest file that is read: as the contract bounds a command.
+const BYTES_MAX: u64 = command::COMMAND_BYTES_MAX as u64;
+
+/// The recipe in a file.
+pub(crate) fn recipe(path: &Path) -> Result<v1::Recipe, Failure> {
+    let unreadable = |error| Failure::file("cannot read the recipe", path, &error);
+    let advice =
+        "Write `rules: [{targets: [\"*\"], scheme: W4A16}]` and `ignore: [\"@standard\"]`; SPEC.md, section Commands.";
+    let wrong = |detail: String| Failure::usage(format!("recipe `{}`: {detail}", path.display()), advice);
+    if std::fs::metadata(path).map_err(unreadable)?.len() > BYTES_MAX {
+        return Err(wrong(format!("it is longer than {BYTES_MAX} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let recipe: serde_json::Value = match path.extension().is_some_and(|ending| ending == "json") {
+        true => serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?,
+        false => serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?,
+    };
+    let command = serde_json::json!({ "quantize": { "recipe": recipe } });
+    let command = command::parse(command.to_string().as_bytes()).map_err(|error| wrong(error.to_string()))?;
+    match command.verb {
+        Some(Verb::Quantize(v1::Quantize { how: Some(How::Recipe(recipe)), .. })) => Ok(recipe),
+        _ => Err(wrong("it is empty".to_owned())),
+    }
+}

@@ -1,0 +1,135 @@
+//! The report: what became of every tensor, measured. Written as JSON beside the result; the table is made of it.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use quarrel_client::Metrics;
+use serde::Serialize;
+
+use crate::{args::QuantizeArgs, failure::Failure, seal::different};
+
+/// All of it. Field names are those of the contract where it has them.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) source: String,
+    pub(crate) destination: String,
+    /// Where it was done; null for this process.
+    pub(crate) server: Option<String>,
+    pub(crate) quarrel: &'static str,
+    pub(crate) contract: String,
+    pub(crate) cpu_level: String,
+    /// The effective command, as the server echoed it; null if no layer was sent.
+    pub(crate) command: Option<serde_json::Value>,
+    pub(crate) seconds: f64,
+    pub(crate) totals: Totals,
+    /// In the order of the source.
+    pub(crate) layers: Vec<LayerReport>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Totals {
+    pub(crate) quantized: usize,
+    pub(crate) kept: usize,
+    pub(crate) failed: usize,
+    /// Of quantized layers.
+    pub(crate) elements: u64,
+    /// Over all quantized layers.
+    pub(crate) bits_per_weight: Option<f64>,
+    /// The quantized layer of least SQNR.
+    pub(crate) worst_layer: Option<String>,
+    pub(crate) worst_sqnr_db: Option<f64>,
+    pub(crate) source_bytes: u64,
+    pub(crate) destination_bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct LayerReport {
+    /// The tensor of the source.
+    pub(crate) name: String,
+    /// `quantized`, `kept` or `failed`.
+    pub(crate) status: &'static str,
+    pub(crate) reason: Option<String>,
+    pub(crate) message: Option<String>,
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) scheme: Option<String>,
+    pub(crate) metrics: Option<MetricsReport>,
+    /// The tensors of the destination.
+    pub(crate) tensors: Vec<String>,
+    /// Bytes in the source.
+    #[serde(skip)]
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct MetricsReport {
+    elements: u64,
+    mse: Option<f64>,
+    pub(crate) sqnr_db: Option<f64>,
+    pub(crate) cosine: Option<f64>,
+    pub(crate) max_abs_error: Option<f64>,
+    amax: Option<f64>,
+    saturated: u64,
+    pub(crate) bits_per_weight: Option<f64>,
+}
+
+impl From<Metrics> for MetricsReport {
+    fn from(metrics: Metrics) -> MetricsReport {
+        let Metrics { elements, mse, sqnr_db, cosine, max_abs_error, amax, saturated, bits_per_weight } = metrics;
+        MetricsReport { elements, mse, sqnr_db, cosine, max_abs_error, amax, saturated, bits_per_weight }
+    }
+}
+
+impl Totals {
+    pub(crate) fn of(layers: &[LayerReport]) -> Totals {
+        let count = |status| layers.iter().filter(|layer| layer.status == status).count();
+        let measured = || layers.iter().filter_map(|layer| Some((layer, layer.metrics?)));
+        let elements = measured().map(|(_, metrics)| metrics.elements).sum();
+        let bits: f64 = measured().filter_map(|(_, of)| Some(of.bits_per_weight? * of.elements as f64)).sum();
+        let rated = measured().filter_map(|(layer, metrics)| Some((layer, metrics.sqnr_db?)));
+        let worst = rated.min_by(|a, b| a.1.total_cmp(&b.1));
+        Totals {
+            quantized: count("quantized"),
+            kept: count("kept"),
+            failed: count("failed"),
+            elements,
+            bits_per_weight: (elements > 0).then(|| bits / elements as f64),
+            worst_layer: worst.map(|(layer, _)| layer.name.clone()),
+            worst_sqnr_db: worst.map(|(_, sqnr_db)| sqnr_db),
+            source_bytes: 0,
+            destination_bytes: 0,
+        }
+    }
+}
+
+/// Where the report goes. Refuses, before any work, what would overwrite something that nobody wants to lose.
+pub(crate) fn path(args: &QuantizeArgs) -> Result<PathBuf, Failure> {
+    let files = &args.files;
+    let path = args.report.clone().unwrap_or_else(|| files.destination.with_extension("report.json"));
+    different([&files.source, &files.destination, &path])?;
+    if path.exists() && !files.force {
+        let advice = "Choose another name with `--report`, or replace it with `--force`.";
+        return Err(Failure::usage(format!("`{}` exists", path.display()), advice));
+    }
+    Ok(path)
+}
+
+/// Writes the report: complete under its name, or not at all.
+pub(crate) fn write(report: &Report, path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let written = || -> std::io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let mut file = tempfile::Builder::new()
+            .prefix(".report.")
+            .suffix(".partial")
+            .permissions(std::fs::Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, report)?;
+        file.write_all(b"\n")?;
+        file.persist(path)?;
+        Ok(())
+    };
+    written().map_err(|error| Failure::file("cannot write the report", path, &error))
+}

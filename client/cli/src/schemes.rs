@@ -1,0 +1,43 @@
+//! `quarrel schemes`.
+
+use crate::{
+    args::{OutputArgs, SchemesArgs},
+    failure::Failure,
+    place::Place,
+    table::{print, table},
+};
+use quarrel_client::proto::json;
+
+pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
+    let silent = OutputArgs { json: args.json, quiet: false, verbose: false };
+    let place = Place::open(&args.place, silent).await?;
+    let found = place.client.schemes().await?;
+    if args.json {
+        return print(&json::schemes(&found));
+    }
+    let mut table = table(["scheme", "codes", "a scale for each", "checkpoint format", "profiles"]);
+    for scheme in &found.schemes {
+        let each = match (scheme.group_size, scheme.block.as_slice()) {
+            (Some(size), _) => format!("group of {size}"),
+            (None, [rows, columns]) => format!("block of {rows} x {columns}"),
+            _ => scheme.granularity.clone(),
+        };
+        let symmetry = if scheme.symmetric { "" } else { ", asymmetric" };
+        let format = scheme.checkpoint_format.clone().unwrap_or_default();
+        let format = if scheme.needs_calibration { "none: needs calibration".to_owned() } else { format };
+        table.add_row([
+            scheme.name.clone(),
+            format!("{}{symmetry}", scheme.element),
+            each,
+            format,
+            scheme.profiles.join(", "),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(comfy_table::CellAlignment::Left);
+    }
+    print(&table.to_string())?;
+    print(
+        "Grammar: intN[-asym][/tensor | /channel | /gG] with N of 2..8; fp8/tensor | /channel | /bRxC; a grouped preset/gG.",
+    )
+}

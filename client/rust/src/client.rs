@@ -1,0 +1,215 @@
+//! A server's address, how many streams to it, and the calls.
+
+use std::{fmt, io, num::NonZeroUsize, sync::Arc, time::Duration};
+
+use arrow_flight::{Action, flight_service_client::FlightServiceClient};
+use futures::{StreamExt, TryStreamExt, stream};
+use hyper_util::rt::TokioIo;
+use quarrel_proto::{VERSION, json, metadata, v1};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    address::{Address, Dial, Io},
+    dequantize::{CodedLayer, DecodedRun, Dequantize},
+    error::Error,
+    exchange::{Verb, exchange},
+    feed::{Answers, Feed},
+    layer::Layer,
+    quantize::{Quantize, Run},
+};
+
+const CONNECT: Duration = Duration::from_secs(10);
+/// A dead server is noticed within twice this.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// For a server that does not say when it takes a stream for idle.
+const ALIVE_EVERY: Duration = Duration::from_secs(15);
+/// What a server may send ahead of us.
+const WINDOW_BYTES: u32 = 4 << 20;
+/// The first pause before layers are sent again; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A Quarrel server, as seen from here. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    dial: Dial,
+    streams: NonZeroUsize,
+    retries: u32,
+    /// How often a stream that has nothing to send says that it is alive.
+    alive_every: Duration,
+}
+
+impl Client {
+    /// Connects to `grpc://HOST:PORT`, `HOST:PORT`, `grpc+unix://PATH` or `unix:PATH`, and asks the server who it is.
+    ///
+    /// # Errors
+    /// [`Error::Address`]; [`Error::Unreachable`] if nobody answers within 10 seconds; [`Error::Answer`] if it is no
+    /// Quarrel server of this contract's major version.
+    pub async fn connect(address: &str) -> Result<Client, Error> {
+        let address: Address = address.parse()?;
+        Client::with(address.dial()).await
+    }
+
+    /// The same over connections that `dial` makes: a server in this process, a tunnel.
+    ///
+    /// # Errors
+    /// As [`connect`](Client::connect).
+    pub async fn over<F, I>(dial: impl Fn() -> F + Send + Sync + 'static) -> Result<Client, Error>
+    where
+        F: Future<Output = io::Result<I>> + Send + 'static,
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let dial: Dial = Arc::new(move || {
+            let dialled = dial();
+            Box::pin(async move { Ok(Box::new(dialled.await?) as Box<dyn Io>) })
+        });
+        Client::with(dial).await
+    }
+
+    async fn with(dial: Dial) -> Result<Client, Error> {
+        let client = Client { dial, streams: NonZeroUsize::MIN, retries: 3, alive_every: Duration::MAX };
+        let v1::ServerInfo { contract, limits, .. } = client.server_info().await?;
+        let major = |version: &str| version.split('.').next().map(str::to_owned);
+        if major(&contract) != major(VERSION) {
+            let detail =
+                format!("its contract is version `{contract}`: expected {VERSION} or another minor version of it");
+            return Err(Error::Answer { detail });
+        }
+        let idle_after = limits.iter().find(|limit| limit.name == "idle_seconds");
+        let alive_every = idle_after.map_or(ALIVE_EVERY, |limit| Duration::from_secs(limit.value) / 4);
+        Ok(Client { alive_every, ..client })
+    }
+
+    /// Sends over so many streams at once, each on a connection of its own; 1 by default. Answers of different layers then
+    /// come in any order. It helps where one connection's bytes, not the server's computing, take the time.
+    pub fn streams(self, streams: NonZeroUsize) -> Client {
+        Client { streams, ..self }
+    }
+
+    /// How often in a row a stream that broke, or whose server stopped, is tried again before its error is reported; 3 by
+    /// default, after pauses of 0.2, 0.4, 0.8 .. seconds. Only what was not answered whole is sent again.
+    pub fn retries(self, retries: u32) -> Client {
+        Client { retries, ..self }
+    }
+
+    /// Quantizes layers. Must be called within a tokio runtime.
+    ///
+    /// Runs of a layer come in order and one after the other; layers in the order of `layers` where there is one stream. A
+    /// run that begins a layer again (`channels.start == 0`) after others of it replaces them: its stream broke and it
+    /// was sent anew. [`whole`](crate::whole) puts layers together.
+    pub fn quantize(
+        &self,
+        command: v1::Quantize,
+        layers: impl IntoIterator<Item = Layer, IntoIter: Send + 'static>,
+    ) -> Answers<Run> {
+        self.start(Quantize::new(command), stream::iter(layers.into_iter().map(Ok)))
+    }
+
+    /// Quantizes layers that become known one by one.
+    pub fn quantize_stream(
+        &self,
+        command: v1::Quantize,
+        layers: impl stream::Stream<Item = Result<Layer, Error>> + Send + 'static,
+    ) -> Answers<Run> {
+        self.start(Quantize::new(command), layers)
+    }
+
+    /// Computes the values that codes stand for. Must be called within a tokio runtime.
+    ///
+    /// Runs of a layer come in order; a run that begins a layer again replaces what came before of it.
+    pub fn dequantize(
+        &self,
+        command: v1::Dequantize,
+        layers: impl IntoIterator<Item = Result<CodedLayer, Error>, IntoIter: Send + 'static>,
+    ) -> Answers<DecodedRun> {
+        self.start(Dequantize::new(command), stream::iter(layers))
+    }
+
+    fn start<V: Verb>(
+        &self,
+        verb: V,
+        layers: impl stream::Stream<Item = Result<V::Layer, Error>> + Send + 'static,
+    ) -> Answers<V::Answer> {
+        let (feed, mut answers) = Feed::new(layers.boxed());
+        let (verb, feed) = (Arc::new(verb), Arc::new(feed));
+        for _ in 0..self.streams.get() {
+            let (client, verb, feed) = (self.clone(), Arc::clone(&verb), Arc::clone(&feed));
+            let stream = tokio::spawn(async move {
+                if let Err(error) = client.run(&verb, &feed).await {
+                    feed.failed(error);
+                }
+            });
+            answers.stop_with_us(stream.abort_handle());
+        }
+        answers
+    }
+
+    /// One stream, begun again when its server goes away.
+    async fn run<V: Verb>(&self, verb: &Arc<V>, feed: &Feed<V>) -> Result<(), Error> {
+        let mut failures = 0;
+        loop {
+            let before = feed.answers();
+            let error = match self.channel().await {
+                Ok(channel) => match exchange(channel, verb, feed, self.alive_every).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if feed.answers() > before {
+                failures = 0;
+            }
+            if !error.is_unavailable() || failures == self.retries {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE * 2u32.saturating_pow(failures.min(10))).await;
+            failures += 1;
+        }
+    }
+
+    /// What the server is: version, limits, CPU level.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`]; [`Error::Answer`] if it is no Quarrel server.
+    pub async fn server_info(&self) -> Result<v1::ServerInfo, Error> {
+        json::read_server_info(&self.act(metadata::ACTION_SERVER_INFO).await?)
+            .map_err(|detail| Error::Answer { detail })
+    }
+
+    /// Every scheme that the server knows by name.
+    ///
+    /// # Errors
+    /// As [`server_info`](Client::server_info).
+    pub async fn schemes(&self) -> Result<v1::Schemes, Error> {
+        json::read_schemes(&self.act(metadata::ACTION_SCHEMES_LIST).await?).map_err(|detail| Error::Answer { detail })
+    }
+
+    async fn act(&self, action: &str) -> Result<bytes::Bytes, Error> {
+        let mut flight = FlightServiceClient::new(self.channel().await?);
+        let mut results = flight.do_action(Action::new(action, "")).await?.into_inner();
+        let result = results.try_next().await?;
+        result.map(|result| result.body).ok_or_else(|| Error::Answer { detail: format!("`{action}` has no result") })
+    }
+
+    async fn channel(&self) -> Result<Channel, Error> {
+        let dial = Arc::clone(&self.dial);
+        // The connector has the address; HTTP/2 wants an authority all the same.
+        let endpoint = Endpoint::from_static("http://localhost")
+            .connect_timeout(CONNECT)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(2 * WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE);
+        let connector = tower::service_fn(move |_| {
+            let dialled = dial();
+            async move { dialled.await.map(TokioIo::new) }
+        });
+        Ok(endpoint.connect_with_connector(connector).await?)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("streams", &self.streams).field("retries", &self.retries).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,73 @@
+//! Layers to rows: runs of whole output channels, at most 4 MiB each where channels allow.
+
+use std::ops::Range;
+
+/// Bytes of one run. Large enough that a message's fixed costs do not count, small enough that a stream holds little.
+pub(crate) const RUN_BYTES_MAX: u64 = 4 << 20;
+
+/// How one layer is cut: the same rows whenever it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cut {
+    channels: u64,
+    /// Channels of each row but the last.
+    step: u64,
+}
+
+impl Cut {
+    /// `channels` of `channel_bytes` each, cut at multiples of `span` channels.
+    pub(crate) fn new(channels: u64, channel_bytes: u64, span: u64) -> Cut {
+        let span_bytes = channel_bytes.saturating_mul(span);
+        let spans = RUN_BYTES_MAX.checked_div(span_bytes).unwrap_or(u64::MAX).max(1);
+        Cut { channels, step: spans.saturating_mul(span).clamp(1, channels.max(1)) }
+    }
+
+    /// How many channels there are.
+    pub(crate) fn total(self) -> u64 {
+        self.channels
+    }
+
+    /// A layer of no channels is one row too: somebody must say what became of it.
+    pub(crate) fn rows(self) -> u64 {
+        self.channels.div_ceil(self.step).max(1)
+    }
+
+    /// The channels of a row.
+    pub(crate) fn channels(self, row: u64) -> Range<u64> {
+        let start = row * self.step;
+        start..self.channels.min(start + self.step)
+    }
+}
+
+/// The product of dimensions, if it is a number that a layer can have.
+pub(crate) fn product(dimensions: &[u64]) -> Option<u64> {
+    dimensions.iter().try_fold(1u64, |product, dimension| product.checked_mul(*dimension))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_cover_every_channel_once_and_stay_small() {
+        for (channels, channel_bytes, span) in [
+            (4096, 16384, 1),
+            (1, 1 << 30, 1),
+            (10, 5 << 20, 1),
+            (0, 4, 1),
+            (7, 0, 1),
+            (1000, 32768, 128),
+            (300, 4 << 20, 128),
+        ] {
+            let cut = Cut::new(channels, channel_bytes, span);
+            let mut next = 0;
+            for row in 0..cut.rows() {
+                let range = cut.channels(row);
+                assert_eq!(range.start, next);
+                assert_eq!(range.start % span, 0);
+                next = range.end;
+                assert!((range.end - range.start) * channel_bytes <= RUN_BYTES_MAX.max(channel_bytes * span));
+            }
+            assert_eq!(next, channels);
+        }
+    }
+}

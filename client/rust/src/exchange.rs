@@ -1,0 +1,240 @@
+//! One stream on one connection: rows out, answers in, both at once.
+//!
+//! The receiving half takes every answer as soon as it is there. The sending half waits while the consumer has too many
+//! of them untaken, and meanwhile says now and then that it is alive. So no side ever waits for the other in a circle.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use arrow_array::RecordBatch;
+use arrow_flight::{
+    FlightData, FlightDescriptor,
+    decode::{DecodedPayload, FlightDataDecoder},
+    flight_service_client::FlightServiceClient,
+};
+use arrow_schema::SchemaRef;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, future::poll_immediate, stream};
+use quarrel_proto::{json, metadata};
+use tokio::{sync::mpsc, time::timeout};
+use tonic::transport::Channel;
+
+use crate::{cut::Cut, error::Error, feed::Feed, wire};
+
+/// Rows of small layers share a message up to so many bytes.
+const MESSAGE_BYTES: usize = 1 << 20;
+/// No row's answer is larger: what a server can be told to accept.
+const ANSWER_BYTES_MAX: usize = 2 << 30;
+
+/// What a stream does with layers.
+pub(crate) trait Verb: Send + Sync + 'static {
+    type Layer: Clone + Send + Sync + 'static;
+    type Row: Send + 'static;
+    type Answer: Send + 'static;
+
+    /// The command, as protobuf.
+    fn command(&self) -> Vec<u8>;
+    /// The columns that are sent.
+    fn schema(&self) -> SchemaRef;
+    /// How a layer is cut; an error if it does not fit together.
+    fn cut(&self, layer: &Self::Layer) -> Result<Cut, Error>;
+    /// Whether reading a row may block.
+    fn blocks(layer: &Self::Layer) -> bool;
+    /// Reads a row.
+    fn read(layer: &Self::Layer, cut: Cut, channels: Range<u64>) -> Result<Self::Row, Error>;
+    /// Bytes of a row.
+    fn bytes(row: &Self::Row) -> usize;
+    /// Rows as a batch.
+    fn batch(&self, rows: Vec<Self::Row>) -> Result<RecordBatch, Error>;
+    /// Takes a batch of answers to the layers under way, in order; those that are complete leave `underway`.
+    fn take(
+        &self,
+        batch: &RecordBatch,
+        underway: &mut VecDeque<Underway<Self::Layer>>,
+    ) -> Result<Vec<(Self::Answer, usize)>, Error>;
+}
+
+/// A layer that was sent, at least in part, and not yet answered whole.
+#[derive(Debug)]
+pub(crate) struct Underway<L> {
+    pub(crate) layer: L,
+    pub(crate) cut: Cut,
+    /// What is answered: rows or elements, as the verb counts.
+    pub(crate) done: u64,
+}
+
+/// The layers of one stream that are under way.
+type Line<V> = Mutex<VecDeque<Underway<<V as Verb>::Layer>>>;
+
+/// Sends layers from `feed` and hands it their answers, until there are no more. After an error, what was not answered
+/// whole is with the feed again. A silence of `alive_every` is broken by a message that says nothing.
+pub(crate) async fn exchange<V: Verb>(
+    channel: Channel,
+    verb: &Arc<V>,
+    feed: &Feed<V>,
+    alive_every: Duration,
+) -> Result<(), Error> {
+    let line: Line<V> = Mutex::default();
+    let (sender, receiver) = mpsc::channel(1);
+    let send = send(verb, feed, &line, Outgoing { sender, alive_every });
+    let receive = receive(channel, receiver, verb, feed, &line);
+    let ended = tokio::try_join!(send, receive).map(drop);
+    feed.give_back(lock(&line).drain(..).map(|underway| underway.layer));
+    ended
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The stream's other half has ended, and knows why.
+struct Gone;
+
+/// The request, message by message.
+struct Outgoing {
+    sender: mpsc::Sender<FlightData>,
+    alive_every: Duration,
+}
+
+impl Outgoing {
+    async fn push(&self, message: FlightData) -> Result<(), Gone> {
+        self.sender.send(message).await.map_err(|_| Gone)
+    }
+
+    /// Waits, and keeps the server from taking the silence for an idle stream.
+    async fn alive<T>(&self, wait: impl Future<Output = T>) -> Result<T, Gone> {
+        let mut wait = pin!(wait);
+        loop {
+            match timeout(self.alive_every, &mut wait).await {
+                Ok(value) => return Ok(value),
+                Err(_) => self.push(FlightData::new().with_app_metadata("alive")).await?,
+            }
+        }
+    }
+}
+
+async fn send<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: Outgoing) -> Result<(), Error> {
+    match send_all(verb, feed, line, &out).await {
+        // The receiving half says why.
+        Ok(()) | Err(Stop::Gone) => Ok(()),
+        Err(Stop::Error(error)) => Err(error),
+    }
+}
+
+enum Stop {
+    Gone,
+    Error(Error),
+}
+
+impl From<Gone> for Stop {
+    fn from(Gone: Gone) -> Stop {
+        Stop::Gone
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Error(error)
+    }
+}
+
+async fn send_all<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: &Outgoing) -> Result<(), Stop> {
+    let mut encoder = wire::Encoder::default();
+    let command = FlightDescriptor::new_cmd(verb.command());
+    out.push(encoder.schema(&verb.schema()).with_descriptor(command)).await?;
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    loop {
+        let mut next = pin!(feed.next());
+        let layer = match poll_immediate(&mut next).await {
+            Some(layer) => layer,
+            None => {
+                // Nothing waits for a layer that may be long in coming.
+                flush(verb, &mut encoder, out, &mut rows).await?;
+                bytes = 0;
+                out.alive(next).await?
+            }
+        };
+        let Some(layer) = layer.transpose()? else { break };
+        let cut = verb.cut(&layer)?;
+        lock(line).push_back(Underway { layer: layer.clone(), cut, done: 0 });
+        for row in 0..cut.rows() {
+            out.alive(feed.room()).await?;
+            let row = read::<V>(&layer, cut, cut.channels(row)).await?;
+            if !rows.is_empty() && bytes + V::bytes(&row) > MESSAGE_BYTES {
+                flush(verb, &mut encoder, out, &mut rows).await?;
+                bytes = 0;
+            }
+            bytes += V::bytes(&row);
+            rows.push(row);
+        }
+    }
+    flush(verb, &mut encoder, out, &mut rows).await?;
+    Ok(())
+}
+
+async fn read<V: Verb>(layer: &V::Layer, cut: Cut, channels: Range<u64>) -> Result<V::Row, Error> {
+    if !V::blocks(layer) {
+        return V::read(layer, cut, channels);
+    }
+    let layer = layer.clone();
+    match tokio::task::spawn_blocking(move || V::read(&layer, cut, channels)).await {
+        Ok(row) => row,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn flush<V: Verb>(
+    verb: &Arc<V>,
+    encoder: &mut wire::Encoder,
+    out: &Outgoing,
+    rows: &mut Vec<V::Row>,
+) -> Result<(), Stop> {
+    if !rows.is_empty() {
+        let batch = verb.batch(std::mem::take(rows))?;
+        out.push(encoder.batch(&batch)?).await?;
+    }
+    Ok(())
+}
+
+async fn receive<V: Verb>(
+    channel: Channel,
+    requests: mpsc::Receiver<FlightData>,
+    verb: &Arc<V>,
+    feed: &Feed<V>,
+    line: &Line<V>,
+) -> Result<(), Error> {
+    let mut client = FlightServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let requests = stream::unfold(requests, |mut requests| async move { Some((requests.recv().await?, requests)) });
+    let responses = client.do_exchange(requests).await?.into_inner();
+    let mut responses = FlightDataDecoder::new(responses.map_err(Into::into));
+    while let Some(message) = responses.next().await {
+        let message = message.map_err(wire::error)?;
+        match message.payload {
+            DecodedPayload::None => {}
+            DecodedPayload::Schema(schema) => {
+                if let Some(command) = schema.metadata().get(metadata::COMMAND) {
+                    feed.effective(command);
+                }
+            }
+            DecodedPayload::RecordBatch(batch) if batch.num_rows() == 0 => {
+                return feed.ended(summary(&message.inner.app_metadata)?, lock(line).is_empty());
+            }
+            DecodedPayload::RecordBatch(batch) => {
+                let answers = verb.take(&batch, &mut lock(line))?;
+                feed.answered(answers);
+            }
+        }
+    }
+    // A request that was cancelled on the way reads as a clean end.
+    Err(Error::Unreachable { detail: "the stream ended before its summary".to_owned() })
+}
+
+fn summary(bytes: &Bytes) -> Result<quarrel_proto::v1::Summary, Error> {
+    json::read_summary(bytes)
+        .map_err(|error| Error::Answer { detail: format!("its summary is no quarrel.v1.Summary: {error}") })
+}

@@ -1,0 +1,99 @@
+//! What becomes of each tensor of a checkpoint: whether it goes through the quantizer, or is copied and why.
+//!
+//! A tensor that a recipe keeps is known by the plan before its bytes are read, so they need not travel. The plan is the
+//! engine's own, the one that a server makes of the same command.
+
+use std::collections::BTreeSet;
+
+use quarrel_engine::{Granularity, Plan, Scheme};
+use quarrel_proto::{
+    Reason,
+    v1::{self, command::Verb},
+};
+use safetensors::Dtype;
+
+use crate::{
+    error::CheckpointError,
+    source::{Source, Tensor},
+};
+
+/// What is to become of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes through the quantizer, with this element type.
+    Sent(&'static str),
+    /// It is copied unchanged.
+    Copied {
+        /// Why.
+        reason: Reason,
+        /// The same as a sentence.
+        message: String,
+    },
+}
+
+/// The recipe that a scheme stands for where whole checkpoints are quantized: `* -> scheme`, with what `ignore` names and
+/// what its groups do not divide left as it is.
+pub fn checkpoint_recipe(rule: v1::Rule, ignore: Vec<String>) -> v1::Recipe {
+    let is_grouped = |scheme: Scheme| matches!(scheme.granularity(), Granularity::Group(_));
+    let is_grouped = rule.group_size.is_some() || rule.scheme.parse().is_ok_and(is_grouped);
+    let keep = || is_grouped.then(|| "keep".to_owned());
+    let on_indivisible = rule.on_indivisible.clone().or_else(keep);
+    v1::Recipe { rules: vec![v1::Rule { targets: vec!["*".to_owned()], on_indivisible, ..rule }], ignore }
+}
+
+/// The element type of weights, in the wire's word.
+pub(crate) fn float_word(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::F32 => Some("f32"),
+        Dtype::F16 => Some("f16"),
+        Dtype::BF16 => Some("bf16"),
+        Dtype::F64 => Some("f64"),
+        _ => None,
+    }
+}
+
+/// Decides for each tensor of a file, in its order.
+///
+/// # Errors
+/// [`CheckpointError::Command`] for a command that gets something wrong, or that needs what weights alone cannot give.
+pub fn fates(source: &Source, command: &v1::Quantize) -> Result<Vec<Fate>, CheckpointError> {
+    let verb = Verb::Quantize(command.clone());
+    let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
+        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+    if let Some(scheme) =
+        plan.schemes().iter().find(|scheme| scheme.preset().is_some_and(|preset| preset.needs_calibration))
+    {
+        let message = format!(
+            "scheme `{scheme}` has static activation scales, which need calibration: a checkpoint without them does not load"
+        );
+        return Err(CheckpointError::Command { reason: Reason::NeedsCalibration, message });
+    }
+    // What lies beside the codes of a module in the layouts of compressed-tensors, DeepSeek, GPTQ, AWQ and bitsandbytes.
+    let marks = ["weight_scale", "weight_packed", "weight_scale_inv", "qweight", "weight.absmax"];
+    let names = source.tensors().iter().map(|tensor| tensor.name.as_str());
+    let coded = names.filter_map(|name| marks.iter().find_map(|mark| name.strip_suffix(mark)?.strip_suffix('.')));
+    let coded = BTreeSet::from_iter(coded);
+    Ok(source.tensors().iter().map(|tensor| fate(tensor, &plan, &coded)).collect())
+}
+
+fn fate(tensor: &Tensor, plan: &Plan, coded: &BTreeSet<&str>) -> Fate {
+    let copied = |reason, what: &str| Fate::Copied { reason, message: format!("tensor `{}`: {what}", tensor.name) };
+    let module = tensor.name.strip_suffix(".weight");
+    let is_fp8 = matches!(tensor.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
+    match (module, float_word(tensor.dtype)) {
+        (Some(module), _) if coded.contains(module) => {
+            copied(Reason::AlreadyQuantized, "scales lie beside it: it is quantized already")
+        }
+        // Without scales beside it: codes all the same, not numbers.
+        (Some(_), None) if is_fp8 => copied(Reason::AlreadyQuantized, "it is FP8: it is quantized already"),
+        (_, None) => copied(
+            Reason::NotFloat,
+            &format!("its type is {:?}: only F32, F16, BF16 and F64 are quantized", tensor.dtype),
+        ),
+        (None, Some(_)) => copied(Reason::NotAWeight, "its name does not end in `.weight`"),
+        (Some(_), Some(word)) => match plan.keeps(&tensor.name, &tensor.shape, word) {
+            Some(note) => Fate::Copied { reason: note.reason, message: note.message },
+            None => Fate::Sent(word),
+        },
+    }
+}

@@ -1,0 +1,27 @@
+//! Checkpoints on disk: which of their tensors are quantized, and how quantized layers are stored.
+//!
+//! For now one file of safetensors in, one out, in the layout of compressed-tensors. In the order in which a tensor meets
+//! them: [`Source`] reads, [`fates`] decides what is quantized, [`stored`] names what a quantized layer becomes,
+//! [`Sink`] writes. The other way, [`modules`] finds the quantized layers of a file. Nothing here computes a code.
+
+#![forbid(unsafe_code)]
+
+mod bits;
+mod error;
+mod fate;
+mod modules;
+mod sink;
+mod source;
+mod stored;
+
+pub use error::CheckpointError;
+pub use fate::{Fate, checkpoint_recipe, fates};
+pub use modules::{Module, modules};
+pub use quarrel_engine::Scheme;
+pub use safetensors::Dtype;
+pub use sink::{Pieces, Replace, Sink};
+pub use source::{Source, Tensor};
+pub use stored::{Stored, stored};
+
+/// The key of a file's metadata that says which scheme each quantized module has: JSON, `{scheme: [module, ..]}`.
+pub const SCHEMES_KEY: &str = "quarrel.schemes";

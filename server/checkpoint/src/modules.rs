@@ -1,0 +1,282 @@
+//! The quantized layers of a file in the layout of compressed-tensors: the inverse of `stored`.
+//!
+//! A file of ours says in its metadata which scheme each has. Of others the scheme is told from types and shapes; where
+//! those allow two readings, that is an error and not a guess.
+
+use std::{collections::BTreeMap, ops::RangeInclusive};
+
+use half::{bf16, f16};
+use quarrel_engine::{Codes, Granularity, Packing, Scheme, packed_bytes};
+use safetensors::Dtype;
+
+use crate::{
+    SCHEMES_KEY,
+    bits::unpack_down,
+    error::CheckpointError,
+    source::{Source, Tensor},
+    stored::{points_shape, scale_shape},
+};
+
+/// A quantized layer of a file.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// The layer without its `.weight`.
+    pub name: String,
+    /// Its scheme.
+    pub scheme: Scheme,
+    /// The shape of its weights.
+    pub shape: Vec<u64>,
+    /// The type that its scales are stored in, which its weights had.
+    pub dtype: Dtype,
+    /// The tensor of its codes.
+    pub codes: Tensor,
+    scales: Tensor,
+    zero_points: Option<Tensor>,
+    shape_tensor: Option<Tensor>,
+}
+
+/// Finds them, in the order of their codes.
+///
+/// # Errors
+/// [`CheckpointError::Module`] for a layer that is quantized in another layout, or in a way that cannot be told.
+pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
+    let said = said(source)?;
+    let mut found = Vec::new();
+    for tensor in source.tensors() {
+        let foreign = ["qweight", "weight.absmax", "weight_scale_inv", "weight_global_scale"];
+        if let Some((mark, module)) = foreign.iter().find_map(|mark| Some((mark, prefix(&tensor.name, mark)?))) {
+            let detail = format!("it is quantized in a layout that this version does not read (`{mark}`)");
+            return Err(CheckpointError::Module { module: module.to_owned(), detail });
+        }
+        let Some(module) = prefix(&tensor.name, "weight_packed").or_else(|| prefix(&tensor.name, "weight")) else {
+            continue;
+        };
+        let is_dense = tensor.name.ends_with("weight_packed");
+        if is_dense || matches!(tensor.dtype, Dtype::I8 | Dtype::F8_E4M3) {
+            let parts = Parts::of(source, module, tensor, is_dense);
+            found.push(
+                parts
+                    .and_then(|parts| parts.module(said.get(module)))
+                    .map_err(|detail| CheckpointError::Module { module: module.to_owned(), detail })?,
+            );
+        }
+    }
+    Ok(found)
+}
+
+impl Module {
+    /// How many output channels it has, and the bytes of each one's codes.
+    pub fn channels(&self) -> (u64, u64) {
+        let dims = (self.scheme.channel_dims().get() as usize).min(self.shape.len());
+        let channels = self.shape[..dims].iter().product();
+        let columns: u64 = self.shape[dims..].iter().product();
+        (channels, packed_bytes(self.scheme.codes(), columns as usize) as u64)
+    }
+
+    /// How many channels share scales.
+    pub fn span_channels(&self) -> u64 {
+        match self.scheme.granularity() {
+            Granularity::Channel | Granularity::Group(_) => 1,
+            Granularity::Tensor => self.channels().0.max(1),
+            Granularity::Block { rows, .. } => u64::from(rows.get()),
+        }
+    }
+
+    /// Its scales, row-major.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn scales(&self, source: &Source) -> Result<Vec<f32>, CheckpointError> {
+        let bytes = source.read_whole(&self.scales)?;
+        Ok(match self.scales.dtype {
+            Dtype::F16 => bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect(),
+            Dtype::BF16 => bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
+            _ => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        })
+    }
+
+    /// Its zero points, one for each scale, in the signed domain of the codes; none if it is symmetric.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn zero_points(&self, source: &Source) -> Result<Option<Vec<i32>>, CheckpointError> {
+        let Some(tensor) = &self.zero_points else { return Ok(None) };
+        let bytes = source.read_whole(tensor)?;
+        let (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) =
+            (self.scheme.codes(), self.scales.shape.as_slice())
+        else {
+            return Ok(Some(bytes.iter().map(|byte| i32::from(*byte as i8)).collect()));
+        };
+        let (channels, groups) = (*channels as usize, *groups as usize);
+        let size = ((channels * usize::from(bits)).div_ceil(32) * 4 * groups).max(1);
+        Ok(Some(bytes.chunks(size).flat_map(|matrix| unpack_down(matrix, channels, groups, bits)).collect()))
+    }
+
+    /// The names of all tensors that it is made of.
+    pub fn parts(&self) -> impl Iterator<Item = &str> {
+        let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref()];
+        [Some(&self.codes), Some(&self.scales)].into_iter().chain(others).flatten().map(|part| part.name.as_str())
+    }
+}
+
+fn prefix<'a>(name: &'a str, part: &str) -> Option<&'a str> {
+    name.strip_suffix(part)?.strip_suffix('.')
+}
+
+/// What the file's own metadata says of its modules.
+fn said(source: &Source) -> Result<BTreeMap<String, Scheme>, CheckpointError> {
+    let Some(text) = source.metadata().get(SCHEMES_KEY) else { return Ok(BTreeMap::new()) };
+    let malformed = |detail: String| CheckpointError::Malformed {
+        path: source.path().to_owned(),
+        detail: format!("its metadata `{SCHEMES_KEY}` cannot be read: {detail}"),
+    };
+    let found: BTreeMap<String, Vec<String>> =
+        serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+    let mut schemes = BTreeMap::new();
+    for (scheme, modules) in found {
+        let scheme: Scheme =
+            scheme.parse().map_err(|error: quarrel_engine::SchemeError| malformed(error.to_string()))?;
+        schemes.extend(modules.into_iter().map(|module| (module, scheme)));
+    }
+    Ok(schemes)
+}
+
+/// The tensors of one module.
+struct Parts {
+    codes: Tensor,
+    scales: Tensor,
+    zero_points: Option<Tensor>,
+    shape_tensor: Option<Tensor>,
+    shape: Vec<u64>,
+    is_dense: bool,
+    name: String,
+}
+
+impl Parts {
+    fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, String> {
+        let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
+        let scales = part("weight_scale").ok_or("it has codes but no `weight_scale`")?;
+        if !matches!(scales.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) || is_dense && codes.dtype != Dtype::I32 {
+            return Err(format!(
+                "its codes are {:?} and its scales {:?}: this version reads int and FP8 codes with float scales",
+                codes.dtype, scales.dtype
+            ));
+        }
+        let shape_tensor = part("weight_shape");
+        let shape = match (&shape_tensor, is_dense) {
+            (None, true) => return Err("it has `weight_packed` but no `weight_shape`".to_owned()),
+            (Some(tensor), true) => shape_of(source, tensor)?,
+            (_, false) => codes.shape.clone(),
+        };
+        let zero_points = part("weight_zero_point");
+        Ok(Parts { codes: codes.clone(), scales, zero_points, shape_tensor, shape, is_dense, name: module.to_owned() })
+    }
+
+    fn module(self, said: Option<&Scheme>) -> Result<Module, String> {
+        let scheme = match said {
+            Some(scheme) => *scheme,
+            None => self.told()?,
+        };
+        self.check(&scheme)?;
+        let Parts { codes, scales, zero_points, shape_tensor, shape, name, .. } = self;
+        Ok(Module { name, scheme, shape, dtype: scales.dtype, codes, scales, zero_points, shape_tensor })
+    }
+
+    /// The scheme that types and shapes tell.
+    fn told(&self) -> Result<Scheme, String> {
+        let dims = if self.is_dense { self.codes.shape.len().saturating_sub(1).max(1) } else { 1 };
+        let columns: u64 = self.shape.iter().skip(dims).product();
+        let name = match (self.is_dense, self.codes.dtype) {
+            (true, _) => self.dense_name(columns)?,
+            (false, Dtype::I8) if self.zero_points.is_some() => "int8-asym".to_owned(),
+            (false, Dtype::I8) => "int8".to_owned(),
+            (false, _) => "fp8".to_owned(),
+        };
+        let granularity = self.told_granularity(&name, dims, columns)?;
+        let dims = if dims == 1 { String::new() } else { format!(";channel_dims={dims}") };
+        let text = format!("{name}{granularity}{dims}");
+        text.parse()
+            .map_err(|_| format!("its types and shapes are those of `{text}`, which this version does not read"))
+    }
+
+    /// Dense codes: as many bits as fill the words of a channel.
+    fn dense_name(&self, columns: u64) -> Result<String, String> {
+        let words = self.codes.shape.last().copied().unwrap_or(0);
+        let fits = |bits: &u64| (columns * bits).div_ceil(32) == words;
+        let bits = Vec::from_iter(RangeInclusive::new(2, 8).filter(fits));
+        match (bits.as_slice(), self.zero_points.is_some()) {
+            // Of the schemes with dense int8, only W8A16 has a name.
+            ([8], false) => Ok("W8A16".to_owned()),
+            ([bits], false) => Ok(format!("int{bits}")),
+            ([bits], true) => Ok(format!("int{bits}-asym")),
+            ([], _) => Err(format!("{words} words for {columns} columns are of no width from 2 to 8 bits")),
+            (many, _) => {
+                Err(format!("{words} words for {columns} columns may be of {many:?} bits: its scheme cannot be told"))
+            }
+        }
+    }
+
+    fn told_granularity(&self, name: &str, dims: usize, columns: u64) -> Result<String, String> {
+        let matrix = self.shape[..dims.min(self.shape.len())].last().copied().unwrap_or(1);
+        match self.scales.shape.as_slice() {
+            [1] => Ok("/tensor".to_owned()),
+            // A scale for each channel is a group of all columns; W8A16 knows groups alone.
+            [.., rows, 1] if *rows == matrix && name == "W8A16" => Ok(format!("/g{columns}")),
+            [.., rows, 1] if *rows == matrix => Ok("/channel".to_owned()),
+            [.., rows, groups]
+                if *rows == matrix && name != "fp8" && *groups > 0 && columns.is_multiple_of(*groups) =>
+            {
+                Ok(format!("/g{}", columns / groups))
+            }
+            [rows, across] if name == "fp8" && (*rows, *across) == (matrix.div_ceil(128), columns.div_ceil(128)) => {
+                Ok("/b128x128".to_owned())
+            }
+            other => {
+                Err(format!("scales of shape {other:?} for weights of {:?}: its scheme cannot be told", self.shape))
+            }
+        }
+    }
+
+    /// Whether every part is of the shape that the scheme gives it.
+    fn check(&self, scheme: &Scheme) -> Result<(), String> {
+        let dims = (scheme.channel_dims().get() as usize).min(self.shape.len());
+        let (channels, columns) = (&self.shape[..dims], self.shape[dims..].iter().product::<u64>());
+        let expected_codes = match scheme.codes() {
+            Codes::Int { packing: Packing::Dense, .. } => {
+                [channels, &[packed_bytes(scheme.codes(), columns as usize) as u64 / 4]].concat()
+            }
+            Codes::Int { .. } | Codes::Fp8E4m3 => self.shape.clone(),
+        };
+        let scales = scale_shape(scheme, channels, columns);
+        let points = self.zero_points.as_ref().map(|tensor| tensor.shape.clone());
+        let expected_points = (!scheme.codes().symmetric()).then(|| points_shape(scheme.codes(), &scales));
+        let found = (&self.codes.shape, &self.scales.shape, &points);
+        if found == (&expected_codes, &scales, &expected_points) {
+            return Ok(());
+        }
+        Err(format!(
+            "codes {:?}, scales {:?} and zero points {:?} for weights of {:?}: `{scheme}` has {expected_codes:?}, \
+             {scales:?} and {expected_points:?}",
+            found.0, found.1, points, self.shape
+        ))
+    }
+}
+
+/// The dimensions that the tensor `weight_shape` holds.
+fn shape_of(source: &Source, tensor: &Tensor) -> Result<Vec<u64>, String> {
+    let most = 32;
+    if tensor.dtype != Dtype::I64 || tensor.bytes() > 8 * most {
+        return Err(format!(
+            "`weight_shape` is {:?} of {:?}: expected I64 [rank], at most {most}",
+            tensor.dtype, tensor.shape
+        ));
+    }
+    let bytes = source.read_whole(tensor).map_err(|error| error.to_string())?;
+    let dimensions = bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+    let dimensions = dimensions.map(|dimension| u64::try_from(dimension).ok());
+    let shape: Option<Vec<u64>> = dimensions.collect();
+    let product = |shape: &Vec<u64>| shape.iter().try_fold(1u64, |all, dimension| all.checked_mul(*dimension));
+    shape
+        .filter(|shape| !shape.is_empty() && product(shape).is_some_and(|elements| elements < 1 << 48))
+        .ok_or_else(|| "`weight_shape` holds no shape".to_owned())
+}

@@ -1,0 +1,242 @@
+//! A safetensors file to write: complete under its name, or not there at all.
+//!
+//! What a layer becomes, and how large, is known only when it is quantized, but a safetensors header comes first. So
+//! results are spooled to a file without a name as they come, in whatever order. [`Sink::seal`] then writes header and
+//! tensors in the order of the safetensors library, which depends on nothing but names and types, and renames the result.
+//! Tensors of the source are copied then, from file to file.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{File, Permissions},
+    io::{self, Seek, SeekFrom, Write},
+    ops::Range,
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use tempfile::{Builder, tempfile_in};
+
+use crate::{
+    error::CheckpointError,
+    source::{Source, Tensor},
+};
+
+/// Bytes that are copied between two looks at whether to stop.
+const STEP_BYTES: u64 = 64 << 20;
+
+/// A safetensors file in the making. Dropped before [`seal`](Sink::seal), it leaves nothing behind.
+#[derive(Debug)]
+pub struct Sink {
+    path: PathBuf,
+    folder: PathBuf,
+    spool: File,
+    end: u64,
+    entries: Vec<Entry>,
+    names: HashSet<String>,
+}
+
+/// Where spooled bytes lie: those of one tensor, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pieces(Vec<Range<u64>>);
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<u64>,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Spooled(Pieces),
+    Here(Vec<u8>),
+    Copied(Source, Range<u64>),
+}
+
+impl Sink {
+    /// Begins a file. One that is there is replaced at the end if `replace` says so.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Exists`]; [`CheckpointError::Io`] if its folder cannot be written to.
+    pub fn create(path: impl AsRef<Path>, replace: Replace) -> Result<Sink, CheckpointError> {
+        let path = path.as_ref().to_owned();
+        if path.is_dir() || (replace == Replace::Never && path.exists()) {
+            return Err(CheckpointError::Exists { path });
+        }
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let spool = tempfile_in(&folder).map_err(CheckpointError::io("cannot write in", &folder))?;
+        Ok(Sink { path, folder, spool, end: 0, entries: Vec::new(), names: HashSet::new() })
+    }
+
+    /// Spools bytes that follow on `pieces`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn spool(&mut self, pieces: &mut Pieces, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.spool.write_all_at(bytes, self.end).map_err(CheckpointError::io("cannot write in", &self.folder))?;
+        let range = self.end..self.end + bytes.len() as u64;
+        self.end = range.end;
+        match pieces.0.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => pieces.0.push(range),
+        }
+        Ok(())
+    }
+
+    /// A tensor whose bytes are spooled.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Twice`].
+    pub fn spooled(
+        &mut self,
+        (name, dtype, shape): (String, Dtype, Vec<u64>),
+        pieces: Pieces,
+    ) -> Result<(), CheckpointError> {
+        self.enter(Entry { name, dtype, shape, content: Content::Spooled(pieces) })
+    }
+
+    /// A small tensor.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Twice`].
+    pub fn here(&mut self, name: String, dtype: Dtype, shape: Vec<u64>, bytes: Vec<u8>) -> Result<(), CheckpointError> {
+        self.enter(Entry { name, dtype, shape, content: Content::Here(bytes) })
+    }
+
+    /// A tensor of the source, unchanged.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Twice`].
+    pub fn copied(&mut self, source: &Source, tensor: &Tensor) -> Result<(), CheckpointError> {
+        let content = Content::Copied(source.clone(), tensor.at.clone());
+        self.enter(Entry { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone(), content })
+    }
+
+    fn enter(&mut self, entry: Entry) -> Result<(), CheckpointError> {
+        if !self.names.insert(entry.name.clone()) {
+            return Err(CheckpointError::Twice { name: entry.name });
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Writes the file and gives it its name; its size in bytes. Nothing of that name is seen half-written. It stops, with
+    /// an error and without a trace, once `stop` is set.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if a tensor's bytes do not fit its shape.
+    pub fn seal(mut self, metadata: &BTreeMap<String, String>, stop: &AtomicBool) -> Result<u64, CheckpointError> {
+        // The safetensors library's own order: whatever needs alignment first, then by name.
+        self.entries.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+        let header = self.header(metadata)?;
+        let writing = |error| CheckpointError::Io { what: "cannot write", path: self.path.clone(), error };
+        let name = self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let mut file = Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".partial")
+            // As any file that is made: the umask decides.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(&self.folder)
+            .map_err(writing)?;
+        let out = file.as_file_mut();
+        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(writing)?;
+        out.write_all(&header).map_err(writing)?;
+        let mut length = 8 + header.len() as u64;
+        for entry in &self.entries {
+            let written = match &entry.content {
+                Content::Here(bytes) => out.write_all(bytes).map(|()| bytes.len() as u64),
+                Content::Spooled(pieces) => pieces.0.iter().map(|piece| copy(&self.spool, piece, out, stop)).sum(),
+                Content::Copied(source, range) => copy(source.file(), range, out, stop),
+            };
+            length += written.map_err(writing)?;
+        }
+        out.sync_all().map_err(writing)?;
+        file.persist(&self.path).map_err(|error| writing(error.error))?;
+        // The name too is to outlast a power cut.
+        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(writing)?;
+        Ok(length)
+    }
+
+    fn header(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, CheckpointError> {
+        let malformed = |detail: String| CheckpointError::Malformed { path: self.path.clone(), detail };
+        let mut offset = 0;
+        let tensors = Vec::from_iter(self.entries.iter().map(|entry| {
+            let start = offset;
+            offset += entry.content.bytes() as usize;
+            let shape = entry.shape.iter().map(|dimension| *dimension as usize).collect();
+            (entry.name.clone(), TensorInfo { dtype: entry.dtype, shape, data_offsets: (start, offset) })
+        }));
+        // This checks every tensor's bytes against its shape.
+        Metadata::new(None, tensors.clone()).map_err(|error| malformed(error.to_string()))?;
+        let mut header =
+            serde_json::to_vec(&Header { metadata, tensors }).map_err(|error| malformed(error.to_string()))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        Ok(header)
+    }
+}
+
+/// A header whose bytes depend on nothing but what is in it: the library's own writes metadata in the order of a hash map.
+struct Header<'a> {
+    metadata: &'a BTreeMap<String, String>,
+    tensors: Vec<(String, TensorInfo)>,
+}
+
+impl Serialize for Header<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.metadata.is_empty() {
+            map.serialize_entry("__metadata__", self.metadata)?;
+        }
+        for (name, info) in &self.tensors {
+            map.serialize_entry(name, info)?;
+        }
+        map.end()
+    }
+}
+
+/// What to do with a file that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// It stays, and that is an error.
+    Never,
+    /// It is replaced, at the end, at once.
+    AtTheEnd,
+}
+
+impl Content {
+    fn bytes(&self) -> u64 {
+        match self {
+            Content::Spooled(pieces) => pieces.0.iter().map(|piece| piece.end - piece.start).sum(),
+            Content::Here(bytes) => bytes.len() as u64,
+            Content::Copied(_, range) => range.end - range.start,
+        }
+    }
+}
+
+/// Copies a range from file to file; the kernel does it where it can.
+fn copy(from: &File, range: &Range<u64>, to: &mut File, stop: &AtomicBool) -> io::Result<u64> {
+    let mut from = from;
+    from.seek(SeekFrom::Start(range.start))?;
+    let mut left = range.end - range.start;
+    while left > 0 {
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match io::copy(&mut io::Read::take(from, left.min(STEP_BYTES)), to)? {
+            // The source was cut short under us.
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            copied => left -= copied,
+        }
+    }
+    Ok(range.end - range.start)
+}

@@ -1,0 +1,139 @@
+//! A safetensors file to read from: its header, and ranges of its tensors.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use safetensors::{Dtype, tensor::Metadata};
+
+use crate::error::CheckpointError;
+
+/// As the safetensors library itself has it.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// A checkpoint file. Only its header is in memory.
+#[derive(Debug, Clone)]
+pub struct Source {
+    path: PathBuf,
+    file: Arc<File>,
+    tensors: Vec<Tensor>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// A tensor of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Where its bytes are in the file.
+    pub(crate) at: Range<u64>,
+}
+
+impl Tensor {
+    /// How many bytes it takes.
+    pub fn bytes(&self) -> u64 {
+        self.at.end - self.at.start
+    }
+}
+
+impl Source {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if it is no safetensors file, or is cut short.
+    pub fn open(path: impl AsRef<Path>) -> Result<Source, CheckpointError> {
+        let path = path.as_ref().to_owned();
+        let file = File::open(&path).map_err(CheckpointError::io("cannot open", &path))?;
+        let read = |what: io::Error| CheckpointError::Io { what: "cannot read", path: path.clone(), error: what };
+        let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
+        let about = file.metadata().map_err(read)?;
+        if !about.is_file() {
+            return Err(malformed("it is no regular file: expected one file, not a folder".to_owned()));
+        }
+        let length = about.len();
+        let mut prefix = [0; 8];
+        if length < 8 {
+            return Err(malformed(format!("it has {length} bytes: expected at least 8")));
+        }
+        file.read_exact_at(&mut prefix, 0).map_err(read)?;
+        let header = u64::from_le_bytes(prefix);
+        if header > HEADER_BYTES_MAX || header > length - 8 {
+            return Err(malformed(format!("its header claims {header} bytes, in a file of {length}")));
+        }
+        let mut buffer = vec![0; header as usize];
+        file.read_exact_at(&mut buffer, 8).map_err(read)?;
+        // This checks every tensor's bytes against its shape, and that they lie one after the other.
+        let found: Metadata = serde_json::from_slice(&buffer).map_err(|error| malformed(error.to_string()))?;
+        let (data, expected) = (8 + header, 8 + header + found.data_len() as u64);
+        if expected != length {
+            return Err(malformed(format!("it has {length} bytes: its header says {expected}")));
+        }
+        let tensors = found.offset_keys().into_iter().filter_map(|name| {
+            let info = found.info(&name)?;
+            let (start, end) = info.data_offsets;
+            let shape = info.shape.iter().map(|dimension| *dimension as u64).collect();
+            Some(Tensor { name, dtype: info.dtype, shape, at: data + start as u64..data + end as u64 })
+        });
+        let tensors = Vec::from_iter(tensors);
+        let metadata = found.metadata().clone().unwrap_or_default().into_iter().collect();
+        Ok(Source { path, file: Arc::new(file), tensors, metadata })
+    }
+
+    /// The file's path, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its tensors, in the order of their bytes.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(Tensor::bytes).sum()
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The header's `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Reads `range` of a tensor's bytes.
+    ///
+    /// # Errors
+    /// The system's; a file that was cut short meanwhile is `UnexpectedEof`.
+    pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> io::Result<Bytes> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.file.read_exact_at(&mut bytes, tensor.at.start + range.start)?;
+        Ok(bytes.into())
+    }
+
+    /// Reads all of a tensor.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn read_whole(&self, tensor: &Tensor) -> Result<Bytes, CheckpointError> {
+        self.read(tensor, 0..tensor.bytes()).map_err(CheckpointError::io("cannot read", &self.path))
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}

@@ -1,0 +1,106 @@
+//! What a quantized layer is stored as: the tensors of compressed-tensors 0.20, their names, types, shapes and bytes.
+//!
+//! Source: its compressors `pack-quantized`, `int-quantized` and `float-quantized`; `tests/golden/test_checkpoints.py`
+//! holds every one of these against what they write.
+
+use half::{bf16, f16};
+use quarrel_engine::{Codes, Granularity, Packing, Scheme, packed_bytes};
+use safetensors::Dtype;
+
+use crate::bits::pack_down;
+
+/// The tensors of one quantized layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// The tensor that holds the codes as they come from the engine, channel after channel: its name, type and shape.
+    pub codes: (String, Dtype, Vec<u64>),
+    /// The others, with their bytes.
+    pub beside: Vec<(String, Dtype, Vec<u64>, Vec<u8>)>,
+}
+
+/// What the layer `NAME.weight` becomes.
+///
+/// `shape` is the weights' own and `dtype` their type; `scales` are all of the layer's, row-major over channels and groups,
+/// or blocks; so are `zero_points`, in the signed domain of the codes.
+pub fn stored(
+    module: &str,
+    scheme: &Scheme,
+    (dtype, shape): (Dtype, &[u64]),
+    scales: &[f32],
+    zero_points: Option<&[i32]>,
+) -> Stored {
+    let dims = (scheme.channel_dims().get() as usize).min(shape.len());
+    let (channels, columns) = (&shape[..dims], shape[dims..].iter().product::<u64>());
+    let per_scale = scale_shape(scheme, channels, columns);
+    let name = |part: &str| format!("{module}.{part}");
+    let scale_type = stored_type(dtype);
+    let mut beside = vec![(name("weight_scale"), scale_type, per_scale.clone(), narrowed(scales, scale_type))];
+    let codes = match scheme.codes() {
+        Codes::Int { packing: Packing::Dense, .. } => {
+            let words = packed_bytes(scheme.codes(), columns as usize) as u64 / 4;
+            let shape_bytes = shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes()).collect();
+            beside.push((name("weight_shape"), Dtype::I64, vec![shape.len() as u64], shape_bytes));
+            (name("weight_packed"), Dtype::I32, [channels, &[words]].concat())
+        }
+        Codes::Int { packing: Packing::Plain, .. } => (name("weight"), Dtype::I8, shape.to_vec()),
+        Codes::Fp8E4m3 => (name("weight"), Dtype::F8_E4M3, shape.to_vec()),
+    };
+    if let Some(points) = zero_points {
+        let (dtype, shape, bytes) = stored_points(scheme.codes(), &per_scale, points);
+        beside.push((name("weight_zero_point"), dtype, shape, bytes));
+    }
+    Stored { codes, beside }
+}
+
+/// The shape of a layer's scales.
+pub(crate) fn scale_shape(scheme: &Scheme, channels: &[u64], columns: u64) -> Vec<u64> {
+    match scheme.granularity() {
+        Granularity::Tensor => vec![1],
+        Granularity::Channel => [channels, &[1]].concat(),
+        Granularity::Group(size) => [channels, &[columns / u64::from(size.get())]].concat(),
+        Granularity::Block { rows, columns: width } => {
+            let mut shape = channels.to_vec();
+            if let Some(last) = shape.last_mut() {
+                *last = last.div_ceil(u64::from(rows.get()));
+            }
+            shape.push(columns.div_ceil(u64::from(width.get())));
+            shape
+        }
+    }
+}
+
+/// The type that scales are stored in: the weights' own for the 16-bit types, else f32.
+pub(crate) fn stored_type(dtype: Dtype) -> Dtype {
+    match dtype {
+        Dtype::F16 | Dtype::BF16 => dtype,
+        _ => Dtype::F32,
+    }
+}
+
+/// Scales as bytes of their stored type. The engine rounded them to it, so nothing is lost here.
+fn narrowed(scales: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => scales.iter().flat_map(|scale| f16::from_f32(*scale).to_le_bytes()).collect(),
+        Dtype::BF16 => scales.iter().flat_map(|scale| bf16::from_f32(*scale).to_le_bytes()).collect(),
+        _ => scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+    }
+}
+
+/// Zero points: bytes of their own, or, beside dense codes of channels and groups, packed along the channels.
+fn stored_points(codes: Codes, per_scale: &[u64], points: &[i32]) -> (Dtype, Vec<u64>, Vec<u8>) {
+    let (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) = (codes, per_scale) else {
+        return (Dtype::I8, per_scale.to_vec(), points.iter().map(|point| *point as i8 as u8).collect());
+    };
+    let size = (channels * groups).max(1) as usize;
+    let bytes = points.chunks(size).flat_map(|matrix| pack_down(matrix, *groups as usize, bits)).collect();
+    (Dtype::I32, points_shape(codes, per_scale), bytes)
+}
+
+/// The shape of the zero points of asymmetric codes.
+pub(crate) fn points_shape(codes: Codes, per_scale: &[u64]) -> Vec<u64> {
+    let mut shape = per_scale.to_vec();
+    if let (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, _]) = (codes, shape.as_mut_slice()) {
+        *channels = (*channels * u64::from(bits)).div_ceil(32);
+    }
+    shape
+}
