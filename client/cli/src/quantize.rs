@@ -49,11 +49,10 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>) -> Result<(), Failure> {
     let mut progress = Progress::new(layers.iter().map(bytes).sum(), args.output);
     let mut runs = place.client.quantize(command, layers);
     while let Some(run) = runs.try_next().await? {
-        let (name, done) = (run.layer.name().to_owned(), bytes(&run.layer));
-        let (end, is_last) = (run.channels.end, run.is_last);
-        let channels = channels(&run);
+        let (name, is_last) = (run.layer.name().to_owned(), run.is_last);
+        let done = if is_last { bytes(&run.layer) } else { bytes(&run.layer) / run.channels_total * run.channels.end };
         writing.take(run)?;
-        progress.at(&name, if is_last { done } else { done / channels.max(1) * end }, is_last);
+        progress.at(&name, done, is_last);
     }
     let effective = runs.effective_command().map(str::to_owned);
     let (layers, destination_bytes) = writing.seal(&progress).await?;
@@ -118,11 +117,6 @@ fn layer(source: &Source, tensor: &Tensor, dtype: &str) -> Result<Layer, Failure
 
 fn bytes(layer: &Layer) -> u64 {
     layer.shape().iter().product::<u64>() * layer.dtype().bytes()
-}
-
-fn channels(run: &Run) -> u64 {
-    // Of the first dimension, or of `channel_dims` flattened: the last run says how many there are; an estimate until then.
-    run.layer.shape().first().copied().unwrap_or(1).max(run.channels.end)
 }
 
 /// The destination, and what has come for it so far.

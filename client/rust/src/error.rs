@@ -167,10 +167,10 @@ fn words(text: &str) -> Option<(&str, &str)> {
     is_word.then_some((word, sentence))
 }
 
-/// The name after the first ``layer ` ``.
+/// The name after the first ``layer ` ``. Names may hold backticks; what follows the last of them is a colon, mostly.
 fn layer(sentence: &str) -> Option<String> {
     let (_, rest) = sentence.split_once("layer `")?;
-    rest.split_once('`').map(|(name, _)| name.to_owned())
+    rest.split_once("`: ").or_else(|| rest.split_once('`')).map(|(name, _)| name.to_owned())
 }
 
 fn kind(code: Code) -> Kind {
@@ -199,13 +199,13 @@ mod tests {
 
     #[test]
     fn a_status_becomes_a_typed_error() {
-        let status = Status::new(Code::InvalidArgument, "[non_finite] layer `mlp.up`: element 7 is NaN");
+        let status = Status::new(Code::InvalidArgument, "[non_finite] layer `mlp`up`: element 7 is NaN");
         let error = Error::from(status);
         assert_eq!(
             (error.reason(), error.layer(), error.kind()),
-            (Some(Reason::NonFinite), Some("mlp.up"), Kind::Caller)
+            (Some(Reason::NonFinite), Some("mlp`up"), Kind::Caller)
         );
-        assert_eq!(error.to_string(), "layer `mlp.up`: element 7 is NaN");
+        assert_eq!(error.to_string(), "layer `mlp`up`: element 7 is NaN");
         assert_eq!(error.advice(), Reason::NonFinite.advice());
     }
 

@@ -31,6 +31,8 @@ pub struct Run {
     pub layer: Layer,
     /// Which channels: indices of the first dimension, or of the first `channel_dims` ones flattened.
     pub channels: Range<u64>,
+    /// How many channels the layer has.
+    pub channels_total: u64,
     /// Whether it completes the layer.
     pub is_last: bool,
     /// What became of them.
@@ -265,14 +267,12 @@ impl Verb for Quantize {
             if answers.names.value(row) != front.layer.name() {
                 return Err(unasked());
             }
-            let channels = front.cut.channels(front.done);
+            let (layer, cut, at) = (front.layer.clone(), front.cut, front.done);
             front.done += 1;
-            let is_last = front.done == front.cut.rows();
-            let layer = front.layer.clone();
-            if is_last {
+            if front.done == cut.rows() {
                 underway.pop_front();
             }
-            runs.push(answers.run(row, layer, channels, is_last)?);
+            runs.push(answers.run(row, layer, cut, at)?);
         }
         Ok(runs)
     }
@@ -314,8 +314,8 @@ impl<'a> Answers<'a> {
         })
     }
 
-    /// A row as a run, and how many bytes it holds.
-    fn run(&self, row: usize, layer: Layer, channels: Range<u64>, is_last: bool) -> Result<(Run, usize), Error> {
+    /// A row as the run at place `at` of its layer, and how many bytes it holds.
+    fn run(&self, row: usize, layer: Layer, cut: Cut, at: u64) -> Result<(Run, usize), Error> {
         let reason = || text(self.reasons, row).unwrap_or_default().to_owned();
         let message = || text(self.messages, row).unwrap_or_default().to_owned();
         let outcome = match self.statuses.value(row) {
@@ -330,7 +330,8 @@ impl<'a> Answers<'a> {
             Outcome::Failed { .. } => 0,
         };
         let (metrics, layer_metrics) = (metrics(self.metrics, row)?, metrics(self.layer_metrics, row)?);
-        Ok((Run { layer, channels, is_last, outcome, metrics, layer_metrics }, bytes))
+        let (channels, channels_total, is_last) = (cut.channels(at), cut.total(), at + 1 == cut.rows());
+        Ok((Run { layer, channels, channels_total, is_last, outcome, metrics, layer_metrics }, bytes))
     }
 
     fn codes(&self, row: usize, layer: &Layer) -> Result<Codes, Error> {
