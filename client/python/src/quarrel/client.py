@@ -1,0 +1,263 @@
+"""`connect`, and the `Client` that it gives: what callers do, a method each."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from quarrel import command, report, runs
+from quarrel.child import Child
+from quarrel.collected import Quantized
+from quarrel.errors import InvalidInputError, UnavailableError, UnsupportedError, of_arrow
+from quarrel.layer import QuantizedLayer
+from quarrel.layers import source_of
+from quarrel.progress import Asked
+from quarrel.report import Scheme, ServerInfo
+from quarrel.results import Answers, Results, Weights
+from quarrel.runs import Cuts, Source
+from quarrel.stream import Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CONTRACT_MAJOR = "1"
+HEARTBEATS = 4
+"""In the server's `idle_seconds`: some may be late."""
+
+
+def connect(
+    address: str | None = None,
+    *,
+    binary: str | os.PathLike[str] | None = None,
+    flags: Sequence[str] = (),
+    timeout: float = 30.0,
+) -> Client:
+    """A client of the server at `address`, or of one that is started for it.
+
+    Args:
+        address: `HOST:PORT`, `grpc://HOST:PORT`, `unix:PATH` or `grpc+unix://PATH`. None starts `quarrel serve` as a
+            child process on a Unix socket; it ends with the client, or with the interpreter, however that ends.
+        binary: the program to start; by default `quarrel` on PATH, or the build of the checkout that this package
+            lies in.
+        flags: more flags of `quarrel serve`, such as `["--memory-bytes-max", "4294967296"]`.
+        timeout: seconds until the server must have answered.
+
+    Raises:
+        UnavailableError: nobody answers there.
+        StartError: there is no program to start, or it did not start.
+        InvalidInputError: `address` is not one, or `binary` or `flags` stand beside it.
+
+    >>> with quarrel.connect(address) as client:
+    ...     client.info().verbs
+    ('quantize', 'dequantize')
+    """
+    if address is not None:
+        if binary is not None or flags:
+            raise InvalidInputError("`binary` and `flags` are for a server to start: expected none beside `address`")
+        return Client(_location(address), None, timeout)
+    child = Child(binary, flags, timeout)
+    try:
+        return Client(child.address, child, timeout)
+    except BaseException:
+        child.stop()
+        raise
+
+
+def _location(address: str) -> str:
+    if address.startswith("unix:"):
+        return "grpc+unix://" + os.path.abspath(address.removeprefix("unix:"))
+    return address if "://" in address else f"grpc://{address}"
+
+
+class Client:
+    """A connection to a server, for any number of threads and streams at once. `connect` makes them."""
+
+    def __init__(self, location: str, child: Child | None, timeout: float) -> None:
+        self.location = location
+        """Where the server listens."""
+        self._child = child
+        # A connection of its own. Over a Unix socket gRPC sends an authority that the server refuses.
+        options: list[tuple[str, str | int]] = [("grpc.use_local_subchannel_pool", 1)]
+        if location.startswith("grpc+unix:"):
+            options.append(("grpc.default_authority", "localhost"))
+        try:
+            self._connection = flight.connect(location, generic_options=options)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(
+                f"cannot connect to `{location}`: {error}", advice="Write `grpc://HOST:PORT` or `unix:PATH`."
+            ) from None
+        self._closed = False
+        self._opening = threading.Lock()
+        self._open: weakref.WeakSet[Stream] = weakref.WeakSet()
+        try:
+            self._info = report.server_info(self._act("server.info", timeout))
+            if self._info.contract.split(".")[0] != CONTRACT_MAJOR:
+                raise UnsupportedError(
+                    f"the server speaks contract {self._info.contract}, and this client {CONTRACT_MAJOR}.x",
+                    advice="Install the client of the server's version.",
+                )
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.location!r}{', closed' if self._closed else ''})"
+
+    def close(self) -> None:
+        """Cancels all streams, closes the connection, and stops a server that was started for it."""
+        with self._opening:
+            closed, self._closed = self._closed, True
+        if closed:
+            return
+        for stream in list(self._open):
+            stream.close()
+        self._connection.close()
+        if self._child is not None:
+            self._child.stop()
+
+    def quantize(
+        self,
+        layers: Any,
+        *,
+        scheme: str | None = None,
+        recipe: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        profile: str | None = None,
+        ignore: Sequence[str] | None = None,
+        group_size: int | None = None,
+        channel_dims: int | None = None,
+        arith: str | None = None,
+        on_error: str | None = None,
+        on_indivisible: str | None = None,
+        return_kept: bool | None = None,
+        fallback: Mapping[str, Any] | None = None,
+        progress: Asked = None,
+    ) -> Results:
+        """Quantizes layers: an iterator of `QuantizedLayer`, in order, that begins when it is first asked.
+
+        Args:
+            layers: a dict, or an iterable of pairs, of names and arrays (numpy f16, f32, f64, ml_dtypes bfloat16 and
+                float8; torch tensors on any device), each of one dimension or more; the path of a safetensors file,
+                read run by run, whose tensors without floats come back as kept (`not_float`); or a pyarrow Table,
+                RecordBatch or RecordBatchReader with the columns of the contract. An iterable is consumed in another
+                thread; what it raises is raised here.
+            scheme: for every layer of rank 2 or more: `W4A16`, `int8`, `int4/g32`, .. (`schemes()`).
+            recipe: rules from names to schemes, `{"rules": [{"targets": ["*.q_proj"], "scheme": "int8"}], "ignore":
+                ["@standard"]}`, or the path of such a file, .json or .yaml.
+            profile: a recipe with a name: `edge`, `local`, `cloud`.
+            ignore: targets of layers to keep as they are, beside `scheme`; such a scheme also keeps layers whose
+                columns its groups do not divide. `["@standard"]` by default for a path, nothing else; `[]` for none.
+            group_size: columns that share a scale.
+            channel_dims: leading dimensions that make up the channels: 2 for fused experts.
+            arith: `f32`, or `weight-dtype` to round each step to the weights' type.
+            on_error: `fail`, or `continue` to fail a layer of bad numbers alone.
+            on_indivisible: `fail`, or `keep` layers whose columns the groups do not divide.
+            return_kept: whether kept layers carry their weights.
+            fallback: `{"schemes": [..], "sqnr_db_min": dB, "cosine_min": c}`: tried in order until one is good enough.
+            progress: True for a bar on standard error, or a function that is called with a `Progress`.
+
+        Raises:
+            TypeError, InvalidInputError, OSError: at once for layers that cannot be read. While iterating: any
+                `Error`, of which `reason` is the server's word, and what an iterable of yours raises.
+
+        >>> [layer] = client.quantize({"q_proj": np.ones((2, 64), np.float32)}, scheme="int8")
+        >>> layer.name, layer.codes.shape, layer.scales.tolist()
+        ('q_proj', (2, 64), [[0.007843137718737125], [0.007843137718737125]])
+        """
+        how = command.quantize(
+            is_path=isinstance(layers, (str, os.PathLike)),
+            scheme=scheme,
+            recipe=recipe,
+            profile=profile,
+            ignore=ignore,
+            group_size=group_size,
+            channel_dims=channel_dims,
+            arith=arith,
+            on_error=on_error,
+            on_indivisible=on_indivisible,
+            return_kept=return_kept,
+            fallback=fallback,
+        )
+        return Results(Answers(self._begin(how), source_of(layers, self._cuts(how)), progress), self)
+
+    def dequantize(
+        self,
+        quantized: Quantized | Iterable[QuantizedLayer] | pa.Table | pa.RecordBatch | pa.RecordBatchReader,
+        *,
+        dtype: str = "f32",
+        progress: Asked = None,
+    ) -> Weights:
+        """The weights that codes stand for: an iterator of names and arrays, in order.
+
+        Args:
+            quantized: what `quantize` gave, whole or in part, or its `to_arrow()`. Kept layers need their weights
+                (`return_kept`), or must be left out.
+            dtype: `f32`, `f16`, or `bf16` (needs ml_dtypes).
+            progress: as for `quantize`.
+
+        >>> quantized = client.quantize(model, scheme="int8").collect()
+        >>> {name: array.shape for name, array in client.dequantize(quantized)}
+        {'q_proj': (128, 256), 'up_proj': (256, 128)}
+        """
+        how = {"dequantize": {"dtype": dtype}}
+        cuts = self._cuts(how)
+        match quantized:
+            case pa.Table() | pa.RecordBatch() | pa.RecordBatchReader():
+                source = runs.of_table(quantized, cuts)
+            case Quantized():
+                source = runs.of_coded(quantized.values(), cuts)
+            case _:
+                source = runs.of_coded(quantized, cuts)
+        return Weights(Answers(self._begin(how), source, progress), dtype)
+
+    def schemes(self) -> list[Scheme]:
+        """Every scheme that the server knows."""
+        return report.schemes(self._act("schemes.list"))
+
+    def info(self) -> ServerInfo:
+        """The server's version and limits, as they were when we connected."""
+        return self._info
+
+    def _cuts(self, how: dict[str, Any]) -> Cuts:
+        return Cuts.of(how, self._info.limits["message_bytes_max"])
+
+    def _begin(self, how: dict[str, Any]) -> Callable[[Source], Stream]:
+        try:
+            words = json.dumps(how).encode()
+        except TypeError as error:
+            raise TypeError(f"an option cannot be written as JSON: {error}") from None
+
+        heartbeat = self._info.limits["idle_seconds"] / HEARTBEATS
+
+        def begin(source: Source) -> Stream:
+            with self._opening:
+                self._check_open()
+                stream = Stream(self._connection, words, source, heartbeat)
+                self._open.add(stream)
+            return stream
+
+        return begin
+
+    def _act(self, action: str, timeout: float = 30.0) -> bytes:
+        self._check_open()
+        try:
+            [result] = self._connection.do_action(action, flight.FlightCallOptions(timeout=timeout))
+        except (pa.ArrowException, OSError) as error:
+            raise of_arrow(error) from None
+        return bytes(result.body.to_pybytes())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("the client is closed", advice="Connect anew.")

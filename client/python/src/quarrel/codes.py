@@ -1,0 +1,117 @@
+"""Schemes as a reader of answers must know them: how codes lie in bytes, and the shape of scales.
+
+The grammar and the layouts are those of `proto/SPEC.md`, section Schemes. Nothing is validated here: the server did.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quarrel.errors import UnsupportedError
+
+_SCHEME = re.compile(
+    r"(?P<name>[^/;]+)(?:/(?:(?P<tensor>tensor)|channel|g(?P<group>\d+)|b(?P<high>\d+)x(?P<wide>\d+)))?"
+    r"(?:;channel_dims=(?P<dims>\d+))?"
+)
+_INTEGERS = re.compile(r"int(?P<bits>[2-8])(?:-asym)?")
+# Bits of a code, whether it is dense, and what shares a scale: a group's columns, a block's sides, the tensor.
+_PRESETS: dict[str, tuple[int, bool, dict[str, Any]]] = {
+    "W4A16": (4, True, {"group": 128}),
+    "W4A16_ASYM": (4, True, {"group": 128}),
+    "W8A16": (8, True, {"group": 128}),
+    "W8A8": (8, False, {}),
+    "INT8": (8, False, {}),
+    "FP8": (8, False, {"tensor": True}),
+    "FP8_DYNAMIC": (8, False, {}),
+    "FP8_BLOCK": (8, False, {"block": (128, 128)}),
+    "fp8": (8, False, {}),
+}
+UNPACKED_CODES = 1 << 20
+"""Codes unpacked at a time: what is held besides the result is a few times as many bytes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a scheme means for the arrays of a layer."""
+
+    bits: int
+    dense: bool
+    float8: bool
+    channel_dims: int = 1
+    group: int | None = None
+    block: tuple[int, int] | None = None
+    tensor: bool = False
+
+    @classmethod
+    def of(cls, scheme: str) -> Layout:
+        """Of a canonical scheme, as answers name it.
+
+        Raises:
+            UnsupportedError: a later server's, unknown here.
+        """
+        found = _SCHEME.fullmatch(scheme)
+        name = found["name"] if found else ""
+        integer = _INTEGERS.fullmatch(name)
+        if found is None or not (integer or name in _PRESETS):
+            raise UnsupportedError(
+                f"scheme `{scheme}` is not known to this client", advice="Update the package, or read `packed`."
+            )
+        bits, dense, shares = (int(integer["bits"]), integer["bits"] != "8", {}) if integer else _PRESETS[name]
+        if found["group"]:
+            shares = {"group": int(found["group"])}
+        elif found["high"]:
+            shares = {"block": (int(found["high"]), int(found["wide"]))}
+        elif found["tensor"]:
+            shares = {"tensor": True}
+        return cls(bits, dense, name.lower().startswith("fp8"), int(found["dims"] or 1), **shares)
+
+    def channels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The dimensions that are channels; a layer of rank 1 is one channel."""
+        return shape[: self.channel_dims] if len(shape) > 1 else (1,)
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[1], [channels, 1], [channels, groups], or [rows, columns] of blocks, after dimensions of matrices."""
+        if self.tensor:
+            return (1,)
+        channels = self.channels(shape)
+        columns = math.prod(shape) // max(math.prod(channels), 1)
+        if self.block:
+            high, wide = self.block
+            return *channels[:-1], -(-channels[-1] // high), -(-columns // wide)
+        return *channels, columns // self.group if self.group else 1
+
+    def unpack(self, packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Codes in the layer's shape: int8, or the bits of FP8 as uint8."""
+        if not self.dense:
+            return packed.view(np.uint8 if self.float8 else np.int8).reshape(shape)
+        channels = math.prod(self.channels(shape))
+        columns = math.prod(shape) // max(channels, 1)
+        codes = np.empty((channels, columns), np.int8)
+        rows = packed.reshape(channels, -1)
+        # Code i lies in bits [i*b, i*b+b) of its channel: in one byte and perhaps the next, little-endian.
+        first = np.arange(columns) * self.bits
+        byte, shift = first >> 3, (first & 7).astype(np.uint8)
+        step = max(1, UNPACKED_CODES // max(columns, 1))
+        for start in range(0, channels, step):
+            low = rows[start : start + step, byte] >> shift
+            if 8 % self.bits:
+                following = np.minimum(byte + 1, rows.shape[1] - 1)
+                low |= (rows[start : start + step, following].astype(np.uint16) << (8 - shift)).astype(np.uint8)
+            unsigned = low & np.uint8((1 << self.bits) - 1)
+            codes[start : start + step] = (unsigned - np.uint8(1 << (self.bits - 1))).view(np.int8)
+        return codes.reshape(shape)
+
+
+def has_groups(schemes: Iterable[str]) -> bool:
+    """Whether any of these, as a caller writes them, has groups that might not divide a layer's columns."""
+    found = (_SCHEME.fullmatch(scheme) for scheme in schemes)
+    return any(
+        match and (match["group"] or "group" in _PRESETS.get(match["name"], (0, False, {}))[2]) for match in found
+    )

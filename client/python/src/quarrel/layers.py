@@ -1,0 +1,114 @@
+"""What a caller has in hand, as layers to send: arrays, tensors, files. Reads nothing before it is sent.
+
+torch is not imported here: a tensor is known by its class's module, and converted by its own methods.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from quarrel import checkpoint, runs
+from quarrel.elements import WORDS
+from quarrel.errors import InvalidInputError
+from quarrel.runs import Cuts, Layer, Piece, Source, Unsent
+
+
+def source_of(layers: Any, cuts: Cuts) -> Source:
+    """The source of whatever `Client.quantize` takes."""
+    match layers:
+        case str() | os.PathLike():
+            file = checkpoint.open_header(layers)
+            return runs.of_layers(file.layers(), cuts, bytes_total=file.float_bytes, join_layers=True)
+        case pa.Table() | pa.RecordBatch() | pa.RecordBatchReader():
+            return runs.of_table(layers, cuts)
+        case dict():
+            return _arrays(layers.items(), cuts)
+        case Mapping():
+            return _arrays(iter(layers.items()), cuts)  # which may make its values when asked for them
+        case Iterable():
+            return _arrays(layers, cuts)
+        case _:
+            raise TypeError(
+                f"layers are a `{type(layers).__name__}`: expected a dict or iterable of names and arrays, the path of "
+                "a safetensors file, or a pyarrow Table, RecordBatch or RecordBatchReader"
+            )
+
+
+def _arrays(pairs: Iterable[tuple[str, Any]], cuts: Cuts) -> Source:
+    if not isinstance(pairs, Collection):
+        # Whoever makes layers one by one may wait for an answer before the next.
+        return runs.of_layers(_named(pairs), cuts, bytes_total=None, join_layers=False)
+    found: list[Layer | Unsent] = list(_named(pairs))
+    total = sum(layer.bytes for layer in found if isinstance(layer, Layer))
+    return runs.of_layers(found, cuts, bytes_total=total, join_layers=True)
+
+
+def _named(pairs: Iterable[tuple[str, Any]]) -> Iterator[Layer]:
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise TypeError(f"a layer is a `{type(pair).__name__}`: expected a name and an array")
+        yield layer_of(*pair)
+        del pair  # before the next one is made
+
+
+def layer_of(name: str, array: Any) -> Layer:
+    """One array or tensor as a layer.
+
+    Raises:
+        InvalidInputError: its type, dtype or rank cannot be sent.
+    """
+    if isinstance(array, np.ndarray):
+        kind, read = array.dtype.name, _numpy_reader(array)
+        element_bytes = array.dtype.itemsize
+    elif any(base.__module__.split(".")[0] == "torch" for base in type(array).__mro__):
+        kind, read = str(array.dtype).removeprefix("torch."), _torch_reader(array)
+        element_bytes = array.element_size()
+    else:
+        raise InvalidInputError(
+            f"layer `{name}` is a `{type(array).__name__}`: expected a numpy array or a torch tensor", layer=name
+        )
+    if kind not in WORDS:
+        raise InvalidInputError(
+            f"layer `{name}` has dtype `{kind}`: expected one of {', '.join(WORDS)}",
+            layer=name,
+            advice="Leave it out, or convert it to one of these.",
+        )
+    if array.ndim == 0:
+        raise InvalidInputError(
+            f"layer `{name}` has rank 0: expected at least one dimension",
+            layer=name,
+            advice="Leave it out, or give it a shape.",
+        )
+    return Layer(name, WORDS[kind], tuple(map(int, array.shape)), element_bytes, read)
+
+
+def _numpy_reader(array: np.ndarray[Any, Any]) -> Any:
+    little = array.dtype.newbyteorder("<")
+
+    def read(piece: Piece) -> Any:
+        # Contiguous little-endian arrays stay what they are; of others, one run is copied.
+        run = np.ascontiguousarray(array[piece], little)
+        return run.reshape(-1).view(np.uint8)
+
+    return read
+
+
+def _torch_reader(tensor: Any) -> Any:
+    def read(piece: Piece) -> Any:
+        run = tensor[piece].detach().cpu().contiguous().reshape(-1)
+        # numpy knows no bfloat16, but it knows bytes.
+        uint8 = _torch_dtype(run, "uint8")
+        return run.view(uint8).numpy()
+
+    return read
+
+
+def _torch_dtype(tensor: Any, name: str) -> Any:
+    """torch's `name`, from the module that defines the tensor's own dtype: no import of ours."""
+    return getattr(sys.modules[type(tensor.dtype).__module__], name)
