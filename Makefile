@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_GOLDEN := .venv-golden
+VENV_INTEROP := .venv-interop
 PY := $(VENV)/bin/python
 DIST := target/dist/quarrel
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python lint proto golden bench docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python lint proto golden test-interop bench docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -21,19 +22,25 @@ demo: build $(VENV)/installed ## Quantize a real model end to end (downloads it 
 
 test: test-rust test-python ## Every test (not bench, golden)
 
-test-rust:
+test-rust: build
 	cargo test --release --locked --workspace
 
 test-python: build $(VENV)/installed
 	$(PY) -m pytest tests
 
-lint: ## Format, clippy and docs, warnings as errors
+lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors
 	cargo fmt --all --check
+	cd client/python && ../../$(PY) -m mypy --cache-dir=../../.cache/mypy
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 
 proto: ## Regenerate proto/src/generated from proto/quarrel
 	QUARREL_REGENERATE=1 cargo test --release --locked --package quarrel-tidy checked_in_code
+
+test-interop: build ## Real torch and compressed-tensors on our tensors and files, in a fresh environment (4.3 GB, minutes)
+	$(PYTHON) -m venv --clear $(VENV_INTEROP)
+	$(VENV_INTEROP)/bin/pip install --quiet --no-deps -r tests/golden/requirements.txt -r tests/interop/peers/requirements.txt
+	$(VENV_INTEROP)/bin/python -m pytest -c tests/pytest.ini tests/interop/peers/peer_*.py
 
 golden: ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment (4.3 GB, minutes)
 	$(PYTHON) -m venv --clear $(VENV_GOLDEN)
@@ -62,4 +69,4 @@ docker-check: ## What the image promises of the binary it ships: it runs, needs 
 	@bytes=$$(wc -c <$(DIST)); echo "$(DIST): $$bytes bytes"; test $$bytes -lt 33554432
 
 clean:
-	rm -rf target $(VENV) $(VENV_GOLDEN)
+	rm -rf target $(VENV) $(VENV_GOLDEN) $(VENV_INTEROP)

@@ -7,13 +7,13 @@ use crate::{expect_none, metadata::packages};
 /// Older versions that are there in spite of it: whose they are. The newest of each needs no row.
 const OLDER: [(&str, &str, &str); 9] = [
     ("base64", "0.22", "tonic 0.14 and prost-reflect 0.16; arrow-flight is ahead"),
-    ("foldhash", "0.1", "hashbrown 0.15 and petgraph, of prost-build: tests/tidy alone, nothing that is shipped"),
+    ("foldhash", "0.1", "hashbrown 0.15 and petgraph, of prost-build: tests alone, nothing that is shipped"),
     ("getrandom", "0.2", "const-random, which ahash has for WebAssembly alone: in the lock, never built here"),
     ("getrandom", "0.3", "ahash 0.8, of arrow-array; proptest's rand is ahead"),
-    ("hashbrown", "0.15", "petgraph, of prost-build: tests/tidy alone, nothing that is shipped"),
+    ("hashbrown", "0.15", "petgraph, of prost-build: tests alone, nothing that is shipped"),
     ("hashbrown", "0.16", "safetensors 0.8; the rest is ahead"),
-    ("itertools", "0.14", "prost-build: tests/tidy alone, nothing that is shipped"),
-    ("unicode-width", "0.1", "miette, of protox: tests/tidy alone, nothing that is shipped"),
+    ("itertools", "0.14", "prost-build: tests alone, nothing that is shipped"),
+    ("unicode-width", "0.1", "miette, of protox: tests alone, nothing that is shipped"),
     ("syn", "2.0", "macros of prost, tracing and zerocopy: in the build, not in the binary"),
 ];
 

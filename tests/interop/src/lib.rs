@@ -1,0 +1,3 @@
+//! Clients that use nothing of ours: `tests/wire` holds that the contract needs no library of this repository.
+
+#![forbid(unsafe_code)]
