@@ -28,7 +28,8 @@ def exchange(client: flight.FlightClient, command: dict, batches: Iterable[pa.Re
                 if number == 0:
                     writer.begin(batch.schema)
                 writer.write_batch(batch)
-            writer.done_writing()
+            # Not `done_writing`: in a thread of its own, that ends the process when the server's error comes at that moment.
+            writer.write_metadata(b'{"end": {}}')
         except Exception as error:  # without the cancel, the reader would wait for what never comes
             failures.append(error)
             reader.cancel()

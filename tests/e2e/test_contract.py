@@ -423,3 +423,57 @@ def test_arith_weight_dtype_rounds_each_step_to_the_weights_type(server):
     assert layer.codes == codes.tobytes()
     assert np.array_equal(layer.scales, scale.astype(np.float32).ravel())
     assert layer.codes != one_layer(server, W8, array).codes
+
+
+# -- the end of the input ---------------------------------------------------------------------------------------------
+
+ENDS = {"alone": b'{"end": {}}', "spaced": b' {\n"end" : { } }'}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_message_that_says_so_ends_the_input(server, end):
+    layer = wire.layer_batch("a", np.ones((4, 8), np.float32))
+    with wire.opened(server.location, {"quantize": {"scheme": "int8"}}) as (writer, reader):
+        writer.begin(layer.schema)
+        writer.write_batch(layer)
+        writer.write_metadata(end)
+        chunks = list(iter_chunks(reader))  # with the request still open
+    assert [chunk.data.num_rows for chunk in chunks] == [1, 0]
+    assert wire.is_summary(json.loads(chunks[-1].app_metadata.to_pybytes()))
+
+
+def test_the_end_may_come_with_the_last_batch_and_nothing_after_it_is_read(server):
+    layer = wire.layer_batch("a", np.ones((4, 8), np.float32))
+    with wire.opened(server.location, {"quantize": {"scheme": "int8"}}) as (writer, reader):
+        writer.begin(layer.schema)
+        writer.write_with_metadata(layer, b'{"end": {}}')
+        writer.write_batch(layer)  # again: an error, if it were read
+        assert [chunk.data.num_rows for chunk in iter_chunks(reader)] == [1, 0]
+
+
+def test_a_layer_that_is_incomplete_at_that_end_is_an_error(server):
+    half = wire.layer_batch("a", np.ones((4, 8), np.float32), channels_per_row=2).slice(0, 1)
+    with wire.opened(server.location, {"quantize": {"scheme": "int8"}}) as (writer, reader):
+        writer.begin(half.schema)
+        writer.write_with_metadata(half, b'{"end": {}}')
+        with pytest.raises(pa.ArrowInvalid, match="layer_incomplete"):
+            list(iter_chunks(reader))
+
+
+def test_other_metadata_of_a_request_is_not_read(server):
+    layer = wire.layer_batch("a", np.ones((4, 8), np.float32))
+    with wire.opened(server.location, {"quantize": {"scheme": "int8"}}) as (writer, reader):
+        writer.begin(layer.schema)
+        for metadata in (b"alive", b"{}", b'{"end": {"layers": 9}}', b'{"end": {}, "more": 1}', b"\xff" * 100):
+            writer.write_metadata(metadata)
+        writer.write_batch(layer)
+        writer.done_writing()
+        assert [chunk.data.num_rows for chunk in iter_chunks(reader)] == [1, 0]
+
+
+def iter_chunks(reader):
+    while True:
+        try:
+            yield reader.read_chunk()
+        except StopIteration:
+            return

@@ -17,6 +17,7 @@ import pyarrow.flight as flight
 from harness import frames
 
 NO_SHAPE = ()
+END = b'{"end": {}}'  # a message that ends the input, as half-closing the request does
 BINARY_DTYPES = {
     "f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "f64": np.dtype(np.float64),
     "bf16": np.dtype(ml_dtypes.bfloat16),
@@ -205,7 +206,9 @@ def exchange(location: str, command, batches, *, schema: pa.Schema | None = None
 
         def write():
             try:
+                # Not `done_writing`: when an error reaches the reading thread at that moment, gRPC ends the process.
                 _write_all(writer, batches, schema)
+                writer.write_metadata(END)
             except Exception as error:  # handed to the reading side below
                 failures.append(error)
 
@@ -243,6 +246,7 @@ def write_then_read(location: str, command, batches, *, schema: pa.Schema | None
     """Writes everything before the first read: the obvious loop, which works while the results fit the budget."""
     with opened(location, command) as (writer, reader):
         _write_all(writer, batches, schema)
+        writer.done_writing()
         return _read_all(reader)
 
 
@@ -271,7 +275,6 @@ def _begun(writer, batches, schema):
 def _write_all(writer, batches, schema):
     for batch in _begun(writer, batches, schema):
         writer.write_batch(batch)
-    writer.done_writing()
 
 
 def _read_all(reader, reply: Reply | None = None) -> Reply:

@@ -26,6 +26,8 @@ pub(crate) struct FrameIn {
     pub(crate) header: Bytes,
     /// Its body.
     pub(crate) body: Bytes,
+    /// Whether nothing comes after it, though the request may stay open.
+    pub(crate) is_last: bool,
 }
 
 /// What a frame was.

@@ -228,6 +228,7 @@ impl Stream {
         // Names, dictionaries and rows that wait are remembered, and count.
         let (mut charges, mut charged) = (Vec::new(), 0);
         while let Some(message) = frame {
+            let is_last = message.is_last;
             let mut message = Some(message);
             loop {
                 // Decoding validates, and copies where the network left columns misaligned: not for this thread.
@@ -263,7 +264,7 @@ impl Stream {
                     break;
                 }
             }
-            frame = self.next_frame(frames).await?;
+            frame = if is_last { None } else { self.next_frame(frames).await? };
         }
         reader.end().map_err(Stopped::from)
     }

@@ -8,6 +8,7 @@ use arrow_flight::{
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
+use quarrel_proto::metadata;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -100,6 +101,7 @@ fn frame_in(data: FlightData) -> FrameIn {
         command: data.flight_descriptor.map(|descriptor| descriptor.cmd),
         header: data.data_header,
         body: data.data_body,
+        is_last: metadata::is_end(&data.app_metadata),
     }
 }
 
