@@ -27,15 +27,22 @@ PROSE = re.sub(r"^```.*?^```$", "", TEXT, flags=re.M | re.S)
 COMMANDS = re.findall(r"^    (quarrel .*)$", TEXT, re.M)
 
 # What `arrow_quant_v2` 0.3.0 gives to Python, and what a config of it holds.
-CALLS = """ArrowQuantV2 AsyncArrowQuantV2 DiffusionQuantConfig from_profile get_markov_metrics load_sharded_safetensors quantize
-quantize_arrow quantize_arrow_batch quantize_batch quantize_batch_arrow quantize_batch_with_progress quantize_diffusion_model
-quantize_diffusion_model_arrow quantize_from_safetensors quantize_layer_auto validate_quality""".split()
-OPTIONS = """bit_width calibration_samples continue_on_error enable_memory_aware_scheduling enable_mixed_precision enable_simd
-enable_streaming group_size layer_bit_widths max_memory_limit_mb min_accuracy modality num_threads num_time_groups
-progress_callback sensitive_layer_names sensitive_layer_patterns simd_threshold skip_sensitive_layers
-target_model_size_mb""".split()
-RESULTS = """quantized_path compression_ratio cosine_similarity model_size_mb modality bit_width quantization_time_s
-per_layer_accuracy passed""".split()
+CALLS = """
+ArrowQuantV2 AsyncArrowQuantV2 DiffusionQuantConfig from_profile get_markov_metrics load_sharded_safetensors
+quantize quantize_arrow quantize_arrow_batch quantize_batch quantize_batch_arrow quantize_batch_with_progress
+quantize_diffusion_model quantize_diffusion_model_arrow quantize_from_safetensors quantize_layer_auto
+validate_quality
+""".split()
+OPTIONS = """
+bit_width calibration_samples continue_on_error enable_memory_aware_scheduling enable_mixed_precision
+enable_simd enable_streaming group_size layer_bit_widths max_memory_limit_mb min_accuracy modality num_threads
+num_time_groups progress_callback sensitive_layer_names sensitive_layer_patterns simd_threshold
+skip_sensitive_layers target_model_size_mb
+""".split()
+RESULTS = """
+quantized_path compression_ratio cosine_similarity model_size_mb modality bit_width quantization_time_s
+per_layer_accuracy passed
+""".split()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,8 @@ def folder(tmp_path):
 
 
 def run(command, folder):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "client/python/src"), "PATH": f"{folder}:{os.environ['PATH']}"}
+    package = REPOSITORY / "client/python/src"
+    environment = {**os.environ, "PYTHONPATH": str(package), "PATH": f"{folder}:{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=folder, env=environment, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -185,9 +193,12 @@ def test_a_profile_is_what_the_page_says(client, profile, indivisible):
     assert quantized["odd"].status == indivisible
 
 
-NAMES = """model.embed_tokens.weight Model.Embedding.weight transformer.wte.weight wte.weight transformer.wpe.weight x.norm1.weight
-blocks.0.ln_1.weight RMSNorm.scale lm_head.weight model.head.weight ahead.weight head.weight model.heads.weight
-layers.0.output.dense.weight layers.0.OutProj.weight pooler.dense.weight q_proj.weight k_proj swte.weight""".split()
+NAMES = """
+model.embed_tokens.weight Model.Embedding.weight transformer.wte.weight wte.weight transformer.wpe.weight
+x.norm1.weight blocks.0.ln_1.weight RMSNorm.scale lm_head.weight model.head.weight ahead.weight head.weight
+model.heads.weight layers.0.output.dense.weight layers.0.OutProj.weight pooler.dense.weight q_proj.weight
+k_proj swte.weight
+""".split()
 SKIPPED = ("embed", "embedding", ".wte.", ".wpe.", "norm", "ln_", "layernorm", "lm_head", ".head.", "output", "pooler")
 
 

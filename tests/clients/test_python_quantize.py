@@ -232,10 +232,12 @@ def test_a_layer_of_bad_numbers_fails_alone_where_the_command_goes_on(client):
 
 def test_the_table_marks_the_worst_layer_and_says_why_others_are_kept(client):
     layers = {"good": np.sign(weights((4, 128))), "bad": weights((4, 128)), "norm": weights((8,))}
-    text = client.quantize(layers, scheme="int4").collect().table().splitlines()
+    quantized = client.quantize(layers, scheme="int4").collect()
+    text = quantized.table(kept=True).splitlines()
     assert [line.split()[0] for line in text] == ["layer", "good", "bad", "norm", "2"]
     assert [line.endswith("< worst") for line in text] == [False, False, True, False, False]
     assert text[3].endswith("kept: rank_1") and text[4].startswith("2 quantized, 1 kept, 0 failed: 1,024 weights")
+    assert quantized.table().splitlines()[3] == "kept: rank_1  1: norm"
 
 
 def test_progress_counts_to_the_total_and_names_layers(client):

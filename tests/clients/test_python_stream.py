@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +379,25 @@ def test_results_may_be_taken_in_another_thread(client):
     results = client.quantize(many(), scheme="int8")
     threading.Thread(target=lambda: found.put([layer.name for layer in results])).start()
     assert len(found.get(timeout=120)) == MANY
+
+
+def test_an_error_while_the_last_layers_are_sent_is_an_exception_and_never_the_end_of_the_process(server):
+    """pyarrow's `done_writing`, called while the other thread meets the server's error, makes gRPC abort."""
+    code = (
+        "import sys, numpy as np, quarrel\n"
+        "layers = {f'l{i}': np.full((1024, 1024), .5, np.float32) for i in range(3)}\n"
+        "layers['l1'][7, 7] = np.nan\n"
+        "with quarrel.connect(sys.argv[1]) as client:\n"
+        "    for _ in range(20):\n"
+        "        try:\n"
+        "            client.quantize(layers, scheme='int8').collect()\n"
+        "        except quarrel.InvalidInputError as error:\n"
+        "            assert error.reason == 'non_finite', error\n"
+        "print('alive')\n"
+    )
+    source = Path(quarrel.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, server.location], env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True, text=True, timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -50,19 +50,32 @@ class Quantized(Mapping[str, "QuantizedLayer"]):
         tables = [layer.to_arrow() for layer in self.values()]
         return pa.concat_tables(tables) if tables else pa.Table.from_batches([], CODED)
 
-    def table(self) -> str:
-        """A line for each layer: bits per weight, SQNR in dB and cosine, or why it is not quantized; then totals."""
+    def table(self, *, kept: bool = False) -> str:
+        """A line for each layer: bits per weight, SQNR in dB and cosine, or why it failed; then totals.
+
+        Layers that were kept are counted by reason, or have a line each if `kept`.
+        """
         head = ("layer", "shape", "scheme", "bits/weight", "SQNR dB", "cosine")
-        lines = [_line(layer) for layer in self.values()]
+        layers = [layer for layer in self.values() if kept or layer.status != "kept"]
+        lines = [_line(layer) for layer in layers]
         widths = [max(map(len, column)) for column in zip(head, *(line[:6] for line in lines))]
         worst = self._worst()
         out = [_aligned(head, widths)]
-        for layer, line in zip(self.values(), lines):
+        for layer, line in zip(layers, lines):
             if layer.status == "quantized":
                 out.append(_aligned(line, widths) + ("  < worst" if layer.name == worst else ""))
             else:
                 out.append(_aligned(line[:2], widths) + f"  {layer.status}: {layer.reason}")
+        if not kept:
+            out += self._kept()
         return "\n".join([*(line.rstrip() for line in out), self._totals()])
+
+    def _kept(self) -> list[str]:
+        names: dict[str, list[str]] = {}
+        for layer in self.values():
+            if layer.status == "kept":
+                names.setdefault(layer.reason or "", []).append(layer.name)
+        return [f"kept: {reason}  {len(those)}: {those[0]}{', ..' * (len(those) > 1)}" for reason, those in names.items()]
 
     def _worst(self) -> str | None:
         quality = {

@@ -69,6 +69,15 @@ def layer_of(name: str, array: Any) -> Layer:
     elif any(base.__module__.split(".")[0] == "torch" for base in type(array).__mro__):
         kind, read = str(array.dtype).removeprefix("torch."), _torch_reader(array)
         element_bytes = array.element_size()
+        # Of a fake tensor of a test, or of a subclass with its own ideas, neither need be there.
+        layout = str(getattr(array, "layout", "strided")).removeprefix("torch.")
+        what = "without data (meta)" if getattr(array, "is_meta", False) else f"of layout `{layout}`"
+        if what != "of layout `strided`":
+            raise InvalidInputError(
+                f"layer `{name}` is a torch tensor {what}: expected a dense one with data",
+                layer=name,
+                advice="Load its data, or make it dense with `to_dense()`.",
+            )
     else:
         raise InvalidInputError(
             f"layer `{name}` is a `{type(array).__name__}`: expected a numpy array or a torch tensor", layer=name

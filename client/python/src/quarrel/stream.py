@@ -26,6 +26,8 @@ from quarrel.runs import Source
 
 UNTAKEN_BYTES_MAX = 4 << 20
 """While more lies untaken, nothing is sent: as much as one run. What is on its way by then comes on top."""
+END = b'{"end": {}}'
+"""The contract's message that ends the input."""
 JOIN_SECONDS = 2.0
 """How long `close` waits for a caller's iterator that is at work; its thread then ends when the iterator returns."""
 
@@ -81,7 +83,7 @@ class Stream:
             threading.Thread(target=self._receive, name="quarrel-receive", daemon=True),
             threading.Thread(target=self._beat, name="quarrel-beat", daemon=True),
         ]
-        for thread in (self._sender, *self._others):
+        for thread in (*self._others, self._sender):  # the sender may wait for the receiver
             thread.start()
 
     @property
@@ -150,8 +152,9 @@ class Stream:
         except (pa.ArrowException, OSError) as error:
             # Mostly the stream has ended, and the receiving thread is told why. If not, the server must not wait.
             self._write_error = of_arrow(error)
-            with contextlib.suppress(pa.ArrowException, OSError):
-                self._writer.done_writing()
+            self._others[0].join(JOIN_SECONDS)
+            if not self._ended:
+                self._reader.cancel()
         finally:
             self._stop_beating.put(None)
             close = getattr(batches, "close", None)
@@ -185,7 +188,9 @@ class Stream:
             del batch  # before the next one is made
         with self._writing:
             self._sent = True
-            self._writer.done_writing()
+            # Not `done_writing`: where an error of the server reaches the other thread at that moment, both close the
+            # request, and gRPC ends the process for it. The server takes this for the end as well.
+            self._writer.write_metadata(END)
 
     def _has_room(self) -> bool:
         """Waits for it; False if nobody wants more."""
