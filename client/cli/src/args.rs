@@ -17,7 +17,7 @@ Exit codes:
   4    no server there, or it has no room now: try again later
   5    the system refused to read or write
   6    done, but layers failed (`--on-error continue`); they are in the file as they were
-  130, 143  stopped by Ctrl-C, by SIGTERM: nothing is left behind";
+  129, 130, 143  stopped by SIGHUP, Ctrl-C, SIGTERM: nothing is left behind";
 
 /// Quantizes neural-network weights, here or on an Arrow Flight server.
 #[derive(Debug, Parser)]
@@ -44,8 +44,10 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_CODES)]
     Dequantize(Box<DequantizeArgs>),
     /// List the tensors of a safetensors file, and which layers of it are quantized how
+    #[command(after_help = EXIT_CODES)]
     Inspect(InspectArgs),
     /// List the schemes
+    #[command(after_help = EXIT_CODES)]
     Schemes(SchemesArgs),
     /// Print completions for a shell, to be sourced from its start-up file
     Completions {
@@ -119,7 +121,7 @@ pub(crate) struct FileArgs {
     #[arg(value_name = "DST")]
     pub(crate) destination: PathBuf,
 
-    /// Replace DST, and the report beside it, if they exist
+    /// Replace what is written if it exists
     #[arg(long, short)]
     pub(crate) force: bool,
 }

@@ -3,21 +3,22 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroU64,
+    sync::Arc,
     time::Instant,
 };
 
 use futures::TryStreamExt;
-use quarrel_checkpoint::{Dtype, Module, Pieces, SCHEMES_KEY, Sink, Source, modules};
+use quarrel_checkpoint::{Dtype, Module, Pieces, SCHEMES_KEY, Sink, Source, Stop, modules};
 use quarrel_client::{CodedLayer, Error, proto::v1};
 use serde::Serialize;
 
 use crate::{
     args::{DequantizeArgs, FloatType, word},
     failure::Failure,
-    place::Place,
+    place::{Place, Room},
     progress::Progress,
-    seal::{different, replace, seal},
-    table::{megabytes, print},
+    seal::{different, seal, target},
+    table::{clean, megabytes, print},
 };
 
 /// What `--json` prints.
@@ -35,22 +36,22 @@ struct Done {
     copied: usize,
 }
 
-pub(crate) async fn dequantize(args: Box<DequantizeArgs>) -> Result<(), Failure> {
+pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
-    different([&args.files.source, &args.files.destination])?;
+    different(&[&args.files.source, &args.files.destination])?;
     let source = Source::open(&args.files.source)?;
     let found = modules(&source)?;
     if found.is_empty() {
         let sentence = format!("`{}` has no quantized layers", args.files.source.display());
         return Err(Failure::input(sentence, "Look at it with `quarrel inspect`."));
     }
-    let mut sink = Sink::create(&args.files.destination, replace(&args.files))?;
+    let mut sink = Sink::new(target(&args.files, &args.files.destination)?)?;
     let parts = HashSet::<&str>::from_iter(found.iter().flat_map(Module::parts));
     let others = source.tensors().iter().filter(|tensor| !parts.contains(tensor.name.as_str()));
     let copied = others.clone().count();
     others.clone().try_for_each(|tensor| sink.copied(&source, tensor))?;
 
-    let place = Place::open(&args.place, args.output).await?;
+    let place = Place::open(&args.place, args.output, Room::for_codes()).await?;
     let dequantized =
         found.iter().map(|module| (format!("{}.weight", module.name), module.scheme.to_string())).collect();
     let mut progress = Progress::new(found.iter().map(|module| module.codes.bytes()).sum(), args.output);
@@ -64,7 +65,7 @@ pub(crate) async fn dequantize(args: Box<DequantizeArgs>) -> Result<(), Failure>
     }
     let mut metadata = source.metadata().clone();
     metadata.remove(SCHEMES_KEY);
-    let destination_bytes = seal(sink, metadata, &progress).await?;
+    let destination_bytes = seal(sink, metadata, &progress, &stop).await?;
     drop(progress);
     let done = Done {
         source: args.files.source.display().to_string(),
@@ -134,7 +135,7 @@ fn tell(done: &Done, args: &DequantizeArgs) -> Result<(), Failure> {
     }
     if args.output.verbose {
         for (layer, scheme) in &done.dequantized {
-            print(&format!("{layer}  {scheme}"))?;
+            print(&format!("{}  {scheme}", clean(layer)))?;
         }
     }
     let place = done.server.as_deref().unwrap_or("this process");

@@ -3,10 +3,13 @@
 use std::{io, process::ExitCode};
 
 use quarrel_checkpoint::CheckpointError;
-use quarrel_client::{Error, Kind};
+use quarrel_client::{Error, Kind, proto::Reason};
+
+use crate::table::clean;
 
 pub(crate) const INTERRUPTED: u8 = 130;
 pub(crate) const TERMINATED: u8 = 143;
+pub(crate) const HUNG_UP: u8 = 129;
 
 const OURS: u8 = 1;
 const USAGE: u8 = 2;
@@ -31,7 +34,7 @@ impl Failure {
         let bold = anstyle::Style::new().bold();
         let red = bold.fg_color(Some(anstyle::AnsiColor::Red.into()));
         let reason = self.reason.as_ref().map_or_else(String::new, |reason| format!("[{reason}] "));
-        anstream::eprintln!("{red}quarrel:{red:#} {reason}{}", self.sentence);
+        anstream::eprintln!("{red}quarrel:{red:#} {reason}{}", clean(&self.sentence));
         if let Some(advice) = &self.advice {
             anstream::eprintln!("{bold}  what to do:{bold:#} {advice}");
         }
@@ -63,22 +66,29 @@ impl Failure {
 
     /// An address that cannot be had.
     pub(crate) fn listen(address: &quarrel_flight::Listen, error: &io::Error) -> Failure {
-        Failure::new(SYSTEM, format!("cannot listen at {address}: {error}"))
+        let advice = "Choose another address with `--listen`, or stop what listens there.";
+        Failure::new(SYSTEM, format!("cannot listen at {address}: {error}")).advise(advice)
+    }
+
+    /// The system's word on standard output.
+    pub(crate) fn output(error: &io::Error) -> Failure {
+        Failure::new(SYSTEM, format!("cannot write to standard output: {error}")).advise(of_the_system(error))
     }
 
     /// The system's word.
     pub(crate) fn system(error: &io::Error) -> Failure {
-        Failure::new(SYSTEM, error.to_string())
+        Failure::new(SYSTEM, error.to_string()).advise(of_the_system(error))
     }
 
     /// The system's word on a file.
     pub(crate) fn file(what: &str, path: &std::path::Path, error: &io::Error) -> Failure {
-        Failure::new(SYSTEM, format!("{what} `{}`: {error}", path.display()))
+        Failure::new(SYSTEM, format!("{what} `{}`: {error}", path.display())).advise(of_the_system(error))
     }
 
     /// Layers that failed where the command said to go on.
     pub(crate) fn layers(failed: usize, worst: &str) -> Failure {
-        let sentence = format!("{failed} layers failed and are in the file as they were; the first: {worst}");
+        let are = if failed == 1 { "layer failed and is" } else { "layers failed and are" };
+        let sentence = format!("{failed} {are} in the file as before; the first: {worst}");
         Failure::new(LAYERS_FAILED, sentence).advise("See `status` and `message` of each layer in the report.")
     }
 
@@ -99,7 +109,8 @@ impl From<Error> for Failure {
         };
         let reason = error.reason().map(|reason| reason.word().to_owned());
         let code = if reason.as_deref().is_some_and(is_about_the_command) { USAGE } else { code };
-        Failure { reason, ..Failure::new(code, error.to_string()).advise(error.advice()) }
+        let advice = error.reason().map_or(error.advice(), advice);
+        Failure { reason, ..Failure::new(code, error.to_string()).advise(advice) }
     }
 }
 
@@ -107,7 +118,8 @@ impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Failure {
         let sentence = error.to_string();
         match error {
-            CheckpointError::Io { .. } => Failure::new(SYSTEM, sentence),
+            CheckpointError::Io { error, .. } => Failure::new(SYSTEM, sentence).advise(of_the_system(&error)),
+            CheckpointError::NoFile { .. } => Failure::new(USAGE, sentence).advise("Name a file."),
             CheckpointError::Malformed { .. } => {
                 Failure::new(INPUT, sentence).advise("Check that it was copied whole, and that it is safetensors.")
             }
@@ -121,10 +133,44 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Exists { .. } => {
                 Failure::new(USAGE, sentence).advise("Choose another name, or replace it with `--force`.")
             }
-            CheckpointError::Module { .. } => Failure::new(INPUT, sentence),
+            CheckpointError::Module { .. } => Failure::new(INPUT, sentence).advise(
+                "Look at it with `quarrel inspect`; start from the checkpoint that it was made of if it is damaged.",
+            ),
             CheckpointError::Twice { .. } => Failure::new(INPUT, sentence).advise("Rename one of them in the source."),
             _ => Failure::ours(sentence),
         }
+    }
+}
+
+/// What to do, in the command line's own words where it has them.
+fn advice(reason: Reason) -> &'static str {
+    match reason {
+        Reason::SchemeUnknown => "Choose one that `quarrel schemes` lists.",
+        Reason::NonFinite => {
+            "Repair the layer, leave it out with `--ignore`, or go on without it with `--on-error continue`."
+        }
+        Reason::ScaleOverflow => "Leave it out with `--ignore`, or go on without it with `--on-error continue`.",
+        Reason::GroupSizeIndivisible => {
+            "Use another `--group-size` or a scheme without groups, or leave such layers with `--on-indivisible keep`."
+        }
+        Reason::RankUnsupported => {
+            "Use a scheme without blocks, leave the layer out with `--ignore`, or check `--channel-dims`."
+        }
+        _ => reason.advice(),
+    }
+}
+
+/// What to do about the system's word.
+fn of_the_system(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "Check the path, and that its folder is there.",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "Check who may read and write there.",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "Make room: the quantized tensors are written twice, the second time into the file."
+        }
+        io::ErrorKind::InvalidFilename => "Choose a shorter name.",
+        io::ErrorKind::UnexpectedEof => "Somebody cut the file meanwhile: start again when it is whole.",
+        _ => "See what the system says; it is not a fault of the checkpoint.",
     }
 }
 

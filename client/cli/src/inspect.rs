@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     args::InspectArgs,
     failure::Failure,
-    table::{megabytes, print, shape, table},
+    table::{clean, megabytes, print, shape, table},
 };
 
 #[derive(Debug, Serialize)]
@@ -64,7 +64,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let mut lines = table(["tensor", "shape", "type", "bytes", "scheme"]);
     for tensor in &inspection.tensors {
         lines.add_row([
-            tensor.name.clone(),
+            clean(&tensor.name),
             shape(&tensor.shape),
             tensor.dtype.clone(),
             tensor.bytes.to_string(),
@@ -77,7 +77,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
         format!("{} tensors, {}, {modules} quantized layers", inspection.tensors.len(), megabytes(inspection.bytes));
     print(&total)?;
     match why {
-        Some(why) => print(&format!("Not read as quantized layers: {why}")),
+        Some(why) => print(&format!("Not read as quantized layers: {}", clean(&why.to_string()))),
         None => Ok(()),
     }
 }

@@ -16,9 +16,10 @@ mod seal;
 mod serve;
 mod table;
 
-use std::{io, process::ExitCode, thread};
+use std::{pin::pin, process::ExitCode, sync::Arc, thread};
 
 use clap::{CommandFactory, Parser};
+use quarrel_checkpoint::Stop;
 use tokio::{runtime, signal::unix};
 
 use crate::{
@@ -34,13 +35,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Serve(args) => run(serve::serve(args)),
-        Command::Quantize(args) => run(unless_stopped(quantize::quantize(args))),
-        Command::Dequantize(args) => run(unless_stopped(dequantize::dequantize(args))),
+        Command::Quantize(args) => run(unless_stopped(|stop| quantize::quantize(args, stop))),
+        Command::Dequantize(args) => run(unless_stopped(|stop| dequantize::dequantize(args, stop))),
         Command::Inspect(args) => inspect::inspect(&args),
-        Command::Schemes(args) => run(unless_stopped(schemes::schemes(args))),
+        Command::Schemes(args) => run(unless_stopped(|_| schemes::schemes(args))),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "quarrel", &mut io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "quarrel", &mut script);
+            table::print(String::from_utf8_lossy(&script).trim_end())
         }
     };
     match done {
@@ -57,13 +59,23 @@ fn run(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     runtime.map_err(|error| Failure::system(&error))?.block_on(verb)
 }
 
-/// Runs a verb until it is done, or until somebody wants it stopped. Dropped, it leaves nothing behind.
-async fn unless_stopped(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let mut interrupt = unix::signal(unix::SignalKind::interrupt()).map_err(|error| Failure::system(&error))?;
-    let mut terminate = unix::signal(unix::SignalKind::terminate()).map_err(|error| Failure::system(&error))?;
-    tokio::select! {
-        done = verb => done,
-        _ = interrupt.recv() => Err(Failure::stopped(failure::INTERRUPTED)),
-        _ = terminate.recv() => Err(Failure::stopped(failure::TERMINATED)),
-    }
+/// Runs a verb until it is done, or until somebody wants it stopped. Stopped, it leaves nothing behind; if its file has its
+/// name by then, it is too late for that, and the verb is finished.
+async fn unless_stopped<V>(verb: impl FnOnce(Arc<Stop>) -> V) -> Result<(), Failure>
+where
+    V: Future<Output = Result<(), Failure>>,
+{
+    let stop = Arc::<Stop>::default();
+    let signal = |kind| unix::signal(kind).map_err(|error| Failure::system(&error));
+    let mut interrupt = signal(unix::SignalKind::interrupt())?;
+    let mut terminate = signal(unix::SignalKind::terminate())?;
+    let mut hang_up = signal(unix::SignalKind::hangup())?;
+    let mut verb = pin!(verb(Arc::clone(&stop)));
+    let code = tokio::select! {
+        done = &mut verb => return done,
+        _ = interrupt.recv() => failure::INTERRUPTED,
+        _ = terminate.recv() => failure::TERMINATED,
+        _ = hang_up.recv() => failure::HUNG_UP,
+    };
+    if stop.stop() { Err(Failure::stopped(code)) } else { verb.await }
 }

@@ -5,11 +5,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Instant,
 };
 
 use futures::TryStreamExt;
-use quarrel_checkpoint::{Fate, Pieces, SCHEMES_KEY, Scheme, Sink, Source, Tensor, checkpoint_recipe, fates, stored};
+use quarrel_checkpoint::{
+    Fate, Pieces, Scheme, Sink, Source, Stop, Tensor, checkpoint_recipe, fates, stored, with_schemes,
+};
 use quarrel_client::{
     Layer, Outcome, Run,
     proto::v1::{self, quantize::How},
@@ -18,23 +21,31 @@ use quarrel_client::{
 use crate::{
     args::{QuantizeArgs, word},
     failure::Failure,
-    place::Place,
+    place::{Place, Room},
     progress::Progress,
     recipe::recipe,
     report::{self, LayerReport, Report, Totals},
-    seal::{replace, seal},
+    seal::{different, seal, target},
     table,
 };
 
-pub(crate) async fn quantize(args: Box<QuantizeArgs>) -> Result<(), Failure> {
+pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
     let command = command(&args)?;
-    let report_path = report::path(&args)?;
+    // Before any work: what cannot be written need not be computed.
+    let report_path = report::path(&args);
+    let recipe = args.how.recipe.as_deref();
+    let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
+    different(&Vec::from_iter(paths.into_iter().flatten()))?;
     let source = Source::open(&args.files.source)?;
     let fates = fates(&source, &command)?;
-    let mut writing = Writing::new(Sink::create(&args.files.destination, replace(&args.files))?, source.clone());
+    let sink = Sink::new(target(&args.files, &args.files.destination)?)?;
+    let report_target = target(&args.files, &report_path)?;
+    let mut writing = Writing::new(sink, source.clone());
 
-    let place = Place::open(&args.place, args.output).await?;
+    let largest = source.tensors().iter().zip(&fates).filter(|(_, fate)| matches!(fate, Fate::Sent(_)));
+    let room = Room::for_weights(largest.map(|(tensor, _)| (tensor.bytes(), tensor.shape.as_slice())));
+    let place = Place::open(&args.place, args.output, room).await?;
     let info = place.client.server_info().await?;
     let mut layers = Vec::new();
     for (at, (tensor, fate)) in source.tensors().iter().zip(fates).enumerate() {
@@ -55,7 +66,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>) -> Result<(), Failure> {
         progress.at(&name, done, is_last);
     }
     let effective = runs.effective_command().map(str::to_owned);
-    let (layers, destination_bytes) = writing.seal(&progress).await?;
+    let (layers, destination_bytes) = writing.seal(&progress, &stop).await?;
     drop(progress);
 
     let mut totals = Totals::of(&layers);
@@ -73,7 +84,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>) -> Result<(), Failure> {
         totals,
         layers,
     };
-    report::write(&report, &report_path)?;
+    report::write(&report, &report_target)?;
     table::close(&report, &report_path, args.output)?;
     let failed = report.layers.iter().filter(|layer| layer.status == "failed");
     match failed.clone().next() {
@@ -244,19 +255,14 @@ impl Writing {
     }
 
     /// Writes the file, on a thread that may block: what became of each tensor, and the file's bytes.
-    async fn seal(self, progress: &Progress) -> Result<(Vec<LayerReport>, u64), Failure> {
-        let Writing { sink, source, places, reports, mut schemes, .. } = self;
+    async fn seal(self, progress: &Progress, stop: &Arc<Stop>) -> Result<(Vec<LayerReport>, u64), Failure> {
+        let Writing { sink, source, places, reports, schemes, .. } = self;
         if let Some(name) = places.keys().next() {
             return Err(Failure::ours(format!("layer `{name}` was sent and not answered")));
         }
-        schemes.values_mut().for_each(|modules| modules.sort());
-        let mut metadata = source.metadata().clone();
+        let mut metadata = with_schemes(&source, schemes)?;
         metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
-        if !schemes.is_empty() {
-            let text = serde_json::to_string(&schemes).map_err(|error| Failure::ours(error.to_string()))?;
-            metadata.insert(SCHEMES_KEY.to_owned(), text);
-        }
-        let bytes = seal(sink, metadata, progress).await?;
+        let bytes = seal(sink, metadata, progress, stop).await?;
         Ok((reports.into_values().collect(), bytes))
     }
 }

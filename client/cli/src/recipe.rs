@@ -1,6 +1,6 @@
 //! Recipes from files: YAML, or JSON, which is YAML too. The contract's own reader takes them, so nothing is ignored.
 
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
 use quarrel_client::proto::{
     command,
@@ -18,10 +18,13 @@ pub(crate) fn recipe(path: &Path) -> Result<v1::Recipe, Failure> {
     let advice =
         "Write `rules: [{targets: [\"*\"], scheme: W4A16}]` and `ignore: [\"@standard\"]`; SPEC.md, section Commands.";
     let wrong = |detail: String| Failure::usage(format!("recipe `{}`: {detail}", path.display()), advice);
-    if std::fs::metadata(path).map_err(unreadable)?.len() > BYTES_MAX {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > BYTES_MAX {
         return Err(wrong(format!("it is longer than {BYTES_MAX} bytes")));
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).map_err(|error| wrong(format!("it is no UTF-8: {error}")))?;
     let recipe: serde_json::Value = match path.extension().is_some_and(|ending| ending == "json") {
         true => serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?,
         false => serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?,

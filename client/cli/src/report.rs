@@ -1,14 +1,12 @@
 //! The report: what became of every tensor, measured. Written as JSON beside the result; the table is made of it.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{io::Write, path::PathBuf};
 
+use quarrel_checkpoint::{Stop, Target};
 use quarrel_client::Metrics;
 use serde::Serialize;
 
-use crate::{args::QuantizeArgs, failure::Failure, seal::different};
+use crate::{args::QuantizeArgs, failure::Failure};
 
 /// All of it. Field names are those of the contract where it has them.
 #[derive(Debug, Serialize)]
@@ -104,32 +102,17 @@ impl Totals {
     }
 }
 
-/// Where the report goes. Refuses, before any work, what would overwrite something that nobody wants to lose.
-pub(crate) fn path(args: &QuantizeArgs) -> Result<PathBuf, Failure> {
-    let files = &args.files;
-    let path = args.report.clone().unwrap_or_else(|| files.destination.with_extension("report.json"));
-    different([&files.source, &files.destination, &path])?;
-    if path.exists() && !files.force {
-        let advice = "Choose another name with `--report`, or replace it with `--force`.";
-        return Err(Failure::usage(format!("`{}` exists", path.display()), advice));
-    }
-    Ok(path)
+/// Where the report goes.
+pub(crate) fn path(args: &QuantizeArgs) -> PathBuf {
+    args.report.clone().unwrap_or_else(|| args.files.destination.with_extension("report.json"))
 }
 
 /// Writes the report: complete under its name, or not at all.
-pub(crate) fn write(report: &Report, path: &Path) -> Result<(), Failure> {
-    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let written = || -> std::io::Result<()> {
-        use std::os::unix::fs::PermissionsExt;
-        let mut file = tempfile::Builder::new()
-            .prefix(".report.")
-            .suffix(".partial")
-            .permissions(std::fs::Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, report)?;
-        file.write_all(b"\n")?;
-        file.persist(path)?;
-        Ok(())
-    };
-    written().map_err(|error| Failure::file("cannot write the report", path, &error))
+pub(crate) fn write(report: &Report, target: &Target) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(report).map_err(|error| Failure::ours(error.to_string()))?;
+    text.push(b'\n');
+    let failed = |error: &std::io::Error| Failure::file("cannot write the report", target.path(), error);
+    // The checkpoint has its name by now: nobody stops here.
+    let written = target.write(&Stop::default(), |out| Ok(out.write_all(&text)))?;
+    written.map_err(|error| failed(&error))
 }

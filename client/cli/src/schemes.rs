@@ -3,14 +3,14 @@
 use crate::{
     args::{OutputArgs, SchemesArgs},
     failure::Failure,
-    place::Place,
+    place::{Place, Room},
     table::{print, table},
 };
 use quarrel_client::proto::json;
 
 pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
     let silent = OutputArgs { json: args.json, quiet: false, verbose: false };
-    let place = Place::open(&args.place, silent).await?;
+    let place = Place::open(&args.place, silent, Room::default()).await?;
     let found = place.client.schemes().await?;
     if args.json {
         return print(&json::schemes(&found));

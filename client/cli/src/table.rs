@@ -31,9 +31,14 @@ pub(crate) fn close(report: &Report, path: &Path, output: OutputArgs) -> Result<
 /// Prints a text; a reader that has gone away is no fault.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::system(&error)),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::output(&error)),
         _ => Ok(()),
     }
+}
+
+/// A text from a file or a server without what a terminal would obey, or take for a new line.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn summary(report: &Report, path: &Path, verbose: bool) -> String {
@@ -47,7 +52,7 @@ fn summary(report: &Report, path: &Path, verbose: bool) -> String {
     worst.sort_by(|a, b| sqnr(a).total_cmp(&sqnr(b)));
     if worst.len() > WORST && !verbose {
         lines.push("lowest SQNR, dB:".to_owned());
-        lines.extend(worst.iter().take(WORST).map(|layer| format!("{:7.1}  {}", sqnr(layer), layer.name)));
+        lines.extend(worst.iter().take(WORST).map(|layer| format!("{:7.1}  {}", sqnr(layer), clean(&layer.name))));
     }
     let totals = &report.totals;
     let bits = totals.bits_per_weight.map_or_else(String::new, |bits| format!(", {bits:.2} bits per weight"));
@@ -112,7 +117,7 @@ fn every_layer(report: &Report) -> String {
         };
         let metrics = layer.metrics;
         table.add_row([
-            layer.name.clone(),
+            clean(&layer.name),
             shape(&layer.shape),
             what,
             shown(metrics.and_then(|metrics| metrics.bits_per_weight), 2),

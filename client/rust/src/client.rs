@@ -35,15 +35,33 @@ pub struct Client {
     dial: Dial,
     streams: NonZeroUsize,
     retries: u32,
+    limits: Limits,
+}
+
+/// What a server's limits ask of its clients.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
     /// How often a stream that has nothing to send says that it is alive.
-    alive_every: Duration,
+    pub(crate) alive_every: Duration,
+    /// Of one message, and so of one channel.
+    pub(crate) message_bytes_max: u64,
+}
+
+impl Limits {
+    fn of(info: &v1::ServerInfo) -> Limits {
+        let limit = |name: &str| info.limits.iter().find(|limit| limit.name == name).map(|limit| limit.value);
+        Limits {
+            alive_every: limit("idle_seconds").map_or(ALIVE_EVERY, |seconds| Duration::from_secs(seconds) / 4),
+            message_bytes_max: limit("message_bytes_max").unwrap_or(u64::MAX),
+        }
+    }
 }
 
 impl Client {
     /// Connects to `grpc://HOST:PORT`, `HOST:PORT`, `grpc+unix://PATH` or `unix:PATH`, and asks the server who it is.
     ///
     /// # Errors
-    /// [`Error::Address`]; [`Error::Unreachable`] if nobody answers within 10 seconds; [`Error::Answer`] if it is no
+    /// [`Error::Address`]; [`Error::Unreachable`] if nobody answers within 10 seconds; [`Error::Stranger`] if it is no
     /// Quarrel server of this contract's major version.
     pub async fn connect(address: &str) -> Result<Client, Error> {
         let address: Address = address.parse()?;
@@ -67,17 +85,27 @@ impl Client {
     }
 
     async fn with(dial: Dial) -> Result<Client, Error> {
-        let client = Client { dial, streams: NonZeroUsize::MIN, retries: 3, alive_every: Duration::MAX };
-        let v1::ServerInfo { contract, limits, .. } = client.server_info().await?;
+        let limits = Limits { alive_every: Duration::MAX, message_bytes_max: u64::MAX };
+        let client = Client { dial, streams: NonZeroUsize::MIN, retries: 3, limits };
+        let asked = tokio::time::timeout(CONNECT, client.server_info()).await;
+        let info = match asked {
+            Err(_) => Err(Error::Unreachable {
+                detail: format!("the connection has no answer after {} s", CONNECT.as_secs()),
+            }),
+            Ok(Err(unreachable @ Error::Unreachable { .. })) => Err(unreachable),
+            // A stranger's own words are about something else, or a web page.
+            Ok(Err(_)) => {
+                Err(Error::Stranger { detail: format!("it refuses the action `{}`", metadata::ACTION_SERVER_INFO) })
+            }
+            Ok(Ok(info)) => Ok(info),
+        }?;
         let major = |version: &str| version.split('.').next().map(str::to_owned);
-        if major(&contract) != major(VERSION) {
+        if major(&info.contract) != major(VERSION) {
             let detail =
-                format!("its contract is version `{contract}`: expected {VERSION} or another minor version of it");
-            return Err(Error::Answer { detail });
+                format!("its contract is version `{}`: expected {VERSION} or another minor version", info.contract);
+            return Err(Error::Stranger { detail });
         }
-        let idle_after = limits.iter().find(|limit| limit.name == "idle_seconds");
-        let alive_every = idle_after.map_or(ALIVE_EVERY, |limit| Duration::from_secs(limit.value) / 4);
-        Ok(Client { alive_every, ..client })
+        Ok(Client { limits: Limits::of(&info), ..client })
     }
 
     /// Sends over so many streams at once, each on a connection of its own; 1 by default. Answers of different layers then
@@ -150,7 +178,7 @@ impl Client {
         loop {
             let before = feed.answers();
             let error = match self.channel().await {
-                Ok(channel) => match exchange(channel, verb, feed, self.alive_every).await {
+                Ok(channel) => match exchange(channel, verb, feed, self.limits).await {
                     Ok(()) => return Ok(()),
                     Err(error) => error,
                 },

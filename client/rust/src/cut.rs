@@ -14,11 +14,12 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// `channels` of `channel_bytes` each, cut at multiples of `span` channels.
-    pub(crate) fn new(channels: u64, channel_bytes: u64, span: u64) -> Cut {
-        let span_bytes = channel_bytes.saturating_mul(span);
-        let spans = RUN_BYTES_MAX.checked_div(span_bytes).unwrap_or(u64::MAX).max(1);
-        Cut { channels, step: spans.saturating_mul(span).clamp(1, channels.max(1)) }
+    /// `channels` of `channel_bytes` each, for a server that takes messages of so many bytes.
+    pub(crate) fn new(channels: u64, channel_bytes: u64, message_bytes_max: u64) -> Cut {
+        // Half of a message: names, shapes and scales want their part.
+        let run_bytes = RUN_BYTES_MAX.min(message_bytes_max / 2);
+        let step = run_bytes.checked_div(channel_bytes).unwrap_or(u64::MAX);
+        Cut { channels, step: step.clamp(1, channels.max(1)) }
     }
 
     /// How many channels there are.
@@ -49,25 +50,25 @@ mod tests {
 
     #[test]
     fn rows_cover_every_channel_once_and_stay_small() {
-        for (channels, channel_bytes, span) in [
-            (4096, 16384, 1),
-            (1, 1 << 30, 1),
-            (10, 5 << 20, 1),
-            (0, 4, 1),
-            (7, 0, 1),
-            (1000, 32768, 128),
-            (300, 4 << 20, 128),
+        for (channels, channel_bytes, message) in [
+            (4096, 16384, MIB64),
+            (1, 1 << 30, MIB64),
+            (10, 5 << 20, MIB64),
+            (0, 4, MIB64),
+            (7, 0, MIB64),
+            (1000, 32768, 1 << 20),
         ] {
-            let cut = Cut::new(channels, channel_bytes, span);
+            let cut = Cut::new(channels, channel_bytes, message);
             let mut next = 0;
             for row in 0..cut.rows() {
                 let range = cut.channels(row);
                 assert_eq!(range.start, next);
-                assert_eq!(range.start % span, 0);
                 next = range.end;
-                assert!((range.end - range.start) * channel_bytes <= RUN_BYTES_MAX.max(channel_bytes * span));
+                assert!((range.end - range.start) * channel_bytes <= RUN_BYTES_MAX.min(message / 2).max(channel_bytes));
             }
             assert_eq!(next, channels);
         }
     }
+
+    const MIB64: u64 = 64 << 20;
 }

@@ -158,8 +158,8 @@ impl Verb for Dequantize {
         Arc::clone(&self.schema)
     }
 
-    fn cut(&self, layer: &CodedLayer) -> Result<Cut, Error> {
-        Ok(Cut::new(layer.channels, layer.channel_bytes, layer.span.channels.min(layer.channels)))
+    fn cut(&self, layer: &CodedLayer, message_bytes_max: u64) -> Result<Cut, Error> {
+        Ok(Cut::new(layer.channels, layer.channel_bytes, message_bytes_max))
     }
 
     fn blocks(_: &CodedLayer) -> bool {

@@ -21,6 +21,24 @@ pub enum Error {
         /// What the system said.
         detail: String,
     },
+    /// Somebody answers there, but not as a Quarrel server of this contract.
+    #[error("no Quarrel server answers there: {detail}")]
+    Stranger {
+        /// What it said.
+        detail: String,
+    },
+    /// One output channel is larger than a message that the server takes.
+    #[error(
+        "layer `{layer}`: one output channel has {bytes} bytes: expected at most {limit}, the server's `message_bytes_max`"
+    )]
+    ChannelTooLarge {
+        /// Its name.
+        layer: String,
+        /// Of a channel.
+        bytes: u64,
+        /// What the server takes.
+        limit: u64,
+    },
     /// The server refused the command, a layer or the stream.
     #[error("{0}")]
     Refused(Refusal),
@@ -83,17 +101,20 @@ impl Error {
     /// Who must act.
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Address { .. } | Error::Source { .. } | Error::Layer { .. } => Kind::Caller,
-            Error::Unreachable { .. } => Kind::Unavailable,
+            Error::Address { .. } | Error::Source { .. } | Error::Layer { .. } | Error::ChannelTooLarge { .. } => {
+                Kind::Caller
+            }
+            Error::Unreachable { .. } | Error::Stranger { .. } => Kind::Unavailable,
             Error::Refused(refusal) => refusal.kind,
             Error::Answer { .. } => Kind::Server,
         }
     }
 
-    /// The contract's reason, where the server gave one.
+    /// The contract's reason, where there is one.
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Error::Refused(refusal) => refusal.reason,
+            Error::ChannelTooLarge { .. } => Some(Reason::ChannelTooLarge),
             _ => None,
         }
     }
@@ -101,9 +122,11 @@ impl Error {
     /// The layer that it is about.
     pub fn layer(&self) -> Option<&str> {
         match self {
-            Error::Source { layer, .. } | Error::Layer { layer, .. } => Some(layer),
+            Error::Source { layer, .. } | Error::Layer { layer, .. } | Error::ChannelTooLarge { layer, .. } => {
+                Some(layer)
+            }
             Error::Refused(refusal) => refusal.layer.as_deref(),
-            Error::Address { .. } | Error::Unreachable { .. } | Error::Answer { .. } => None,
+            Error::Address { .. } | Error::Unreachable { .. } | Error::Stranger { .. } | Error::Answer { .. } => None,
         }
     }
 
@@ -112,6 +135,8 @@ impl Error {
         match self {
             Error::Address { .. } => "Copy the address from the first line that `quarrel serve` prints.",
             Error::Unreachable { .. } => "Check the address and that the server runs.",
+            Error::Stranger { .. } => "Check the address: it is not `quarrel serve`, or one of another major version.",
+            Error::ChannelTooLarge { .. } => Reason::ChannelTooLarge.advice(),
             Error::Refused(Refusal { reason: Some(reason), .. }) => reason.advice(),
             Error::Refused(Refusal { kind: Kind::Busy | Kind::Unavailable, .. }) => "Try again later.",
             Error::Refused(_) => "See the server's SPEC.md; it may be newer than this client.",

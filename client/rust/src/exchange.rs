@@ -8,7 +8,6 @@ use std::{
     ops::Range,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use arrow_array::RecordBatch;
@@ -24,7 +23,7 @@ use quarrel_proto::{json, metadata};
 use tokio::{sync::mpsc, time::timeout};
 use tonic::transport::Channel;
 
-use crate::{cut::Cut, error::Error, feed::Feed, wire};
+use crate::{client::Limits, cut::Cut, error::Error, feed::Feed, wire};
 
 /// Rows of small layers share a message up to so many bytes.
 const MESSAGE_BYTES: usize = 1 << 20;
@@ -42,7 +41,7 @@ pub(crate) trait Verb: Send + Sync + 'static {
     /// The columns that are sent.
     fn schema(&self) -> SchemaRef;
     /// How a layer is cut; an error if it does not fit together.
-    fn cut(&self, layer: &Self::Layer) -> Result<Cut, Error>;
+    fn cut(&self, layer: &Self::Layer, message_bytes_max: u64) -> Result<Cut, Error>;
     /// Whether reading a row may block.
     fn blocks(layer: &Self::Layer) -> bool;
     /// Reads a row.
@@ -72,16 +71,16 @@ pub(crate) struct Underway<L> {
 type Line<V> = Mutex<VecDeque<Underway<<V as Verb>::Layer>>>;
 
 /// Sends layers from `feed` and hands it their answers, until there are no more. After an error, what was not answered
-/// whole is with the feed again. A silence of `alive_every` is broken by a message that says nothing.
+/// whole is with the feed again. A long silence is broken by a message that says nothing.
 pub(crate) async fn exchange<V: Verb>(
     channel: Channel,
     verb: &Arc<V>,
     feed: &Feed<V>,
-    alive_every: Duration,
+    limits: Limits,
 ) -> Result<(), Error> {
     let line: Line<V> = Mutex::default();
     let (sender, receiver) = mpsc::channel(1);
-    let send = send(verb, feed, &line, Outgoing { sender, alive_every });
+    let send = send(verb, feed, &line, Outgoing { sender, limits });
     let receive = receive(channel, receiver, verb, feed, &line);
     let ended = tokio::try_join!(send, receive).map(drop);
     feed.give_back(lock(&line).drain(..).map(|underway| underway.layer));
@@ -98,7 +97,7 @@ struct Gone;
 /// The request, message by message.
 struct Outgoing {
     sender: mpsc::Sender<FlightData>,
-    alive_every: Duration,
+    limits: Limits,
 }
 
 impl Outgoing {
@@ -110,7 +109,7 @@ impl Outgoing {
     async fn alive<T>(&self, wait: impl Future<Output = T>) -> Result<T, Gone> {
         let mut wait = pin!(wait);
         loop {
-            match timeout(self.alive_every, &mut wait).await {
+            match timeout(self.limits.alive_every, &mut wait).await {
                 Ok(value) => return Ok(value),
                 Err(_) => self.push(FlightData::new().with_app_metadata("alive")).await?,
             }
@@ -160,12 +159,13 @@ async fn send_all<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: &
             }
         };
         let Some(layer) = layer.transpose()? else { break };
-        let cut = verb.cut(&layer)?;
+        let cut = verb.cut(&layer, out.limits.message_bytes_max)?;
         lock(line).push_back(Underway { layer: layer.clone(), cut, done: 0 });
         for row in 0..cut.rows() {
             out.alive(feed.room()).await?;
             let row = read::<V>(&layer, cut, cut.channels(row)).await?;
-            if !rows.is_empty() && bytes + V::bytes(&row) > MESSAGE_BYTES {
+            if !rows.is_empty() && bytes + V::bytes(&row) > MESSAGE_BYTES.min(out.limits.message_bytes_max as usize / 2)
+            {
                 flush(verb, &mut encoder, out, &mut rows).await?;
                 bytes = 0;
             }

@@ -208,7 +208,7 @@ impl Verb for Quantize {
         Arc::clone(&self.schema)
     }
 
-    fn cut(&self, layer: &Layer) -> Result<Cut, Error> {
+    fn cut(&self, layer: &Layer, message_bytes_max: u64) -> Result<Cut, Error> {
         let wrong = |detail| Error::Layer { layer: layer.name().to_owned(), detail };
         let bytes = product(&layer.shape).and_then(|elements| elements.checked_mul(layer.dtype.bytes()));
         let bytes =
@@ -223,7 +223,12 @@ impl Verb for Quantize {
         let dims = self.command.channel_dims.unwrap_or(1) as usize;
         let dims = dims.min(layer.shape.len().saturating_sub(1));
         let channels = product(&layer.shape[..dims]).unwrap_or(0);
-        Ok(Cut::new(channels, bytes.checked_div(channels).unwrap_or(0), 1))
+        let channel_bytes = bytes.checked_div(channels).unwrap_or(0);
+        if channel_bytes > message_bytes_max {
+            let (layer, limit) = (layer.name().to_owned(), message_bytes_max);
+            return Err(Error::ChannelTooLarge { layer, bytes: channel_bytes, limit });
+        }
+        Ok(Cut::new(channels, channel_bytes, message_bytes_max))
     }
 
     fn blocks(layer: &Layer) -> bool {

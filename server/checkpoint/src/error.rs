@@ -48,6 +48,14 @@ pub enum CheckpointError {
         /// Its name.
         name: String,
     },
+    /// What is no regular file.
+    #[error("`{}` is {what}: expected a file, or a name where none is yet", path.display())]
+    NoFile {
+        /// What it is called.
+        path: PathBuf,
+        /// What it is: `a folder`.
+        what: &'static str,
+    },
     /// The destination is there.
     #[error("`{}` exists", path.display())]
     Exists {

@@ -13,15 +13,17 @@ mod modules;
 mod sink;
 mod source;
 mod stored;
+mod target;
 
 pub use error::CheckpointError;
 pub use fate::{Fate, checkpoint_recipe, fates};
-pub use modules::{Module, modules};
+pub use modules::{Module, modules, with_schemes};
 pub use quarrel_engine::Scheme;
 pub use safetensors::Dtype;
-pub use sink::{Pieces, Replace, Sink};
+pub use sink::{Pieces, Sink};
 pub use source::{Source, Tensor};
 pub use stored::{Stored, stored};
+pub use target::{Replace, Stop, Target};
 
 /// The key of a file's metadata that says which scheme each quantized module has: JSON, `{scheme: [module, ..]}`.
 pub const SCHEMES_KEY: &str = "quarrel.schemes";

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use half::{bf16, f16};
-use quarrel_engine::{Codes, Granularity, Packing, Scheme, packed_bytes};
+use quarrel_engine::{Codes, Granularity, Packing, Scheme, SchemeError, packed_bytes};
 use safetensors::Dtype;
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     bits::unpack_down,
     error::CheckpointError,
     source::{Source, Tensor},
-    stored::{points_shape, scale_shape},
+    stored::{points_stored, scale_shape},
 };
 
 /// A quantized layer of a file.
@@ -52,7 +52,10 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
             continue;
         };
         let is_dense = tensor.name.ends_with("weight_packed");
-        if is_dense || matches!(tensor.dtype, Dtype::I8 | Dtype::F8_E4M3) {
+        // Bytes or FP8 without scales are somebody's own numbers.
+        let is_plain = matches!(tensor.dtype, Dtype::I8 | Dtype::F8_E4M3)
+            && (source.tensor(&format!("{module}.weight_scale")).is_some() || said.contains_key(module));
+        if is_dense || is_plain {
             let parts = Parts::of(source, module, tensor, is_dense);
             found.push(
                 parts
@@ -123,22 +126,42 @@ fn prefix<'a>(name: &'a str, part: &str) -> Option<&'a str> {
     name.strip_suffix(part)?.strip_suffix('.')
 }
 
+/// A file's metadata with the schemes of modules that were quantized now, beside those that were before.
+///
+/// # Errors
+/// [`CheckpointError::Malformed`] if the source's own cannot be read.
+pub fn with_schemes(
+    source: &Source,
+    mut schemes: BTreeMap<String, Vec<String>>,
+) -> Result<BTreeMap<String, String>, CheckpointError> {
+    for (module, scheme) in said(source)? {
+        schemes.entry(scheme.to_string()).or_default().push(module);
+    }
+    schemes.values_mut().for_each(|modules| modules.sort());
+    let mut metadata = source.metadata().clone();
+    if !schemes.is_empty() {
+        let text = serde_json::to_string(&schemes).map_err(|error| metadata_error(source, &error.to_string()))?;
+        metadata.insert(SCHEMES_KEY.to_owned(), text);
+    }
+    Ok(metadata)
+}
+
 /// What the file's own metadata says of its modules.
 fn said(source: &Source) -> Result<BTreeMap<String, Scheme>, CheckpointError> {
     let Some(text) = source.metadata().get(SCHEMES_KEY) else { return Ok(BTreeMap::new()) };
-    let malformed = |detail: String| CheckpointError::Malformed {
-        path: source.path().to_owned(),
-        detail: format!("its metadata `{SCHEMES_KEY}` cannot be read: {detail}"),
-    };
     let found: BTreeMap<String, Vec<String>> =
-        serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        serde_json::from_str(text).map_err(|error| metadata_error(source, &error.to_string()))?;
     let mut schemes = BTreeMap::new();
     for (scheme, modules) in found {
-        let scheme: Scheme =
-            scheme.parse().map_err(|error: quarrel_engine::SchemeError| malformed(error.to_string()))?;
+        let scheme: Scheme = scheme.parse().map_err(|error: SchemeError| metadata_error(source, &error.to_string()))?;
         schemes.extend(modules.into_iter().map(|module| (module, scheme)));
     }
     Ok(schemes)
+}
+
+fn metadata_error(source: &Source, detail: &str) -> CheckpointError {
+    let detail = format!("its metadata `{SCHEMES_KEY}` cannot be read: {detail}");
+    CheckpointError::Malformed { path: source.path().to_owned(), detail }
 }
 
 /// The tensors of one module.
@@ -237,28 +260,37 @@ impl Parts {
         }
     }
 
-    /// Whether every part is of the shape that the scheme gives it.
+    /// Whether every part is of the type and shape that the scheme gives it.
     fn check(&self, scheme: &Scheme) -> Result<(), String> {
         let dims = (scheme.channel_dims().get() as usize).min(self.shape.len());
         let (channels, columns) = (&self.shape[..dims], self.shape[dims..].iter().product::<u64>());
-        let expected_codes = match scheme.codes() {
+        let codes = match scheme.codes() {
             Codes::Int { packing: Packing::Dense, .. } => {
-                [channels, &[packed_bytes(scheme.codes(), columns as usize) as u64 / 4]].concat()
+                let words = packed_bytes(scheme.codes(), columns as usize) as u64 / 4;
+                (Dtype::I32, [channels, &[words]].concat())
             }
-            Codes::Int { .. } | Codes::Fp8E4m3 => self.shape.clone(),
+            Codes::Int { .. } => (Dtype::I8, self.shape.clone()),
+            Codes::Fp8E4m3 => (Dtype::F8_E4M3, self.shape.clone()),
         };
-        let scales = scale_shape(scheme, channels, columns);
-        let points = self.zero_points.as_ref().map(|tensor| tensor.shape.clone());
-        let expected_points = (!scheme.codes().symmetric()).then(|| points_shape(scheme.codes(), &scales));
-        let found = (&self.codes.shape, &self.scales.shape, &points);
-        if found == (&expected_codes, &scales, &expected_points) {
-            return Ok(());
+        let per_scale = scale_shape(scheme, channels, columns);
+        let expect = |part: &Tensor, (dtype, shape): (Dtype, Vec<u64>)| {
+            let found = (part.dtype, &part.shape);
+            let wrong = || {
+                format!(
+                    "`{}` is {:?} {:?}: `{scheme}` of weights {:?} has {dtype:?} {shape:?}",
+                    part.name, found.0, found.1, self.shape
+                )
+            };
+            if found == (dtype, &shape) { Ok(()) } else { Err(wrong()) }
+        };
+        expect(&self.codes, codes)?;
+        expect(&self.scales, (self.scales.dtype, per_scale.clone()))?;
+        match (&self.zero_points, scheme.codes().symmetric()) {
+            (None, true) => Ok(()),
+            (Some(points), false) => expect(points, points_stored(scheme.codes(), &per_scale)),
+            (Some(points), true) => Err(format!("`{}` is there: `{scheme}` has no zero points", points.name)),
+            (None, false) => Err(format!("it has no zero points (`weight_zero_point`): `{scheme}` has them")),
         }
-        Err(format!(
-            "codes {:?}, scales {:?} and zero points {:?} for weights of {:?}: `{scheme}` has {expected_codes:?}, \
-             {scales:?} and {expected_points:?}",
-            found.0, found.1, points, self.shape
-        ))
     }
 }
 

@@ -7,12 +7,10 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{File, Permissions},
+    fs::File,
     io::{self, Seek, SeekFrom, Write},
     ops::Range,
-    os::unix::fs::{FileExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    os::unix::fs::FileExt,
 };
 
 use safetensors::{
@@ -20,11 +18,11 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use tempfile::{Builder, tempfile_in};
 
 use crate::{
     error::CheckpointError,
     source::{Source, Tensor},
+    target::{Stop, Target},
 };
 
 /// Bytes that are copied between two looks at whether to stop.
@@ -33,8 +31,7 @@ const STEP_BYTES: u64 = 64 << 20;
 /// A safetensors file in the making. Dropped before [`seal`](Sink::seal), it leaves nothing behind.
 #[derive(Debug)]
 pub struct Sink {
-    path: PathBuf,
-    folder: PathBuf,
+    target: Target,
     spool: File,
     end: u64,
     entries: Vec<Entry>,
@@ -61,21 +58,13 @@ enum Content {
 }
 
 impl Sink {
-    /// Begins a file. One that is there is replaced at the end if `replace` says so.
+    /// Begins a file.
     ///
     /// # Errors
-    /// [`CheckpointError::Exists`]; [`CheckpointError::Io`] if its folder cannot be written to.
-    pub fn create(path: impl AsRef<Path>, replace: Replace) -> Result<Sink, CheckpointError> {
-        let path = path.as_ref().to_owned();
-        if path.is_dir() || (replace == Replace::Never && path.exists()) {
-            return Err(CheckpointError::Exists { path });
-        }
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let spool = tempfile_in(&folder).map_err(CheckpointError::io("cannot write in", &folder))?;
-        Ok(Sink { path, folder, spool, end: 0, entries: Vec::new(), names: HashSet::new() })
+    /// [`CheckpointError::Io`] if its folder cannot be written to.
+    pub fn new(target: Target) -> Result<Sink, CheckpointError> {
+        let spool = target.nameless()?;
+        Ok(Sink { target, spool, end: 0, entries: Vec::new(), names: HashSet::new() })
     }
 
     /// Spools bytes that follow on `pieces`.
@@ -83,7 +72,7 @@ impl Sink {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn spool(&mut self, pieces: &mut Pieces, bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.spool.write_all_at(bytes, self.end).map_err(CheckpointError::io("cannot write in", &self.folder))?;
+        self.spool.write_all_at(bytes, self.end).map_err(self.target.writing())?;
         let range = self.end..self.end + bytes.len() as u64;
         self.end = range.end;
         match pieces.0.last_mut() {
@@ -131,44 +120,33 @@ impl Sink {
     }
 
     /// Writes the file and gives it its name; its size in bytes. Nothing of that name is seen half-written. It stops, with
-    /// an error and without a trace, once `stop` is set.
+    /// an error and without a trace, once `stop` says so.
     ///
     /// # Errors
     /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if a tensor's bytes do not fit its shape.
-    pub fn seal(mut self, metadata: &BTreeMap<String, String>, stop: &AtomicBool) -> Result<u64, CheckpointError> {
+    pub fn seal(mut self, metadata: &BTreeMap<String, String>, stop: &Stop) -> Result<u64, CheckpointError> {
         // The safetensors library's own order: whatever needs alignment first, then by name.
         self.entries.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
         let header = self.header(metadata)?;
-        let writing = |error| CheckpointError::Io { what: "cannot write", path: self.path.clone(), error };
-        let name = self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let mut file = Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".partial")
-            // As any file that is made: the umask decides.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(&self.folder)
-            .map_err(writing)?;
-        let out = file.as_file_mut();
-        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(writing)?;
-        out.write_all(&header).map_err(writing)?;
+        self.target.write(stop, |out| self.put(&header, out, stop).map_err(self.target.writing()))
+    }
+
+    fn put(&self, header: &[u8], out: &mut File, stop: &Stop) -> io::Result<u64> {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(header)?;
         let mut length = 8 + header.len() as u64;
         for entry in &self.entries {
-            let written = match &entry.content {
+            length += match &entry.content {
                 Content::Here(bytes) => out.write_all(bytes).map(|()| bytes.len() as u64),
                 Content::Spooled(pieces) => pieces.0.iter().map(|piece| copy(&self.spool, piece, out, stop)).sum(),
                 Content::Copied(source, range) => copy(source.file(), range, out, stop),
-            };
-            length += written.map_err(writing)?;
+            }?;
         }
-        out.sync_all().map_err(writing)?;
-        file.persist(&self.path).map_err(|error| writing(error.error))?;
-        // The name too is to outlast a power cut.
-        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(writing)?;
         Ok(length)
     }
 
     fn header(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, CheckpointError> {
-        let malformed = |detail: String| CheckpointError::Malformed { path: self.path.clone(), detail };
+        let malformed = |detail: String| CheckpointError::Malformed { path: self.target.path().to_owned(), detail };
         let mut offset = 0;
         let tensors = Vec::from_iter(self.entries.iter().map(|entry| {
             let start = offset;
@@ -204,15 +182,6 @@ impl Serialize for Header<'_> {
     }
 }
 
-/// What to do with a file that is there already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replace {
-    /// It stays, and that is an error.
-    Never,
-    /// It is replaced, at the end, at once.
-    AtTheEnd,
-}
-
 impl Content {
     fn bytes(&self) -> u64 {
         match self {
@@ -224,12 +193,12 @@ impl Content {
 }
 
 /// Copies a range from file to file; the kernel does it where it can.
-fn copy(from: &File, range: &Range<u64>, to: &mut File, stop: &AtomicBool) -> io::Result<u64> {
+fn copy(from: &File, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
     let mut from = from;
     from.seek(SeekFrom::Start(range.start))?;
     let mut left = range.end - range.start;
     while left > 0 {
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_stopped() {
             return Err(io::ErrorKind::Interrupted.into());
         }
         match io::copy(&mut io::Read::take(from, left.min(STEP_BYTES)), to)? {

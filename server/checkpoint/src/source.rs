@@ -1,8 +1,8 @@
 //! A safetensors file to read from: its header, and ranges of its tensors.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
     io,
     ops::Range,
     os::unix::fs::FileExt,
@@ -11,19 +11,26 @@ use std::{
 };
 
 use bytes::Bytes;
-use safetensors::{Dtype, tensor::Metadata};
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
 
 use crate::error::CheckpointError;
 
 /// As the safetensors library itself has it.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
-/// A checkpoint file. Only its header is in memory.
+/// A checkpoint file. Only its header is in memory; a clone is cheap.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct Source(Arc<Opened>);
+
+#[derive(Debug)]
+struct Opened {
     path: PathBuf,
-    file: Arc<File>,
+    file: File,
     tensors: Vec<Tensor>,
+    places: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -54,14 +61,16 @@ impl Source {
     /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if it is no safetensors file, or is cut short.
     pub fn open(path: impl AsRef<Path>) -> Result<Source, CheckpointError> {
         let path = path.as_ref().to_owned();
+        // Before it is opened: opening a pipe waits for whoever writes into it.
+        let kind = fs::metadata(&path).map_err(CheckpointError::io("cannot open", &path))?.file_type();
+        if !kind.is_file() {
+            let what = if kind.is_dir() { "it is a folder" } else { "it is no regular file" };
+            return Err(CheckpointError::Malformed { path, detail: format!("{what}: expected one file") });
+        }
         let file = File::open(&path).map_err(CheckpointError::io("cannot open", &path))?;
         let read = |what: io::Error| CheckpointError::Io { what: "cannot read", path: path.clone(), error: what };
         let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
-        let about = file.metadata().map_err(read)?;
-        if !about.is_file() {
-            return Err(malformed("it is no regular file: expected one file, not a folder".to_owned()));
-        }
-        let length = about.len();
+        let length = file.metadata().map_err(read)?.len();
         let mut prefix = [0; 8];
         if length < 8 {
             return Err(malformed(format!("it has {length} bytes: expected at least 8")));
@@ -74,7 +83,9 @@ impl Source {
         let mut buffer = vec![0; header as usize];
         file.read_exact_at(&mut buffer, 8).map_err(read)?;
         // This checks every tensor's bytes against its shape, and that they lie one after the other.
-        let found: Metadata = serde_json::from_slice(&buffer).map_err(|error| malformed(error.to_string()))?;
+        let found: Metadata = serde_json::from_slice(&buffer).map_err(|error| {
+            malformed(wrong_tensor(&buffer).unwrap_or_else(|| format!("its header is wrong: {error}")))
+        })?;
         let (data, expected) = (8 + header, 8 + header + found.data_len() as u64);
         if expected != length {
             return Err(malformed(format!("it has {length} bytes: its header says {expected}")));
@@ -87,32 +98,33 @@ impl Source {
         });
         let tensors = Vec::from_iter(tensors);
         let metadata = found.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Source { path, file: Arc::new(file), tensors, metadata })
+        let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
+        Ok(Source(Arc::new(Opened { path, file, tensors, places, metadata })))
     }
 
     /// The file's path, as it was given.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
     /// Its tensors, in the order of their bytes.
     pub fn tensors(&self) -> &[Tensor] {
-        &self.tensors
+        &self.0.tensors
     }
 
     /// Bytes of all of them.
     pub fn bytes(&self) -> u64 {
-        self.tensors.iter().map(Tensor::bytes).sum()
+        self.0.tensors.iter().map(Tensor::bytes).sum()
     }
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.iter().find(|tensor| tensor.name == name)
+        self.0.places.get(name).map(|at| &self.0.tensors[*at])
     }
 
     /// The header's `__metadata__`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        &self.0.metadata
     }
 
     /// Reads `range` of a tensor's bytes.
@@ -121,7 +133,7 @@ impl Source {
     /// The system's; a file that was cut short meanwhile is `UnexpectedEof`.
     pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> io::Result<Bytes> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.file.read_exact_at(&mut bytes, tensor.at.start + range.start)?;
+        self.0.file.read_exact_at(&mut bytes, tensor.at.start + range.start)?;
         Ok(bytes.into())
     }
 
@@ -130,10 +142,23 @@ impl Source {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn read_whole(&self, tensor: &Tensor) -> Result<Bytes, CheckpointError> {
-        self.read(tensor, 0..tensor.bytes()).map_err(CheckpointError::io("cannot read", &self.path))
+        self.read(tensor, 0..tensor.bytes()).map_err(CheckpointError::io("cannot read", &self.0.path))
     }
 
     pub(crate) fn file(&self) -> &File {
-        &self.file
+        &self.0.file
     }
+}
+
+/// Which tensor of a header does not fit its shape: the library says only that one does not.
+fn wrong_tensor(header: &[u8]) -> Option<String> {
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    header.into_iter().filter(|(name, _)| name != "__metadata__").find_map(|(name, said)| {
+        let info: TensorInfo = serde_json::from_value(said).ok()?;
+        let (start, end) = info.data_offsets;
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, dimension| bits.checked_mul(*dimension));
+        let fits = bits.is_some_and(|bits| bits.is_multiple_of(8) && end.checked_sub(start) == Some(bits / 8));
+        let what = || format!("tensor `{name}` of {:?} {:?} has bytes {start}..{end}", info.dtype, info.shape);
+        (!fits).then(what)
+    })
 }

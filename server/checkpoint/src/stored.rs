@@ -88,19 +88,25 @@ fn narrowed(scales: &[f32], dtype: Dtype) -> Vec<u8> {
 
 /// Zero points: bytes of their own, or, beside dense codes of channels and groups, packed along the channels.
 fn stored_points(codes: Codes, per_scale: &[u64], points: &[i32]) -> (Dtype, Vec<u64>, Vec<u8>) {
-    let (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) = (codes, per_scale) else {
-        return (Dtype::I8, per_scale.to_vec(), points.iter().map(|point| *point as i8 as u8).collect());
+    let (dtype, shape) = points_stored(codes, per_scale);
+    let bytes = match (codes, per_scale) {
+        (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) => {
+            let size = (channels * groups).max(1) as usize;
+            points.chunks(size).flat_map(|matrix| pack_down(matrix, *groups as usize, bits)).collect()
+        }
+        _ => points.iter().map(|point| *point as i8 as u8).collect(),
     };
-    let size = (channels * groups).max(1) as usize;
-    let bytes = points.chunks(size).flat_map(|matrix| pack_down(matrix, *groups as usize, bits)).collect();
-    (Dtype::I32, points_shape(codes, per_scale), bytes)
+    (dtype, shape, bytes)
 }
 
-/// The shape of the zero points of asymmetric codes.
-pub(crate) fn points_shape(codes: Codes, per_scale: &[u64]) -> Vec<u64> {
+/// The type and shape of the zero points of asymmetric codes.
+pub(crate) fn points_stored(codes: Codes, per_scale: &[u64]) -> (Dtype, Vec<u64>) {
     let mut shape = per_scale.to_vec();
-    if let (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, _]) = (codes, shape.as_mut_slice()) {
-        *channels = (*channels * u64::from(bits)).div_ceil(32);
+    match (codes, shape.as_mut_slice()) {
+        (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, _]) => {
+            *channels = (*channels * u64::from(bits)).div_ceil(32);
+            (Dtype::I32, shape)
+        }
+        _ => (Dtype::I8, shape),
     }
-    shape
 }

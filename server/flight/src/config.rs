@@ -4,7 +4,7 @@
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
-use clap::{Args, FromArgMatches};
+use clap::{Args, FromArgMatches, error::ContextKind};
 use quarrel_engine::{Level, LevelError, Limits};
 
 /// A year.
@@ -113,6 +113,15 @@ impl FromStr for Listen {
     }
 }
 
+/// clap's error without what it says of the command line: nobody wrote a flag.
+fn of_the_environment(error: &clap::Error) -> String {
+    let said = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let flag = said(ContextKind::InvalidArg);
+    let name = flag.trim_start_matches('-').split(' ').next().unwrap_or_default().replace('-', "_").to_uppercase();
+    let why = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    format!("the variable `QUARREL_{name}` is `{}`, which it cannot be{why}", said(ContextKind::InvalidValue))
+}
+
 fn level(text: &str) -> Result<Level, LevelError> {
     Level::named(text)
 }
@@ -153,8 +162,8 @@ impl Config {
     /// A variable whose value is none of its flag's.
     pub fn from_environment() -> Result<Config, String> {
         let command = Config::augment_args(clap::Command::new("quarrel").no_binary_name(true));
-        let matches = command.try_get_matches_from([""; 0]).map_err(|error| error.to_string())?;
-        Config::from_arg_matches(&matches).map_err(|error| error.to_string())
+        let matches = command.try_get_matches_from([""; 0]).map_err(|error| of_the_environment(&error))?;
+        Config::from_arg_matches(&matches).map_err(|error| of_the_environment(&error))
     }
 
     /// Every limit: its name and value, as `server.info` lists them.
