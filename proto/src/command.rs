@@ -91,9 +91,18 @@ fn from_json(descriptor: MessageDescriptor, bytes: &[u8]) -> Result<DynamicMessa
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let message = DynamicMessage::deserialize_with_options(descriptor, &mut deserializer, &options)
-        .map_err(|error| error.to_string())?;
-    deserializer.end().map_err(|error| error.to_string())?;
+        .map_err(|error| located(&error, bytes))?;
+    deserializer.end().map_err(|error| located(&error, bytes))?;
     Ok(message)
+}
+
+/// The reader's words, and what it had read by then: it names no field.
+fn located(error: &serde_json::Error, bytes: &[u8]) -> String {
+    const SHOWN: usize = 40;
+    let line = bytes.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let read = &line[..error.column().min(line.len())];
+    let shown = String::from_utf8_lossy(&read[read.len().saturating_sub(SHOWN)..]);
+    format!("{error}, after `{}`", shown.trim())
 }
 
 /// The first unknown field at any depth, as a sentence.
@@ -155,6 +164,12 @@ mod tests {
             let error = parse(bytes).unwrap_err();
             assert_eq!(error.reason(), reason, "{bytes:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_shown_with_its_field() {
+        let error = parse(br#"{"quantize": {"scheme": "int4", "group_size": -1}}"#).unwrap_err();
+        assert!(error.to_string().contains(r#""group_size": -1"#), "{error}");
     }
 
     #[test]

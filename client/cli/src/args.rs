@@ -75,7 +75,7 @@ pub(crate) struct ServeArgs {
 }
 
 /// Where the work is done.
-#[derive(Debug, Group)]
+#[derive(Debug, Default, Group)]
 pub(crate) struct PlaceArgs {
     /// A server: `HOST:PORT`, `grpc://HOST:PORT` or `unix:PATH` [default: this process]
     #[arg(long, value_name = "ADDRESS")]
@@ -121,7 +121,7 @@ pub(crate) struct FileArgs {
     #[arg(value_name = "DST")]
     pub(crate) destination: PathBuf,
 
-    /// Replace what is written if it exists
+    /// Replace what exists; a symbolic link is replaced, not followed
     #[arg(long, short)]
     pub(crate) force: bool,
 }
@@ -195,7 +195,7 @@ pub(crate) struct DequantizeArgs {
     #[command(flatten)]
     pub(crate) files: FileArgs,
 
-    /// The element type to write [default: the one that each layer's scales have, which its weights had]
+    /// The element type to write [default: the one that each layer's scales have: its weights' own, f32 for f64]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) dtype: Option<FloatType>,
 
@@ -223,8 +223,9 @@ pub(crate) struct SchemesArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    #[command(flatten)]
-    pub(crate) place: PlaceArgs,
+    /// A server: `HOST:PORT`, `grpc://HOST:PORT` or `unix:PATH` [default: this process]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) server: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

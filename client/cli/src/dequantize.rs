@@ -58,6 +58,12 @@ pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Re
     // A stream has one type of values: as many streams, one after the other, as there are types.
     let mut by_type: BTreeMap<String, Vec<Module>> = BTreeMap::new();
     for module in found.iter().cloned() {
+        // Nothing to compute, and nothing that a server would answer.
+        if module.shape.contains(&0) {
+            let dtype = stored_type(&word(args.dtype.unwrap_or(own_type(&module))));
+            sink.here(format!("{}.weight", module.name), dtype, module.shape.clone(), &[])?;
+            continue;
+        }
         by_type.entry(word(args.dtype.unwrap_or(own_type(&module)))).or_default().push(module);
     }
     for (dtype, modules) in by_type {

@@ -1,6 +1,9 @@
 //! How a verb fails: what is told, and the exit code. The codes are documented in `--help`.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use quarrel_checkpoint::CheckpointError;
 use quarrel_client::{Error, Kind, proto::Reason};
@@ -34,9 +37,11 @@ impl Failure {
         let bold = anstyle::Style::new().bold();
         let red = bold.fg_color(Some(anstyle::AnsiColor::Red.into()));
         let reason = self.reason.as_ref().map_or_else(String::new, |reason| format!("[{reason}] "));
-        anstream::eprintln!("{red}quarrel:{red:#} {reason}{}", clean(&self.sentence));
+        let mut out = anstream::stderr();
+        // Where nobody can be told, there is still the exit code.
+        let _ = writeln!(out, "{red}quarrel:{red:#} {reason}{}", clean(&self.sentence));
         if let Some(advice) = &self.advice {
-            anstream::eprintln!("{bold}  what to do:{bold:#} {advice}");
+            let _ = writeln!(out, "{bold}  what to do:{bold:#} {advice}");
         }
         ExitCode::from(self.code)
     }

@@ -16,7 +16,12 @@ mod seal;
 mod serve;
 mod table;
 
-use std::{pin::pin, process::ExitCode, sync::Arc, thread};
+use std::{
+    pin::pin,
+    process::ExitCode,
+    sync::{Arc, LazyLock},
+    thread,
+};
 
 use clap::{CommandFactory, Parser};
 use quarrel_checkpoint::Stop;
@@ -66,16 +71,34 @@ where
     V: Future<Output = Result<(), Failure>>,
 {
     let stop = Arc::<Stop>::default();
-    let signal = |kind| unix::signal(kind).map_err(|error| Failure::system(&error));
-    let mut interrupt = signal(unix::SignalKind::interrupt())?;
-    let mut terminate = signal(unix::SignalKind::terminate())?;
-    let mut hang_up = signal(unix::SignalKind::hangup())?;
     let mut verb = pin!(verb(Arc::clone(&stop)));
     let code = tokio::select! {
         done = &mut verb => return done,
-        _ = interrupt.recv() => failure::INTERRUPTED,
-        _ = terminate.recv() => failure::TERMINATED,
-        _ = hang_up.recv() => failure::HUNG_UP,
+        () = asked(unix::SignalKind::interrupt()) => failure::INTERRUPTED,
+        () = asked(unix::SignalKind::terminate()) => failure::TERMINATED,
+        () = asked(unix::SignalKind::hangup()) => failure::HUNG_UP,
     };
     if stop.stop() { Err(Failure::stopped(code)) } else { verb.await }
+}
+
+/// Ends when the signal comes; never if whoever started us has it ignored, as `nohup` does.
+async fn asked(kind: unix::SignalKind) {
+    // Before `signal`, which makes it one that is not.
+    if is_ignored(kind) {
+        return std::future::pending().await;
+    }
+    match unix::signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Whether the process ignored a signal when it began (proc(5), `SigIgn`).
+fn is_ignored(kind: unix::SignalKind) -> bool {
+    static IGNORED: LazyLock<u64> = LazyLock::new(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    });
+    *IGNORED >> (kind.as_raw_value() - 1) & 1 == 1
 }

@@ -18,7 +18,7 @@ pub(crate) struct Place {
 /// The server in this process. It stops when this is dropped.
 struct Ours {
     _stop: oneshot::Sender<()>,
-    _task: JoinHandle<()>,
+    _task: JoinHandle<Result<(), String>>,
 }
 
 /// What the server in this process must have room for. Its limits protect a server from its clients; here there is one,
@@ -78,12 +78,20 @@ impl Place {
         let (bound, dial) = local();
         let (stop, stopped) = oneshot::channel();
         let server = run(bound, config, async move { drop(stopped.await) });
-        let task = tokio::spawn(async move { drop(server.await) });
+        let task = tokio::spawn(async move { server.await.map_err(|error| error.to_string()) });
         let client = Client::over(move || {
             let dial = dial.clone();
             async move { dial.connect().await }
         });
-        Ok(Place { client: client.await?, ours: Some(Ours { _stop: stop, _task: task }) })
+        match client.await {
+            Ok(client) => Ok(Place { client, ours: Some(Ours { _stop: stop, _task: task }) }),
+            // The server's own word, if that is why.
+            Err(error) if task.is_finished() => match task.await {
+                Ok(Err(why)) => Err(wrong(format!("the server in this process does not start: {why}"))),
+                _ => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether the server is this process.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::OutputArgs;
+use crate::{args::OutputArgs, table::clean};
 
 /// How far a verb is, in bytes of the source.
 pub(crate) struct Progress {
@@ -34,7 +34,7 @@ impl Progress {
             self.open.insert(layer.to_owned(), bytes);
         }
         self.bar.set_position(self.complete + self.open.values().sum::<u64>());
-        self.bar.set_message(layer.to_owned());
+        self.bar.set_message(clean(layer));
     }
 
     /// What takes time beside the layers.

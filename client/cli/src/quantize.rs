@@ -11,7 +11,7 @@ use std::{
 
 use futures::TryStreamExt;
 use quarrel_checkpoint::{
-    Fate, Pieces, Scheme, Sink, Source, Stop, Tensor, checkpoint_recipe, fates, stored, with_schemes,
+    Fate, Pieces, Scheme, Sink, Source, Stop, Tensor, checkpoint_recipe, fates, known_schemes, stored, with_schemes,
 };
 use quarrel_client::{
     Layer, Outcome, Run,
@@ -41,7 +41,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let fates = fates(&source, &command)?;
     let sink = Sink::new(target(&args.files, &args.files.destination)?)?;
     let report_target = target(&args.files, &report_path)?;
-    let mut writing = Writing::new(sink, source.clone());
+    let mut writing = Writing::new(sink, source.clone(), known_schemes(&source)?);
 
     let largest = source.tensors().iter().zip(&fates).filter(|(_, fate)| matches!(fate, Fate::Sent(_)));
     let room = Room::for_weights(largest.map(|(tensor, _)| (tensor.bytes(), tensor.shape.as_slice())));
@@ -138,7 +138,8 @@ struct Writing {
     places: HashMap<String, usize>,
     open: HashMap<String, Open>,
     reports: BTreeMap<usize, LayerReport>,
-    schemes: BTreeMap<String, Vec<String>>,
+    /// Of modules, by name: those that were quantized before, and now.
+    schemes: BTreeMap<String, String>,
 }
 
 /// A layer whose runs are coming.
@@ -153,15 +154,8 @@ struct Open {
 }
 
 impl Writing {
-    fn new(sink: Sink, source: Source) -> Writing {
-        Writing {
-            sink,
-            source,
-            places: HashMap::new(),
-            open: HashMap::new(),
-            reports: BTreeMap::new(),
-            schemes: BTreeMap::new(),
-        }
+    fn new(sink: Sink, source: Source, schemes: BTreeMap<String, String>) -> Writing {
+        Writing { sink, source, places: HashMap::new(), open: HashMap::new(), reports: BTreeMap::new(), schemes }
     }
 
     /// The tensor at that place is sent, and answered later.
@@ -233,9 +227,9 @@ impl Writing {
         self.sink.spooled(stored.codes, open.pieces)?;
         for (name, dtype, shape, bytes) in stored.beside {
             tensors.push(name.clone());
-            self.sink.here(name, dtype, shape, bytes)?;
+            self.sink.here(name, dtype, shape, &bytes)?;
         }
-        self.schemes.entry(text.clone()).or_default().push(module.to_owned());
+        self.schemes.insert(module.to_owned(), text.clone());
         self.reports.insert(
             at,
             LayerReport {
@@ -260,7 +254,7 @@ impl Writing {
         if let Some(name) = places.keys().next() {
             return Err(Failure::ours(format!("layer `{name}` was sent and not answered")));
         }
-        let mut metadata = with_schemes(&source, schemes)?;
+        let mut metadata = with_schemes(&source, &schemes);
         metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
         let bytes = seal(sink, metadata, progress, stop).await?;
         Ok((reports.into_values().collect(), bytes))

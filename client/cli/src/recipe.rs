@@ -25,10 +25,8 @@ pub(crate) fn recipe(path: &Path) -> Result<v1::Recipe, Failure> {
         return Err(wrong(format!("it is longer than {BYTES_MAX} bytes")));
     }
     let text = String::from_utf8(bytes).map_err(|error| wrong(format!("it is no UTF-8: {error}")))?;
-    let recipe: serde_json::Value = match path.extension().is_some_and(|ending| ending == "json") {
-        true => serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?,
-        false => serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?,
-    };
+    // One reader for both: serde_json would take the last of two equal keys without a word.
+    let recipe: serde_json::Value = serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     let command = serde_json::json!({ "quantize": { "recipe": recipe } });
     let command = command::parse(command.to_string().as_bytes()).map_err(|error| wrong(error.to_string()))?;
     match command.verb {

@@ -18,7 +18,7 @@ pub(crate) struct Report {
     pub(crate) quarrel: &'static str,
     pub(crate) contract: String,
     pub(crate) cpu_level: String,
-    /// The effective command, as the server echoed it; null if no layer was sent.
+    /// The effective command, as the server echoed it.
     pub(crate) command: Option<serde_json::Value>,
     pub(crate) seconds: f64,
     pub(crate) totals: Totals,
@@ -104,7 +104,11 @@ impl Totals {
 
 /// Where the report goes.
 pub(crate) fn path(args: &QuantizeArgs) -> PathBuf {
-    args.report.clone().unwrap_or_else(|| args.files.destination.with_extension("report.json"))
+    let destination = &args.files.destination;
+    args.report.clone().unwrap_or_else(|| match destination.extension() {
+        Some(ending) if ending == "safetensors" => destination.with_extension("report.json"),
+        _ => destination.with_added_extension("report.json"),
+    })
 }
 
 /// Writes the report: complete under its name, or not at all.

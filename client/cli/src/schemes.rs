@@ -1,16 +1,17 @@
 //! `quarrel schemes`.
 
 use crate::{
-    args::{OutputArgs, SchemesArgs},
+    args::{OutputArgs, PlaceArgs, SchemesArgs},
     failure::Failure,
     place::{Place, Room},
-    table::{print, table},
+    table::{clean, print, table},
 };
 use quarrel_client::proto::json;
 
 pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
     let silent = OutputArgs { json: args.json, quiet: false, verbose: false };
-    let place = Place::open(&args.place, silent, Room::default()).await?;
+    let place = PlaceArgs { server: args.server, ..PlaceArgs::default() };
+    let place = Place::open(&place, silent, Room::default()).await?;
     let found = place.client.schemes().await?;
     if args.json {
         return print(&json::schemes(&found));
@@ -26,7 +27,7 @@ pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
         let format = scheme.checkpoint_format.clone().unwrap_or_default();
         let format = if scheme.needs_calibration { "none: needs calibration".to_owned() } else { format };
         table.add_row([
-            scheme.name.clone(),
+            clean(&scheme.name),
             format!("{}{symmetry}", scheme.element),
             each,
             format,

@@ -27,7 +27,13 @@ pub(crate) fn target(files: &FileArgs, path: &Path) -> Result<Target, Failure> {
 
 /// Refuses one file in two roles.
 pub(crate) fn different(paths: &[&Path]) -> Result<(), Failure> {
-    let same = |a: &Path, b: &Path| a == b || a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+    // A file that is not there yet is known by its folder and its name.
+    let known = |path: &Path| {
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        let named = || Some(folder.canonicalize().ok()?.join(path.file_name()?));
+        path.canonicalize().ok().or_else(named).unwrap_or_else(|| path.to_owned())
+    };
+    let same = |a: &Path, b: &Path| known(a) == known(b);
     for (at, path) in paths.iter().enumerate() {
         if paths[at + 1..].iter().any(|other| same(path, other)) {
             let sentence = format!("`{}` is named twice on the command line, in two roles", path.display());

@@ -96,16 +96,22 @@ fn by_scheme(report: &Report) -> String {
         });
         let (bits, of) = bits.fold((0.0, 0.0), |(bits, of), (more, elements)| (bits + more, of + elements));
         table.add_row([
-            name,
+            clean(&name),
             layers.len().to_string(),
             format!("{:.1}", layers.iter().map(|layer| layer.bytes).sum::<u64>() as f64 / 1e6),
             shown((of > 0.0).then(|| bits / of), 2),
             shown(decibels.first().copied(), 1),
-            shown(decibels.get(decibels.len() / 2).copied(), 1),
+            shown(median(&decibels), 1),
             shown(cosine, 5),
         ]);
     }
     table.to_string()
+}
+
+/// Of sorted numbers.
+fn median(sorted: &[f64]) -> Option<f64> {
+    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    Some((low + high) / 2.0)
 }
 
 fn every_layer(report: &Report) -> String {
@@ -119,7 +125,7 @@ fn every_layer(report: &Report) -> String {
         table.add_row([
             clean(&layer.name),
             shape(&layer.shape),
-            what,
+            clean(&what),
             shown(metrics.and_then(|metrics| metrics.bits_per_weight), 2),
             shown(metrics.and_then(|metrics| metrics.sqnr_db), 1),
             shown(metrics.and_then(|metrics| metrics.cosine), 5),

@@ -1,9 +1,9 @@
 //! A server's address, how many streams to it, and the calls.
 
-use std::{fmt, io, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{fmt, io, num::NonZeroUsize, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use arrow_flight::{Action, flight_service_client::FlightServiceClient};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use hyper_util::rt::TokioIo;
 use quarrel_proto::{VERSION, json, metadata, v1};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -45,6 +45,10 @@ pub(crate) struct Limits {
     pub(crate) alive_every: Duration,
     /// Of one message, and so of one channel.
     pub(crate) message_bytes_max: u64,
+    /// Of one batch.
+    pub(crate) batch_rows_max: u64,
+    /// At once, each on a connection of its own.
+    streams_max: u64,
 }
 
 impl Limits {
@@ -53,7 +57,14 @@ impl Limits {
         Limits {
             alive_every: limit("idle_seconds").map_or(ALIVE_EVERY, |seconds| Duration::from_secs(seconds) / 4),
             message_bytes_max: limit("message_bytes_max").unwrap_or(u64::MAX),
+            batch_rows_max: limit("batch_rows_max").unwrap_or(u64::MAX),
+            streams_max: limit("streams_max").into_iter().chain(limit("connections_max")).min().unwrap_or(u64::MAX),
         }
+    }
+
+    /// As many streams as the server would take, if nobody else had any.
+    fn streams(self, wanted: NonZeroUsize) -> u64 {
+        (wanted.get() as u64).min(self.streams_max).max(1)
     }
 }
 
@@ -85,14 +96,15 @@ impl Client {
     }
 
     async fn with(dial: Dial) -> Result<Client, Error> {
-        let limits = Limits { alive_every: Duration::MAX, message_bytes_max: u64::MAX };
+        let limits = Limits::of(&v1::ServerInfo::default());
         let client = Client { dial, streams: NonZeroUsize::MIN, retries: 3, limits };
         let asked = tokio::time::timeout(CONNECT, client.server_info()).await;
         let info = match asked {
             Err(_) => Err(Error::Unreachable {
                 detail: format!("the connection has no answer after {} s", CONNECT.as_secs()),
             }),
-            Ok(Err(unreachable @ Error::Unreachable { .. })) => Err(unreachable),
+            Ok(Err(error @ Error::Unreachable { .. })) => Err(error),
+            Ok(Err(error)) if error.reason().is_some() => Err(error),
             // A stranger's own words are about something else, or a web page.
             Ok(Err(_)) => {
                 Err(Error::Stranger { detail: format!("it refuses the action `{}`", metadata::ACTION_SERVER_INFO) })
@@ -108,7 +120,7 @@ impl Client {
         Ok(Client { limits: Limits::of(&info), ..client })
     }
 
-    /// Sends over so many streams at once, each on a connection of its own; 1 by default. Answers of different layers then
+    /// Sends over so many streams at once, each on a connection of its own, as far as the server takes as many; 1 by default. Answers of different layers then
     /// come in any order. It helps where one connection's bytes, not the server's computing, take the time.
     pub fn streams(self, streams: NonZeroUsize) -> Client {
         Client { streams, ..self }
@@ -158,13 +170,17 @@ impl Client {
         verb: V,
         layers: impl stream::Stream<Item = Result<V::Layer, Error>> + Send + 'static,
     ) -> Answers<V::Answer> {
-        let (feed, mut answers) = Feed::new(layers.boxed());
+        // Fused: several streams may ask again after the end.
+        let (feed, mut answers) = Feed::new(layers.fuse().boxed());
         let (verb, feed) = (Arc::new(verb), Arc::new(feed));
-        for _ in 0..self.streams.get() {
+        for _ in 0..self.limits.streams(self.streams) {
             let (client, verb, feed) = (self.clone(), Arc::clone(&verb), Arc::clone(&feed));
             let stream = tokio::spawn(async move {
-                if let Err(error) = client.run(&verb, &feed).await {
-                    feed.failed(error);
+                // A panic, of a layer's source say, must not read as a clean end.
+                match AssertUnwindSafe(client.run(&verb, &feed)).catch_unwind().await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => feed.failed(error),
+                    Err(_) => feed.failed(Error::Panicked),
                 }
             });
             answers.stop_with_us(stream.abort_handle());

@@ -58,6 +58,9 @@ pub enum Error {
         /// What is wrong, and what was expected.
         detail: String,
     },
+    /// A layer's reader, or what makes the layers, panicked.
+    #[error("the source of the layers panicked")]
+    Panicked,
     /// The server answered something that the contract does not allow.
     #[error("the server's answer is not what the contract says: {detail}")]
     Answer {
@@ -101,9 +104,11 @@ impl Error {
     /// Who must act.
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Address { .. } | Error::Source { .. } | Error::Layer { .. } | Error::ChannelTooLarge { .. } => {
-                Kind::Caller
-            }
+            Error::Address { .. }
+            | Error::Source { .. }
+            | Error::Layer { .. }
+            | Error::ChannelTooLarge { .. }
+            | Error::Panicked => Kind::Caller,
             Error::Unreachable { .. } | Error::Stranger { .. } => Kind::Unavailable,
             Error::Refused(refusal) => refusal.kind,
             Error::Answer { .. } => Kind::Server,
@@ -126,7 +131,11 @@ impl Error {
                 Some(layer)
             }
             Error::Refused(refusal) => refusal.layer.as_deref(),
-            Error::Address { .. } | Error::Unreachable { .. } | Error::Stranger { .. } | Error::Answer { .. } => None,
+            Error::Address { .. }
+            | Error::Unreachable { .. }
+            | Error::Stranger { .. }
+            | Error::Panicked
+            | Error::Answer { .. } => None,
         }
     }
 
@@ -137,6 +146,7 @@ impl Error {
             Error::Unreachable { .. } => "Check the address and that the server runs.",
             Error::Stranger { .. } => "Check the address: it is not `quarrel serve`, or one of another major version.",
             Error::ChannelTooLarge { .. } => Reason::ChannelTooLarge.advice(),
+            Error::Panicked => "Repair the reader that the layers were given.",
             Error::Refused(Refusal { reason: Some(reason), .. }) => reason.advice(),
             Error::Refused(Refusal { kind: Kind::Busy | Kind::Unavailable, .. }) => "Try again later.",
             Error::Refused(_) => "See the server's SPEC.md; it may be newer than this client.",

@@ -7,7 +7,10 @@ use std::{
     collections::VecDeque,
     ops::Range,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arrow_array::RecordBatch;
@@ -80,8 +83,9 @@ pub(crate) async fn exchange<V: Verb>(
 ) -> Result<(), Error> {
     let line: Line<V> = Mutex::default();
     let (sender, receiver) = mpsc::channel(1);
-    let send = send(verb, feed, &line, Outgoing { sender, limits });
-    let receive = receive(channel, receiver, verb, feed, &line);
+    let sent_all = AtomicBool::new(false);
+    let send = send(verb, feed, &line, Outgoing { sender, limits, sent_all: &sent_all });
+    let receive = receive(channel, receiver, verb, feed, &line, &sent_all);
     let ended = tokio::try_join!(send, receive).map(drop);
     feed.give_back(lock(&line).drain(..).map(|underway| underway.layer));
     ended
@@ -95,14 +99,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Gone;
 
 /// The request, message by message.
-struct Outgoing {
-    sender: mpsc::Sender<FlightData>,
+struct Outgoing<'a> {
+    sender: mpsc::Sender<Next>,
     limits: Limits,
+    sent_all: &'a AtomicBool,
 }
 
-impl Outgoing {
+/// What comes next in a request. A sender that is gone has not said that it ends: then the stream is cancelled, and must not
+/// look like one that is complete.
+enum Next {
+    Message(FlightData),
+    End,
+}
+
+impl Outgoing<'_> {
     async fn push(&self, message: FlightData) -> Result<(), Gone> {
-        self.sender.send(message).await.map_err(|_| Gone)
+        self.sender.send(Next::Message(message)).await.map_err(|_| Gone)
     }
 
     /// Waits, and keeps the server from taking the silence for an idle stream.
@@ -117,7 +129,7 @@ impl Outgoing {
     }
 }
 
-async fn send<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: Outgoing) -> Result<(), Error> {
+async fn send<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: Outgoing<'_>) -> Result<(), Error> {
     match send_all(verb, feed, line, &out).await {
         // The receiving half says why.
         Ok(()) | Err(Stop::Gone) => Ok(()),
@@ -142,7 +154,7 @@ impl From<Error> for Stop {
     }
 }
 
-async fn send_all<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: &Outgoing) -> Result<(), Stop> {
+async fn send_all<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: &Outgoing<'_>) -> Result<(), Stop> {
     let mut encoder = wire::Encoder::default();
     let command = FlightDescriptor::new_cmd(verb.command());
     out.push(encoder.schema(&verb.schema()).with_descriptor(command)).await?;
@@ -164,7 +176,10 @@ async fn send_all<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: &
         for row in 0..cut.rows() {
             out.alive(feed.room()).await?;
             let row = read::<V>(&layer, cut, cut.channels(row)).await?;
-            if !rows.is_empty() && bytes + V::bytes(&row) > MESSAGE_BYTES.min(out.limits.message_bytes_max as usize / 2)
+            let is_full = rows.len() as u64 == out.limits.batch_rows_max;
+            if is_full
+                || !rows.is_empty()
+                    && bytes + V::bytes(&row) > MESSAGE_BYTES.min(out.limits.message_bytes_max as usize / 2)
             {
                 flush(verb, &mut encoder, out, &mut rows).await?;
                 bytes = 0;
@@ -174,7 +189,8 @@ async fn send_all<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: &
         }
     }
     flush(verb, &mut encoder, out, &mut rows).await?;
-    Ok(())
+    out.sent_all.store(true, Ordering::Release);
+    out.sender.send(Next::End).await.map_err(|_| Stop::Gone)
 }
 
 async fn read<V: Verb>(layer: &V::Layer, cut: Cut, channels: Range<u64>) -> Result<V::Row, Error> {
@@ -191,7 +207,7 @@ async fn read<V: Verb>(layer: &V::Layer, cut: Cut, channels: Range<u64>) -> Resu
 async fn flush<V: Verb>(
     verb: &Arc<V>,
     encoder: &mut wire::Encoder,
-    out: &Outgoing,
+    out: &Outgoing<'_>,
     rows: &mut Vec<V::Row>,
 ) -> Result<(), Stop> {
     if !rows.is_empty() {
@@ -203,13 +219,20 @@ async fn flush<V: Verb>(
 
 async fn receive<V: Verb>(
     channel: Channel,
-    requests: mpsc::Receiver<FlightData>,
+    requests: mpsc::Receiver<Next>,
     verb: &Arc<V>,
     feed: &Feed<V>,
     line: &Line<V>,
+    sent_all: &AtomicBool,
 ) -> Result<(), Error> {
     let mut client = FlightServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-    let requests = stream::unfold(requests, |mut requests| async move { Some((requests.recv().await?, requests)) });
+    let requests = stream::unfold(requests, |mut requests| async move {
+        match requests.recv().await {
+            Some(Next::Message(message)) => Some((message, requests)),
+            Some(Next::End) => None,
+            None => std::future::pending().await,
+        }
+    });
     let responses = client.do_exchange(requests).await?.into_inner();
     let mut responses = FlightDataDecoder::new(responses.map_err(Into::into));
     while let Some(message) = responses.next().await {
@@ -222,7 +245,10 @@ async fn receive<V: Verb>(
                 }
             }
             DecodedPayload::RecordBatch(batch) if batch.num_rows() == 0 => {
-                return feed.ended(summary(&message.inner.app_metadata)?, lock(line).is_empty());
+                return feed.ended(
+                    summary(&message.inner.app_metadata)?,
+                    sent_all.load(Ordering::Acquire) && lock(line).is_empty(),
+                );
             }
             DecodedPayload::RecordBatch(batch) => {
                 let answers = verb.take(&batch, &mut lock(line))?;

@@ -36,6 +36,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod answered;
 mod client;
 mod columns;
 mod cut;

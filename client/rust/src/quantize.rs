@@ -2,21 +2,15 @@
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
-use arrow_array::{
-    Array, Float64Array, LargeBinaryArray, ListArray, RecordBatch, StructArray, UInt8Array, UInt32Array, UInt64Array,
-    types::{Float32Type, Int32Type},
-};
+use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use prost::Message;
-use quarrel_proto::{
-    column::{self, status},
-    v1,
-};
+use quarrel_proto::v1::{self, quantize::How};
 
 use crate::{
-    columns::{binary, column, field, number, numbers, text, texts},
+    answered::Answered,
     cut::{Cut, product},
     error::Error,
     exchange::{Underway, Verb},
@@ -186,11 +180,27 @@ fn join(mut runs: Vec<Run>) -> QuantizedLayer {
 pub(crate) struct Quantize {
     command: v1::Quantize,
     schema: SchemaRef,
+    /// Runs are whole indices of so many first dimensions.
+    channel_dims: usize,
+}
+
+/// The least of any rule: whole channels of that are whole channels of every other.
+fn channel_dims(command: &v1::Quantize) -> usize {
+    let of = |scheme: &str, said: Option<u32>| {
+        let in_text = scheme.split_once(";channel_dims=").and_then(|(_, dims)| dims.parse().ok());
+        said.or(in_text).unwrap_or(1)
+    };
+    let least = match &command.how {
+        Some(How::Scheme(scheme)) => Some(of(scheme, command.channel_dims)),
+        Some(How::Recipe(recipe)) => recipe.rules.iter().map(|rule| of(&rule.scheme, rule.channel_dims)).min(),
+        Some(How::Profile(_)) | None => None,
+    };
+    least.unwrap_or(1).max(1) as usize
 }
 
 impl Quantize {
     pub(crate) fn new(command: v1::Quantize) -> Quantize {
-        Quantize { command, schema: layer_schema() }
+        Quantize { channel_dims: channel_dims(&command), command, schema: layer_schema() }
     }
 }
 
@@ -220,8 +230,7 @@ impl Verb for Quantize {
             return Err(wrong(format!("{} bytes of {dtype} for shape {shape:?}: expected {bytes}", data.len())));
         }
         // A layer of one dimension is kept, or one channel: in one row either way. The last dimension is never a channel's.
-        let dims = self.command.channel_dims.unwrap_or(1) as usize;
-        let dims = dims.min(layer.shape.len().saturating_sub(1));
+        let dims = self.channel_dims.min(layer.shape.len().saturating_sub(1));
         let channels = product(&layer.shape[..dims]).unwrap_or(0);
         let channel_bytes = bytes.checked_div(channels).unwrap_or(0);
         if channel_bytes > message_bytes_max {
@@ -264,7 +273,7 @@ impl Verb for Quantize {
     }
 
     fn take(&self, batch: &RecordBatch, underway: &mut VecDeque<Underway<Layer>>) -> Result<Vec<(Run, usize)>, Error> {
-        let answers = Answers::of(batch)?;
+        let answers = Answered::of(batch)?;
         let mut runs = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
             let unasked = || Error::Answer { detail: "a row came that was not sent".to_owned() };
@@ -281,111 +290,4 @@ impl Verb for Quantize {
         }
         Ok(runs)
     }
-}
-
-/// The columns of one batch of answers.
-struct Answers<'a> {
-    names: &'a arrow_array::StringArray,
-    statuses: &'a arrow_array::StringArray,
-    reasons: &'a arrow_array::StringArray,
-    messages: &'a arrow_array::StringArray,
-    data: &'a LargeBinaryArray,
-    scales: &'a ListArray,
-    zero_points: &'a ListArray,
-    extra: &'a ListArray,
-    schemes: &'a arrow_array::StringArray,
-    widths: &'a UInt8Array,
-    metrics: &'a StructArray,
-    layer_metrics: &'a StructArray,
-    checksums: &'a UInt32Array,
-}
-
-impl<'a> Answers<'a> {
-    fn of(batch: &'a RecordBatch) -> Result<Answers<'a>, Error> {
-        Ok(Answers {
-            names: texts(batch, column::LAYER_NAME)?,
-            statuses: texts(batch, column::STATUS)?,
-            reasons: texts(batch, column::REASON)?,
-            messages: texts(batch, column::MESSAGE)?,
-            data: column(batch, column::QUANTIZED_DATA)?,
-            scales: column(batch, column::SCALES)?,
-            zero_points: column(batch, column::ZERO_POINTS)?,
-            extra: column(batch, column::EXTRA_TENSORS)?,
-            schemes: texts(batch, column::SCHEME)?,
-            widths: column(batch, column::BIT_WIDTH)?,
-            metrics: column(batch, column::METRICS)?,
-            layer_metrics: column(batch, column::LAYER_METRICS)?,
-            checksums: column(batch, column::CHECKSUM)?,
-        })
-    }
-
-    /// A row as the run at place `at` of its layer, and how many bytes it holds.
-    fn run(&self, row: usize, layer: Layer, cut: Cut, at: u64) -> Result<(Run, usize), Error> {
-        let reason = || text(self.reasons, row).unwrap_or_default().to_owned();
-        let message = || text(self.messages, row).unwrap_or_default().to_owned();
-        let outcome = match self.statuses.value(row) {
-            status::QUANTIZED => Outcome::Quantized(self.codes(row, &layer)?),
-            status::KEPT => Outcome::Kept { reason: reason(), message: message(), weights: self.weights(row)? },
-            status::FAILED => Outcome::Failed { reason: reason(), message: message() },
-            other => return Err(Error::Answer { detail: format!("status `{other}` is none") }),
-        };
-        let bytes = match &outcome {
-            Outcome::Quantized(codes) => codes.data.len() + 4 * codes.scales.len(),
-            Outcome::Kept { weights, .. } => weights.as_ref().map_or(0, Bytes::len),
-            Outcome::Failed { .. } => 0,
-        };
-        let (metrics, layer_metrics) = (metrics(self.metrics, row)?, metrics(self.layer_metrics, row)?);
-        let (channels, channels_total, is_last) = (cut.channels(at), cut.total(), at + 1 == cut.rows());
-        Ok((Run { layer, channels, channels_total, is_last, outcome, metrics, layer_metrics }, bytes))
-    }
-
-    fn codes(&self, row: usize, layer: &Layer) -> Result<Codes, Error> {
-        let missing =
-            |name| Error::Answer { detail: format!("layer `{}` is quantized without `{name}`", layer.name()) };
-        let data = binary(self.data, row).ok_or_else(|| missing(column::QUANTIZED_DATA))?;
-        let checksum = number(self.checksums, row).ok_or_else(|| missing(column::CHECKSUM))?;
-        if crc32c::crc32c(&data) != checksum {
-            let detail = format!("layer `{}`: the codes do not have their checksum {checksum:#010x}", layer.name());
-            return Err(Error::Answer { detail });
-        }
-        Ok(Codes {
-            data,
-            scales: numbers::<Float32Type>(self.scales, row)?.ok_or_else(|| missing(column::SCALES))?,
-            zero_points: numbers::<Int32Type>(self.zero_points, row)?,
-            scheme: text(self.schemes, row).ok_or_else(|| missing(column::SCHEME))?.to_owned(),
-            bit_width: number(self.widths, row).ok_or_else(|| missing(column::BIT_WIDTH))?,
-        })
-    }
-
-    /// The tensor `weight` of a kept row.
-    fn weights(&self, row: usize) -> Result<Option<Bytes>, Error> {
-        if self.extra.is_null(row) {
-            return Ok(None);
-        }
-        let tensors = self.extra.value(row);
-        let broken = || Error::Answer { detail: format!("column `{}` holds no tensors", column::EXTRA_TENSORS) };
-        let tensors = tensors.as_any().downcast_ref::<StructArray>().ok_or_else(broken)?;
-        let names = field::<arrow_array::StringArray>(tensors, "name")?;
-        let data = field::<LargeBinaryArray>(tensors, "data")?;
-        let at = (0..tensors.len()).find(|at| names.value(*at) == "weight");
-        Ok(at.and_then(|at| binary(data, at)))
-    }
-}
-
-fn metrics(structs: &StructArray, row: usize) -> Result<Option<Metrics>, Error> {
-    if structs.is_null(row) {
-        return Ok(None);
-    }
-    let float = |name| Ok::<_, Error>(number(field::<Float64Array>(structs, name)?, row));
-    let count = |name| Ok::<_, Error>(field::<UInt64Array>(structs, name)?.value(row));
-    Ok(Some(Metrics {
-        elements: count("elements")?,
-        mse: float("mse")?,
-        sqnr_db: float("sqnr_db")?,
-        cosine: float("cosine")?,
-        max_abs_error: float("max_abs_error")?,
-        amax: float("amax")?,
-        saturated: count("saturated")?,
-        bits_per_weight: float("bits_per_weight")?,
-    }))
 }

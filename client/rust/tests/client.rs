@@ -356,3 +356,55 @@ async fn schemes_and_limits_can_be_asked_for() {
     let info = client.server_info().await.unwrap();
     assert!(info.limits.iter().any(|limit| limit.name == "layers_max" && limit.value == 77));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_panics_is_an_error_and_no_early_end() {
+    let server = server(|_| {});
+    let client = client(&server).await;
+    let layers =
+        vec![layer("a", 1, [3, 128]), Layer::lazy("b", Dtype::F32, [2, 128], |_| panic!("a reader's own fault"))];
+    assert_eq!(quantized(&client, scheme("int8"), layers).await.unwrap_err(), Error::Panicked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_must_not_be_asked_after_its_end_gives_all_that_it_has() {
+    let server = server(|_| {});
+    let client = client(&server).await.streams(NonZeroUsize::new(4).unwrap());
+    // `unfold` panics if it is polled again after its end.
+    let source = futures::stream::unfold(0, |at| async move {
+        (at < 16).then(|| (Ok(layer(&format!("layer.{at}"), at, [64, 256])), at + 1))
+    });
+    let layers: Vec<_> = whole(client.quantize_stream(scheme("int8"), source)).try_collect().await.unwrap();
+    assert_eq!(layers.len(), 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_limits_are_kept_without_being_asked() {
+    let server = server(|config| {
+        config.message_bytes_max = 1 << 20;
+        config.batch_rows_max = 3;
+        config.streams_max = 2;
+    });
+    let client = client(&server).await.streams(NonZeroUsize::new(8).unwrap());
+    let small = (0..50).map(|at| layer(&format!("small.{at}"), at, [1, 16]));
+    let layers = small.chain([layer("large", 99, [512, 4096])]).collect();
+    assert_eq!(quantized(&client, scheme("int8"), layers).await.unwrap().len(), 51);
+    let wide = Layer::new("wide", Dtype::F32, [1, 1 << 19], vec![0; 1 << 21]);
+    let error = quantized(&client, scheme("int8"), vec![wide]).await.unwrap_err();
+    assert_eq!((error.reason(), error.layer()), (Some(Reason::ChannelTooLarge), Some("wide")));
+    assert!(error.to_string().contains("1048576"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fused_experts_are_cut_between_their_own_channels() {
+    let server = server(|config| config.message_bytes_max = 1 << 20);
+    let client = client(&server).await;
+    let recipe = r#"{"quantize": {"recipe": {"rules": [{"targets": ["*"], "scheme": "int8", "channel_dims": 2}]}}}"#;
+    let command = quarrel_client::proto::command::parse(recipe.as_bytes()).unwrap();
+    let Some(v1::command::Verb::Quantize(command)) = command.verb else { panic!() };
+    // An expert has 2 MiB, one of its channels 4 KiB.
+    let experts = Layer::new("experts", Dtype::F32, [2, 512, 1024], weights(5, 2 * 512 * 1024));
+    let [layer] = quantized(&client, command, vec![experts]).await.unwrap().try_into().unwrap();
+    let Outcome::Quantized(codes) = layer.outcome else { panic!() };
+    assert_eq!((codes.data.len(), codes.scales.len()), (2 * 512 * 1024, 2 * 512));
+}

@@ -38,7 +38,15 @@ pub fn checkpoint_recipe(rule: v1::Rule, ignore: Vec<String>) -> v1::Recipe {
     let is_grouped = rule.group_size.is_some() || rule.scheme.parse().is_ok_and(is_grouped);
     let keep = || is_grouped.then(|| "keep".to_owned());
     let on_indivisible = rule.on_indivisible.clone().or_else(keep);
-    v1::Recipe { rules: vec![v1::Rule { targets: vec!["*".to_owned()], on_indivisible, ..rule }], ignore }
+    // Fused experts have two channel dimensions; the ordinary weights beside them have one.
+    let linear = rule.channel_dims.is_some_and(|dims| dims > 1).then(|| v1::Rule {
+        targets: vec!["Linear".to_owned()],
+        on_indivisible: on_indivisible.clone(),
+        channel_dims: None,
+        ..rule.clone()
+    });
+    let every = v1::Rule { targets: vec!["*".to_owned()], on_indivisible, ..rule };
+    v1::Recipe { rules: linear.into_iter().chain([every]).collect(), ignore }
 }
 
 /// The element type of weights, in the wire's word.

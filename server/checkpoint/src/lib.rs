@@ -17,7 +17,7 @@ mod target;
 
 pub use error::CheckpointError;
 pub use fate::{Fate, checkpoint_recipe, fates};
-pub use modules::{Module, modules, with_schemes};
+pub use modules::{Module, known_schemes, modules, with_schemes};
 pub use quarrel_engine::Scheme;
 pub use safetensors::Dtype;
 pub use sink::{Pieces, Sink};

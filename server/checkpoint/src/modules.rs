@@ -43,7 +43,8 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
     let said = said(source)?;
     let mut found = Vec::new();
     for tensor in source.tensors() {
-        let foreign = ["qweight", "weight.absmax", "weight_scale_inv", "weight_global_scale"];
+        // Of `weight_g_idx` the groups are not of neighbouring columns.
+        let foreign = ["qweight", "weight.absmax", "weight_scale_inv", "weight_global_scale", "weight_g_idx"];
         if let Some((mark, module)) = foreign.iter().find_map(|mark| Some((mark, prefix(&tensor.name, mark)?))) {
             let detail = format!("it is quantized in a layout that this version does not read (`{mark}`)");
             return Err(CheckpointError::Module { module: module.to_owned(), detail });
@@ -126,24 +127,25 @@ fn prefix<'a>(name: &'a str, part: &str) -> Option<&'a str> {
     name.strip_suffix(part)?.strip_suffix('.')
 }
 
-/// A file's metadata with the schemes of modules that were quantized now, beside those that were before.
-///
-/// # Errors
-/// [`CheckpointError::Malformed`] if the source's own cannot be read.
-pub fn with_schemes(
-    source: &Source,
-    mut schemes: BTreeMap<String, Vec<String>>,
-) -> Result<BTreeMap<String, String>, CheckpointError> {
-    for (module, scheme) in said(source)? {
-        schemes.entry(scheme.to_string()).or_default().push(module);
+/// A file's metadata with the schemes of its modules, by name: those that were quantized before and now.
+pub fn with_schemes(source: &Source, modules: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut schemes = BTreeMap::<&str, Vec<&str>>::new();
+    for (module, scheme) in modules {
+        schemes.entry(scheme).or_default().push(module);
     }
-    schemes.values_mut().for_each(|modules| modules.sort());
     let mut metadata = source.metadata().clone();
     if !schemes.is_empty() {
-        let text = serde_json::to_string(&schemes).map_err(|error| metadata_error(source, &error.to_string()))?;
-        metadata.insert(SCHEMES_KEY.to_owned(), text);
+        metadata.insert(SCHEMES_KEY.to_owned(), serde_json::json!(schemes).to_string());
     }
-    Ok(metadata)
+    metadata
+}
+
+/// The schemes of modules that were quantized before, by name.
+///
+/// # Errors
+/// [`CheckpointError::Malformed`] if the file's metadata on them cannot be read.
+pub fn known_schemes(source: &Source) -> Result<BTreeMap<String, String>, CheckpointError> {
+    Ok(said(source)?.into_iter().map(|(module, scheme)| (module, scheme.to_string())).collect())
 }
 
 /// What the file's own metadata says of its modules.
@@ -191,6 +193,13 @@ impl Parts {
             (Some(tensor), true) => shape_of(source, tensor)?,
             (_, false) => codes.shape.clone(),
         };
+        // Zeros as ones: so no product of some of them overflows either.
+        for shape in [&shape, &codes.shape, &scales.shape] {
+            let product = shape.iter().try_fold(1u64, |all, dimension| all.checked_mul((*dimension).max(1)));
+            if product.is_none_or(|product| product >= 1 << 48) {
+                return Err(format!("its shape {shape:?} is beyond 2^48 elements"));
+            }
+        }
         let zero_points = part("weight_zero_point");
         Ok(Parts { codes: codes.clone(), scales, zero_points, shape_tensor, shape, is_dense, name: module.to_owned() })
     }
@@ -307,8 +316,5 @@ fn shape_of(source: &Source, tensor: &Tensor) -> Result<Vec<u64>, String> {
     let dimensions = bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
     let dimensions = dimensions.map(|dimension| u64::try_from(dimension).ok());
     let shape: Option<Vec<u64>> = dimensions.collect();
-    let product = |shape: &Vec<u64>| shape.iter().try_fold(1u64, |all, dimension| all.checked_mul(*dimension));
-    shape
-        .filter(|shape| !shape.is_empty() && product(shape).is_some_and(|elements| elements < 1 << 48))
-        .ok_or_else(|| "`weight_shape` holds no shape".to_owned())
+    shape.filter(|shape| !shape.is_empty()).ok_or_else(|| "`weight_shape` holds no shape".to_owned())
 }

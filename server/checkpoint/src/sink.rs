@@ -53,7 +53,6 @@ struct Entry {
 #[derive(Debug)]
 enum Content {
     Spooled(Pieces),
-    Here(Vec<u8>),
     Copied(Source, Range<u64>),
 }
 
@@ -94,12 +93,14 @@ impl Sink {
         self.enter(Entry { name, dtype, shape, content: Content::Spooled(pieces) })
     }
 
-    /// A small tensor.
+    /// A tensor whose bytes are here: they are spooled too, since a model's scales are not small together.
     ///
     /// # Errors
-    /// [`CheckpointError::Twice`].
-    pub fn here(&mut self, name: String, dtype: Dtype, shape: Vec<u64>, bytes: Vec<u8>) -> Result<(), CheckpointError> {
-        self.enter(Entry { name, dtype, shape, content: Content::Here(bytes) })
+    /// [`CheckpointError::Twice`], [`CheckpointError::Io`].
+    pub fn here(&mut self, name: String, dtype: Dtype, shape: Vec<u64>, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let mut pieces = Pieces::default();
+        self.spool(&mut pieces, bytes)?;
+        self.spooled((name, dtype, shape), pieces)
     }
 
     /// A tensor of the source, unchanged.
@@ -137,7 +138,6 @@ impl Sink {
         let mut length = 8 + header.len() as u64;
         for entry in &self.entries {
             length += match &entry.content {
-                Content::Here(bytes) => out.write_all(bytes).map(|()| bytes.len() as u64),
                 Content::Spooled(pieces) => pieces.0.iter().map(|piece| copy(&self.spool, piece, out, stop)).sum(),
                 Content::Copied(source, range) => copy(source.file(), range, out, stop),
             }?;
@@ -186,7 +186,6 @@ impl Content {
     fn bytes(&self) -> u64 {
         match self {
             Content::Spooled(pieces) => pieces.0.iter().map(|piece| piece.end - piece.start).sum(),
-            Content::Here(bytes) => bytes.len() as u64,
             Content::Copied(_, range) => range.end - range.start,
         }
     }

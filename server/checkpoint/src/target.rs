@@ -26,7 +26,7 @@ pub struct Target {
 pub enum Replace {
     /// It stays, and that is an error.
     Never,
-    /// It is replaced, at the end, at once.
+    /// It is replaced, at the end, at once; a symbolic link is replaced, not followed.
     AtTheEnd,
 }
 
@@ -39,6 +39,10 @@ impl Target {
     pub fn new(path: impl AsRef<Path>, replace: Replace) -> Result<Target, CheckpointError> {
         let path = path.as_ref().to_owned();
         let is_name = path.file_name().is_some() && !path.as_os_str().as_bytes().ends_with(b"/");
+        // A link that leads nowhere is there too.
+        if replace == Replace::Never && fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
+            return Err(CheckpointError::Exists { path });
+        }
         match fs::metadata(&path) {
             Ok(found) if found.is_dir() => return Err(CheckpointError::NoFile { path, what: "a folder" }),
             Ok(found) if !found.is_file() => return Err(CheckpointError::NoFile { path, what: "no regular file" }),
@@ -91,8 +95,8 @@ impl Target {
             return Err(self.writing()(io::ErrorKind::Interrupted.into()));
         }
         self.name(file)?;
-        // The name too is to outlast a power cut.
-        File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(self.writing())?;
+        // The name too is to outlast a power cut. It is there by now: where nobody may read the folder, that must do.
+        let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
         Ok(written)
     }
 

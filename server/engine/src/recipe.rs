@@ -100,7 +100,8 @@ impl Targets {
 
     fn glob(&mut self, text: &str) -> Result<Regex, PlanError> {
         let glob = GlobBuilder::new(text).build().map_err(|error| invalid(text, &error.kind().to_string()))?;
-        self.regex(text, glob.regex())
+        // A name may hold a new line, and `*` means anything.
+        self.regex(text, &format!("(?s:{})", unprefixed(glob.regex())))
     }
 
     fn regex(&mut self, text: &str, pattern: &str) -> Result<Regex, PlanError> {
@@ -108,14 +109,17 @@ impl Targets {
         if self.patterns > PATTERNS_MAX {
             return Err(invalid(text, &format!("a recipe holds at most {PATTERNS_MAX} globs and regexes")));
         }
-        // globset writes its regexes for byte strings; names are UTF-8, where they mean the same.
-        let pattern = pattern.strip_prefix("(?-u)").unwrap_or(pattern);
         RegexBuilder::new(pattern)
             .size_limit(PATTERN_BYTES_MAX)
             .dfa_size_limit(PATTERN_BYTES_MAX)
             .build()
             .map_err(|error| invalid(text, &error.to_string()))
     }
+}
+
+/// globset writes its regexes for byte strings; names are UTF-8, where they mean the same.
+fn unprefixed(regex: &str) -> &str {
+    regex.strip_prefix("(?-u)").unwrap_or(regex)
 }
 
 fn invalid(target: &str, why: &str) -> PlanError {
@@ -137,6 +141,7 @@ mod tests {
             ("up_proj", "model.layers.0.mlp.up_proj.weight", 2, No),
             ("*up_proj", "model.layers.0.mlp.up_proj.weight", 2, Loosely),
             ("*", "x", 1, Loosely),
+            ("*.proj", "two\nlines.proj", 2, Loosely),
             ("*.{q,k}_proj", "l.0.k_proj", 2, Loosely),
             ("Linear", "l.0.k_proj.weight", 2, Loosely),
             ("Linear", "l.0.conv.weight", 4, No),
