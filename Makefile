@@ -9,7 +9,7 @@ DIST := target/dist/quarrel
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python lint proto golden test-interop bench docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python lint proto golden test-interop bench bench-python docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ golden: ## Regenerate tests/golden/files with compressed-tensors, in a fresh env
 
 bench: build $(VENV)/installed ## Exchange beside memcpy, TCP and the C++ pyarrow server; writes tests/load/results
 	$(PY) tests/load/bench.py
+
+bench-python: build $(VENV)/installed ## The Python package beside a bare pyarrow loop: CPU and peak memory; writes tests/load/results
+	$(PY) tests/load/python_overhead.py --rounds 7
 
 $(VENV)/installed: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)

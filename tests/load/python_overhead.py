@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=512, help="input of one loop, a multiple of 64")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--binary", type=Path, default=REPOSITORY / "target/release/quarrel")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "tests/load/results", help="folder of the raw output")
     parser.add_argument("--loop", help=argparse.SUPPRESS)  # what a fresh process is told
     parser.add_argument("--address", help=argparse.SUPPRESS)
     parser.add_argument("--scheme", help=argparse.SUPPRESS)
@@ -38,28 +39,48 @@ def main() -> None:
     if options.loop:
         print(json.dumps(LOOPS[options.loop](options.address, options.scheme, options.mib)))
         return
-    from server import Server  # tests/load/server.py, which lies beside this file
+    # Modules of this folder, which lies on the path of a script.
+    import machine
+    from server import Server
 
+    record = {"environment": machine.environment(REPOSITORY, options.binary), "load_before": machine.load_average()}
     with Server([str(options.binary), "serve", "--listen", "127.0.0.1:0", "--log", "warn"]) as server:
-        for scheme in SCHEMES:
-            compare(server.address, scheme, options.mib, options.rounds)
+        found = {scheme: compare(server.address, scheme, options.mib, options.rounds) for scheme in SCHEMES}
+    record |= {"load_after": machine.load_average(), "measured": {scheme: raw for scheme, (_, raw) in found.items()}}
+    text = "\n".join(text for text, _ in found.values())
+    print(text)
+    write(options.results, record, text)
 
 
-def compare(address: str, scheme: str, mib: int, rounds: int) -> None:
+def write(folder: Path, record: dict, text: str) -> None:
+    """What was printed and every measurement, as `results/DATE-COMMIT-python.{txt,json}`."""
+    about = record["environment"]
+    name = f"{about['date'][:19].replace(':', '')}Z-{about['commit'].split()[0]}-python"
+    head = "\n".join(f"{key}: {value}" for key, value in about.items())
+    (folder / f"{name}.txt").write_text(
+        f"{__doc__}\n{head}\nload: {record['load_before']}, then {record['load_after']}\n\n{text}\n", encoding="utf-8"
+    )
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{folder / name}.txt")
+
+
+def compare(address: str, scheme: str, mib: int, rounds: int) -> tuple[str, dict]:
+    """A paragraph, and the measurements."""
     measured: dict[str, list[dict]] = {loop: [] for loop in LOOPS}
     for _ in range(rounds):
         for loop in LOOPS:
             arguments = ["--loop", loop, "--address", address, "--scheme", scheme, "--mib", str(mib)]
             done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE)
             measured[loop].append(json.loads(done.stdout))
-    print(f"{scheme}, {mib} MiB of f32 in {rounds} interleaved rounds: median (all)")
+    lines = [f"{scheme}, {mib} MiB of f32 in {rounds} interleaved rounds: median (all)"]
     for loop, found in measured.items():
-        print(f"  {loop:7} " + ", ".join(spread(found, key) for key in ("cpu_seconds", "seconds", "peak_mib")))
+        lines.append(f"  {loop:7} " + ", ".join(spread(found, key) for key in ("cpu_seconds", "seconds", "peak_mib")))
     pairs = list(zip(measured["bare"], measured["client"], strict=True))
     cpu = [client["cpu_seconds"] / bare["cpu_seconds"] for bare, client in pairs]
     memory = [client["peak_mib"] - bare["peak_mib"] for bare, client in pairs]
-    print(f"  client over bare: CPU x{statistics.median(cpu):.3f} ({', '.join(f'{x:.3f}' for x in cpu)}), "
-          f"peak {statistics.median(memory):+.1f} MiB ({', '.join(f'{x:+.1f}' for x in memory)})")
+    lines.append(f"  client over bare: CPU x{statistics.median(cpu):.3f} ({', '.join(f'{x:.3f}' for x in cpu)}), "
+                 f"peak {statistics.median(memory):+.1f} MiB ({', '.join(f'{x:+.1f}' for x in memory)})")
+    return "\n".join(lines), measured
 
 
 def spread(found: list[dict], key: str) -> str:

@@ -18,7 +18,7 @@ use crate::{
     place::{Place, Room},
     progress::Progress,
     seal::{different, seal, target},
-    table::{clean, megabytes, print},
+    table::{clean, megabytes, place, print},
 };
 
 /// What `--json` prints.
@@ -144,10 +144,10 @@ fn tell(done: &Done, args: &DequantizeArgs) -> Result<(), Failure> {
             print(&format!("{}  {scheme}", clean(layer)))?;
         }
     }
-    let place = done.server.as_deref().unwrap_or("this process");
+    let place = place(done.server.as_deref());
     let (layers, copied) = (done.dequantized.len(), done.copied);
     let (before, after) = (megabytes(done.source_bytes), megabytes(done.destination_bytes));
-    print(&format!("{layers} dequantized, {copied} copied; {before} -> {after} in {:.1} s at {place}", done.seconds))?;
+    print(&format!("{layers} dequantized, {copied} copied; {before} -> {after} in {:.1} s {place}", done.seconds))?;
     print(&done.destination)
 }
 

@@ -57,14 +57,14 @@ fn summary(report: &Report, path: &Path, verbose: bool) -> String {
     let totals = &report.totals;
     let bits = totals.bits_per_weight.map_or_else(String::new, |bits| format!(", {bits:.2} bits per weight"));
     lines.push(format!(
-        "{} quantized, {} kept, {} failed{bits}; {} -> {} in {:.1} s at {}",
+        "{} quantized, {} kept, {} failed{bits}; {} -> {} in {:.1} s {}",
         totals.quantized,
         totals.kept,
         totals.failed,
         megabytes(totals.source_bytes),
         megabytes(totals.destination_bytes),
         report.seconds,
-        report.server.as_deref().unwrap_or("this process"),
+        place(report.server.as_deref()),
     ));
     if totals.quantized == 0 {
         lines.push("Nothing was quantized: see the reasons above.".to_owned());
@@ -146,6 +146,11 @@ pub(crate) fn table<const N: usize>(head: [&str; N]) -> Table {
         column.set_cell_alignment(CellAlignment::Left);
     }
     table
+}
+
+/// Where the work was done.
+pub(crate) fn place(server: Option<&str>) -> String {
+    server.map_or_else(|| "in this process".to_owned(), |server| format!("at {}", clean(server)))
 }
 
 pub(crate) fn shape(shape: &[u64]) -> String {
