@@ -137,6 +137,40 @@ impl Client {
     /// Runs of a layer come in order and one after the other; layers in the order of `layers` where there is one stream. A
     /// run that begins a layer again (`channels.start == 0`) after others of it replaces them: its stream broke and it
     /// was sent anew. [`whole`](crate::whole) puts layers together.
+    ///
+    /// A layer of which no more than 4 MiB are in memory at a time, and an error by its reason:
+    /// ```
+    /// # let runtime = tokio::runtime::Runtime::new()?;
+    /// # runtime.block_on(async {
+    /// # let (bound, dial) = quarrel_flight::local();
+    /// # let config = quarrel_flight::Config::from_environment().unwrap();
+    /// # tokio::spawn(quarrel_flight::run(bound, config, std::future::pending()));
+    /// # let client = Client::over(move || { let dial = dial.clone(); async move { dial.connect().await } }).await?;
+    /// use futures::TryStreamExt;
+    /// use quarrel_client::{Client, Dtype, Layer, proto::Reason, scheme};
+    ///
+    /// // 32 MiB, read range by range: here from nowhere, and with an infinity.
+    /// let layer = Layer::lazy("mlp.up_proj", Dtype::F16, [4096, 4096], |range| {
+    ///     let mut bytes = vec![0; (range.end - range.start) as usize];
+    ///     if range.contains(&20_000_000) {
+    ///         bytes[(20_000_000 - range.start) as usize..][..2].copy_from_slice(&0x7c00u16.to_le_bytes());
+    ///     }
+    ///     Ok(bytes.into())
+    /// });
+    /// let mut runs = client.quantize(scheme("int8"), [layer]);
+    /// let error = loop {
+    ///     match runs.try_next().await {
+    ///         Ok(Some(run)) => println!("{}: channels {:?} of {}", run.layer.name(), run.channels, run.channels_total),
+    ///         Ok(None) => panic!("infinity was quantized"),
+    ///         Err(error) => break error,
+    ///     }
+    /// };
+    /// assert_eq!((error.reason(), error.layer()), (Some(Reason::NonFinite), Some("mlp.up_proj")));
+    /// eprintln!("{error}\n{}", error.advice());
+    /// # Ok::<_, quarrel_client::Error>(())
+    /// # })?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
     pub fn quantize(
         &self,
         command: v1::Quantize,
@@ -157,6 +191,29 @@ impl Client {
     /// Computes the values that codes stand for. Must be called within a tokio runtime.
     ///
     /// Runs of a layer come in order; a run that begins a layer again replaces what came before of it.
+    /// ```
+    /// # let runtime = tokio::runtime::Runtime::new()?;
+    /// # runtime.block_on(async {
+    /// # let (bound, dial) = quarrel_flight::local();
+    /// # let config = quarrel_flight::Config::from_environment().unwrap();
+    /// # tokio::spawn(quarrel_flight::run(bound, config, std::future::pending()));
+    /// # let client = Client::over(move || { let dial = dial.clone(); async move { dial.connect().await } }).await?;
+    /// use std::num::NonZeroU64;
+    /// use futures::TryStreamExt;
+    /// use quarrel_client::{Client, CodedLayer, Dtype, proto::v1};
+    ///
+    /// // Two channels of four int8 codes, a scale for each.
+    /// let codes: Vec<u8> = [1i8, 2, 3, -128, 127, 0, -1, 5].map(|code| code as u8).to_vec();
+    /// let read = move |range: std::ops::Range<u64>| Ok(codes[range.start as usize..range.end as usize].to_vec().into());
+    /// let scales = vec![0.5, 2.0];
+    /// let layer = CodedLayer::new("x", Dtype::F32, [2, 4], "int8", (2, 4), NonZeroU64::MIN, scales, None, read);
+    /// let runs: Vec<_> = client.dequantize(v1::Dequantize::default(), [layer]).try_collect().await?;
+    /// let values = runs[0].data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    /// assert_eq!(Vec::from_iter(values), [0.5, 1.0, 1.5, -64.0, 254.0, 0.0, -2.0, 10.0]);
+    /// # Ok::<_, quarrel_client::Error>(())
+    /// # })?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
     pub fn dequantize(
         &self,
         command: v1::Dequantize,
