@@ -4,6 +4,7 @@ An example is a fenced `python` block right after `<!-- test: NAME -->`. Only th
 the script lies MiniLM's `model.safetensors`, the checkpoint that the examples read.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def test_an_example_of_the_readme_runs_as_printed(server, tmp_path, name):
     (tmp_path / "model.safetensors").symlink_to(models.minilm() / "model.safetensors")
     (tmp_path / "example.py").write_text(code.replace(ADDRESS, server.location), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "example.py"], cwd=tmp_path, timeout=seconds_max, capture_output=True, text=True
+        [sys.executable, "-W", "error", "example.py"], cwd=tmp_path, timeout=seconds_max, capture_output=True, text=True,
+        # As `pip install ./client/python` would have it; tests/clients/test_fresh_install.py does install it.
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY / "client/python/src")},
     )
     print(done.stdout)
     assert done.returncode == 0, done.stderr
