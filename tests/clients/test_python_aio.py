@@ -51,6 +51,16 @@ async def endless(log=None):
             log.append("closed")
 
 
+def test_results_that_failed_say_why_to_whoever_asks_again(run):
+    async def main(client):
+        results = client.quantize({"hostile": np.full((2, 2), np.nan, np.float32)}, scheme="int8")
+        for _ in range(2):
+            with pytest.raises(quarrel.InvalidInputError, match="NaN"):
+                await results.collect()
+
+    run(main)
+
+
 @pytest.mark.parametrize("source", [lambda model: model, lambda model: iter(model.items()), slowly])
 def test_layers_come_as_from_the_blocking_client(run, source):
     async def main(client):

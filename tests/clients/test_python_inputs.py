@@ -16,6 +16,8 @@ import quarrel
 from harness import oracle, wire
 from quarrel import runs
 
+LIMITS = {"message_bytes_max": 64 << 20, "batch_rows_max": 1_000_000}
+
 
 def weights(shape=(20, 64), dtype=np.float32, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32).astype(dtype)
@@ -68,7 +70,7 @@ def test_a_contiguous_array_is_sent_from_where_it_lies():
     from quarrel.layers import source_of
 
     array = weights((2048, 1024))
-    batches = list(source_of({"a": array}, runs.Cuts.of({}, 64 << 20)).batches)
+    batches = list(source_of({"a": array}, runs.Cuts.of({}, LIMITS)).batches)
     assert [batch.num_rows for batch in batches] == [1, 1]
     addresses = [batch["weights"].buffers()[2].address for batch in batches]
     assert addresses == [array.ctypes.data, array[1024:].ctypes.data]
@@ -78,7 +80,7 @@ def test_small_layers_share_messages_of_about_a_mebibyte():
     from quarrel.layers import source_of
 
     layers = {f"layer{number}": weights((16, 64)) for number in range(1000)}
-    batches = list(source_of(layers, runs.Cuts.of({}, 64 << 20)).batches)
+    batches = list(source_of(layers, runs.Cuts.of({}, LIMITS)).batches)
     assert [batch.num_rows for batch in batches] == [256, 256, 256, 232]
     assert batches[3]["weights"][0].as_py() == layers["layer768"].tobytes()
 

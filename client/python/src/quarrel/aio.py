@@ -119,13 +119,17 @@ class _AsyncIterator(Generic[T]):
         self._source = source
         self._items: Iterator[Any] = results
         self._thread = ThreadPoolExecutor(1, "quarrel-aio")
+        self._closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
         try:
-            item = await asyncio.get_running_loop().run_in_executor(self._thread, next, self._items, _END)
+            if self._closed:  # its thread has ended, and nothing blocks: what is left to say is how it ended
+                item = next(self._items, _END)
+            else:
+                item = await asyncio.get_running_loop().run_in_executor(self._thread, next, self._items, _END)
         except BaseException:
             await self.close()
             raise
@@ -149,6 +153,7 @@ class _AsyncIterator(Generic[T]):
             await self._source.close()
 
     def _close(self) -> None:
+        self._closed = True
         self._results.close()
         self._thread.shutdown()
 

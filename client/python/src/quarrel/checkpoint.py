@@ -1,24 +1,25 @@
 """A safetensors file as layers: the header at once, tensors run by run with `pread`.
 
 Not mapped: pages of a map count as the process's memory, and a file that shrinks would kill it.
-Source of the format: the safetensors README, section Format.
+What its header says, `header` reads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from quarrel import header
 from quarrel.errors import InvalidInputError
+from quarrel.header import Tensor
 from quarrel.runs import Layer, Piece, Unsent
 
 HEADER_BYTES_MAX = 100_000_000
 """As in the safetensors library."""
+UNCHANGED = "Leave the file alone while it is read; then quantize it again."
 
 # The file's word, the wire's, and bytes of an element.
 FLOATS = {
@@ -29,17 +30,6 @@ FLOATS = {
     "F8_E4M3": ("f8_e4m3", 1),
     "F8_E5M2": ("f8_e5m2", 1),
 }
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An entry of the header; `start` and `stop` count from the start of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,9 @@ class Checkpoint:
         file = os.open(self.path, os.O_RDONLY)
         try:
             if _stamp(file) != self.stamp:
-                raise InvalidInputError(f"`{self.path}` has changed since its header was read")
+                raise InvalidInputError(
+                    f"`{self.path}` has changed since its header was read", advice=UNCHANGED
+                )
             yield file
         finally:
             os.close(file)
@@ -97,7 +89,9 @@ class Checkpoint:
         while parts[-1] and (start := start + len(parts[-1])) < stop:
             parts.append(os.pread(file, stop - start, start))
         if start < stop:
-            raise InvalidInputError(f"`{self.path}` ends at byte {start}: expected {stop} by its header")
+            raise InvalidInputError(
+                f"`{self.path}` ends at byte {start}: expected {stop} by its header", advice=UNCHANGED
+            )
         return b"".join(parts)
 
 
@@ -121,45 +115,22 @@ def open_header(path: str | os.PathLike[str]) -> Checkpoint:
         InvalidInputError: it is not a safetensors file.
     """
     path = os.fspath(path)
-    with open(path, "rb") as file:
+    if not isinstance(path, str):
+        raise TypeError(f"the path is `{path!r}`: expected a text")
+    try:
+        file = open(path, "rb")
+    except ValueError as error:  # a zero in it
+        raise InvalidInputError(f"cannot open `{path}`: {error}", advice="Correct the path.") from None
+    with file:
         stamp = _stamp(file.fileno())
         length = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size
         if not 2 <= length <= min(HEADER_BYTES_MAX, size - 8):
-            raise InvalidInputError(
-                f"`{path}` is no safetensors file: its first 8 bytes, {length}, are not the length of a header"
+            raise header.malformed(
+                path, f"is no safetensors file: its first 8 bytes, {length}, are not the length of a header"
             )
-        header = file.read(length)
-    try:
-        entries = json.loads(header)
-        tensors = [
-            _tensor(name, entry, 8 + length)
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInputError(f"`{path}` is no safetensors file: its header cannot be read: {error}") from None
-    tensors.sort(key=lambda tensor: tensor.start)
-    for tensor in tensors:
-        _check(path, tensor, size)
-    return Checkpoint(path, tensors, stamp)
-
-
-def _tensor(name: str, entry: Any, data_start: int) -> Tensor:
-    start, stop = map(int, entry["data_offsets"])
-    return Tensor(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), data_start + start, data_start + stop)
-
-
-def _check(path: str, tensor: Tensor, file_bytes: int) -> None:
-    if not 0 <= tensor.start <= tensor.stop <= file_bytes:
-        raise InvalidInputError(
-            f"`{path}`: tensor `{tensor.name}` ends at byte {tensor.stop} of {file_bytes}: the file is cut off"
-        )
-    expected = math.prod(tensor.shape) * FLOATS.get(tensor.dtype, ("", 0))[1]
-    if tensor.dtype in FLOATS and expected != tensor.stop - tensor.start:
-        raise InvalidInputError(
-            f"`{path}`: tensor `{tensor.name}` has {tensor.stop - tensor.start} bytes, expected {expected} by its shape"
-        )
+        text = file.read(length)
+    return Checkpoint(path, header.parse(path, text, 8 + length, size), stamp)
 
 
 def _stamp(file: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +25,7 @@ STOP_SECONDS = 10.0
 """How long a child may take to stop before it is killed. Its streams are cancelled by then."""
 SOCKET_PATH_BYTES_MAX = 100
 """unix(7): 108 with the closing zero."""
+RUN_IT = "Check `binary` and `flags`: run `quarrel serve` with the same flags in a terminal."
 LOG_LINES = 10
 """Of the child's standard error, shown where it does not start."""
 
@@ -53,8 +54,9 @@ class Child:
                     umask=0o077,
                     start_new_session=True,  # Ctrl-C in the terminal is for Python, which stops the child
                 )
-            except OSError as error:
-                raise StartError(f"cannot run `{program}`: {error.strerror}") from error
+            except (OSError, ValueError) as error:  # a zero in a flag is the latter
+                why = error.strerror if isinstance(error, OSError) else error
+                raise StartError(f"cannot run `{program}`: {why}", advice=RUN_IT) from error
             self._stopped = weakref.finalize(self, _stop, self._process, self._socket, os.getpid())
             _running.add(self)
             try:
@@ -81,11 +83,11 @@ class Child:
             byte = os.read(self._process.stdout.fileno(), 1) if ready else b""
             if not byte:
                 how = f"ended with code {self._process.wait()}" if ready else f"said nothing for {timeout:g} s"
-                raise StartError(f"`{self._program}` {how}{_tail(log)}")
+                raise StartError(f"`{self._program}` {how}{_tail(log)}", advice=RUN_IT)
             line += byte
         text = line.decode(errors="replace").strip()
         if not text.startswith("listening "):
-            raise StartError(f"`{self._program}` said `{text}`, expected `listening ..`")
+            raise StartError(f"`{self._program}` said `{text}`, expected `listening ..`", advice=RUN_IT)
         return text.removeprefix("listening ")
 
     def _let_go(self) -> None:
@@ -97,6 +99,8 @@ class Child:
 
 def _flags(given: Sequence[str]) -> list[str]:
     """The caller's flags, and ours where neither these nor the environment say otherwise."""
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise TypeError(f"`flags` is a `{type(given).__name__}`: expected a list of texts")
     flags = [str(flag) for flag in given]
     names = {flag.split("=")[0] for flag in flags}
     for name, value in OURS.items():
@@ -140,6 +144,8 @@ def find(binary: str | os.PathLike[str] | None) -> str:
     Raises:
         StartError: there is none.
     """
+    if binary is not None and not isinstance(binary, (str, os.PathLike)):
+        raise TypeError(f"`binary` is a `{type(binary).__name__}`: expected a path")
     if binary is not None:
         return os.fspath(binary)
     on_path = shutil.which("quarrel")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import flight
 
-from quarrel import command, report, runs
+from quarrel import command, report
 from quarrel.child import Child
 from quarrel.collected import Quantized
 from quarrel.errors import InvalidInputError, UnavailableError, UnsupportedError, of_arrow
 from quarrel.layer import QuantizedLayer
-from quarrel.layers import source_of
+from quarrel.layers import coded_source_of, source_of
 from quarrel.progress import Asked
 from quarrel.report import Scheme, ServerInfo
 from quarrel.results import Answers, Results, Weights
@@ -60,7 +60,10 @@ def connect(
     """
     if address is not None:
         if binary is not None or flags:
-            raise InvalidInputError("`binary` and `flags` are for a server to start: expected none beside `address`")
+            raise InvalidInputError(
+                "`binary` and `flags` are for a server to start: expected none beside `address`",
+                advice="Leave them out, or leave out `address`.",
+            )
         return Client(_location(address), None, timeout)
     child = Child(binary, flags, timeout)
     try:
@@ -71,6 +74,8 @@ def connect(
 
 
 def _location(address: str) -> str:
+    if not isinstance(address, str):
+        raise TypeError(f"`address` is a `{type(address).__name__}`: expected a text such as `grpc://HOST:PORT`")
     if address.startswith("unix:"):
         return "grpc+unix://" + os.path.abspath(address.removeprefix("unix:"))
     return address if "://" in address else f"grpc://{address}"
@@ -89,7 +94,7 @@ class Client:
             options.append(("grpc.default_authority", "localhost"))
         try:
             self._connection = flight.connect(location, generic_options=options)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeEncodeError) as error:
             raise InvalidInputError(
                 f"cannot connect to `{location}`: {error}", advice="Write `grpc://HOST:PORT` or `unix:PATH`."
             ) from None
@@ -211,16 +216,10 @@ class Client:
         >>> {name: array.shape for name, array in client.dequantize(quantized)}
         {'q_proj': (128, 256), 'up_proj': (256, 128)}
         """
+        if not isinstance(dtype, str):
+            raise TypeError(f"`dtype` is `{dtype!r}`: expected `f32`, `f16` or `bf16`")
         how = {"dequantize": {"dtype": dtype}}
-        cuts = self._cuts(how)
-        match quantized:
-            case pa.Table() | pa.RecordBatch() | pa.RecordBatchReader():
-                source = runs.of_table(quantized, cuts)
-            case Quantized():
-                source = runs.of_coded(quantized.values(), cuts)
-            case _:
-                source = runs.of_coded(quantized, cuts)
-        return Weights(Answers(self._begin(how), source, progress), dtype)
+        return Weights(Answers(self._begin(how), coded_source_of(quantized, self._cuts(how)), progress), dtype)
 
     def schemes(self) -> list[Scheme]:
         """Every scheme that the server knows."""
@@ -231,14 +230,10 @@ class Client:
         return self._info
 
     def _cuts(self, how: dict[str, Any]) -> Cuts:
-        return Cuts.of(how, self._info.limits["message_bytes_max"])
+        return Cuts.of(how, self._info.limits)
 
     def _begin(self, how: dict[str, Any]) -> Callable[[Source], Stream]:
-        try:
-            words = json.dumps(how).encode()
-        except TypeError as error:
-            raise TypeError(f"an option cannot be written as JSON: {error}") from None
-
+        words = json.dumps(how).encode()
         heartbeat = self._info.limits["idle_seconds"] / HEARTBEATS
 
         def begin(source: Source) -> Stream:

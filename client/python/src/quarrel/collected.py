@@ -75,7 +75,9 @@ class Quantized(Mapping[str, "QuantizedLayer"]):
         for layer in self.values():
             if layer.status == "kept":
                 names.setdefault(layer.reason or "", []).append(layer.name)
-        return [f"kept: {reason}  {len(those)}: {those[0]}{', ..' * (len(those) > 1)}" for reason, those in names.items()]
+        return [
+            f"kept: {reason}  {len(those)}: {those[0]}{', ..' * (len(those) > 1)}" for reason, those in names.items()
+        ]
 
     def _worst(self) -> str | None:
         quality = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from quarrel.codes import has_groups
-from quarrel.errors import InvalidInputError
+from quarrel.errors import InvalidInputError, cut
 
 STANDARD = ["@standard"]
 """What a checkpoint's `ignore` is by default: embeddings, output heads, norms and routers."""
+
+_RIGHT = 'Write a recipe as `{"rules": [{"targets": ["*"], "scheme": "int8"}], "ignore": ["@standard"]}`.'
 
 # These say how a scheme is laid over layers: beside a scheme, or in the one rule that stands for it.
 _OF_A_RULE = ("group_size", "channel_dims", "on_indivisible", "fallback")
@@ -31,19 +33,20 @@ def quantize(
     Raises:
         InvalidInputError: `ignore` stands beside `recipe` or `profile`, which have their own.
     """
-    body = {name: value for name, value in options.items() if value is not None}
+    body = {name: _written(name, value) for name, value in options.items() if value is not None}
     if profile is not None:
-        body["profile"] = profile
+        body["profile"] = _written("profile", profile)
     if recipe is not None:
-        body["recipe"] = read_recipe(recipe) if isinstance(recipe, (str, os.PathLike)) else dict(recipe)
+        body["recipe"] = _written("recipe", _recipe(recipe))
     if ignore is None and is_path and recipe is None and profile is None:
         ignore = STANDARD
+    if ignore is not None and (isinstance(ignore, (str, bytes)) or not isinstance(ignore, Collection)):
+        raise TypeError(cut(f"`ignore` is `{ignore!r}`, a `{type(ignore).__name__}`: expected a list of targets"))
     if scheme is not None and ignore:
-        if isinstance(ignore, str):
-            raise TypeError(f"`ignore` is the string `{ignore}`: expected a list of targets")
-        body["recipe"] = {"rules": [_rule(scheme, body)], "ignore": list(ignore)}
+        rule = _rule(_written("scheme", scheme), body)
+        body["recipe"] = {"rules": [rule], "ignore": _written("ignore", list(ignore))}
     elif scheme is not None:
-        body["scheme"] = scheme
+        body["scheme"] = _written("scheme", scheme)
     elif ignore and not is_path or ignore and ignore is not STANDARD:
         raise InvalidInputError(
             "`ignore` stands beside `scheme`", reason="option_conflict", advice="Put it into the recipe."
@@ -51,13 +54,40 @@ def quantize(
     return {"quantize": body}
 
 
+def _written(name: str, value: Any) -> Any:
+    """The value, if JSON can hold it.
+
+    Raises:
+        TypeError, InvalidInputError: it cannot, for its type or its numbers. Both name the option.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except TypeError as error:
+        raise TypeError(cut(f"`{name}` is `{value!r}`, which JSON cannot hold: {error}")) from None
+    except (ValueError, RecursionError) as error:
+        shown = "nested too deep" if isinstance(error, RecursionError) else f"`{value!r}`"
+        raise InvalidInputError(
+            f"`{name}` is {shown}, which JSON cannot hold: {error}", advice="Give finite numbers, in a few levels."
+        ) from None
+    return value
+
+
+def _recipe(recipe: Any) -> dict[str, Any]:
+    if isinstance(recipe, (str, os.PathLike)):
+        return read_recipe(recipe)
+    if isinstance(recipe, Mapping):
+        return dict(recipe)
+    raise TypeError(f"`recipe` is a `{type(recipe).__name__}`: expected a dict of `rules` and `ignore`, or a path")
+
+
 def _rule(scheme: str, body: dict[str, Any]) -> dict[str, Any]:
     """The rule that gives every layer the scheme, with the options that `body` then no longer holds."""
     rule: dict[str, Any] = {"targets": ["*"], "scheme": scheme}
     rule.update({name: body.pop(name) for name in _OF_A_RULE if name in body})
     fallback = rule.get("fallback")
-    rungs = fallback.get("schemes", []) if isinstance(fallback, Mapping) else []
-    if "group_size" in rule or has_groups([scheme, *map(str, rungs)]):
+    rungs = fallback.get("schemes") if isinstance(fallback, Mapping) else None
+    schemes = [scheme, *(rungs if isinstance(rungs, (list, tuple)) else ())]
+    if "group_size" in rule or has_groups(each for each in schemes if isinstance(each, str)):
         rule.setdefault("on_indivisible", "keep")
     return rule
 
@@ -70,8 +100,13 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         InvalidInputError: it is not what its name says, or PyYAML is missing.
     """
     path = os.fspath(path)
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"recipe `{path}` is not UTF-8: {error}", advice=_RIGHT) from None
+    except ValueError as error:  # a zero in the path
+        raise InvalidInputError(f"cannot open recipe `{path}`: {error}", advice="Correct the path.") from None
     if path.endswith((".yaml", ".yml")):
         try:
             import yaml
@@ -82,15 +117,19 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
             ) from None
         try:
             recipe = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InvalidInputError(f"recipe `{path}` is not YAML: {error}") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise InvalidInputError(f"recipe `{path}` is not YAML: {error}", advice=_RIGHT) from None
     elif path.endswith(".json"):
         try:
             recipe = json.loads(text)
-        except ValueError as error:
-            raise InvalidInputError(f"recipe `{path}` is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise InvalidInputError(f"recipe `{path}` is not JSON: {error}", advice=_RIGHT) from None
     else:
-        raise InvalidInputError(f"recipe `{path}`: expected a name that ends in .json, .yaml or .yml")
+        raise InvalidInputError(
+            f"recipe `{path}`: expected a name that ends in .json, .yaml or .yml", advice="Rename the file."
+        )
     if not isinstance(recipe, dict):
-        raise InvalidInputError(f"recipe `{path}` holds a {type(recipe).__name__}: expected `rules` and `ignore`")
+        raise InvalidInputError(
+            f"recipe `{path}` holds a {type(recipe).__name__}: expected `rules` and `ignore`", advice=_RIGHT
+        )
     return recipe

@@ -17,6 +17,19 @@ _REASON = re.compile(r"\[(?P<reason>[a-z0-9_]+)\] (?P<message>.*)", re.S)
 _LAYER = re.compile(r"layer `(?P<layer>.*?)`: ", re.S)
 
 
+MESSAGE_BYTES_MAX = 2000
+"""The contract's, for what we say ourselves too: a longer message loses its middle."""
+
+
+def cut(text: str) -> str:
+    """`text` as a message: no longer than one may be, and without what cannot be printed."""
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) > MESSAGE_BYTES_MAX:
+        half = MESSAGE_BYTES_MAX // 2 - 2
+        data = data[:half] + b"..." + data[-half:]
+    return data.decode("utf-8", "ignore")  # what is left of characters that the cut went through
+
+
 class Error(Exception):
     """Whatever this package raises on purpose.
 
@@ -36,6 +49,7 @@ class Error(Exception):
     def __init__(
         self, message: str, *, reason: str | None = None, layer: str | None = None, advice: str = ""
     ) -> None:
+        message = cut(message)
         super().__init__(f"{message}. {advice}" if advice else message)
         self.message = message
         self.reason = reason

@@ -84,14 +84,20 @@ class _Rows:
     def _need_codes(self, what: str) -> None:
         status = self._status()
         if status != "quantized":
+            about = f"layer `{self.name}`: "
+            why = (self._note("message") or self._note("reason") or "").removeprefix(about)
             raise InvalidInputError(
-                f"layer `{self.name}` is {status}: it has no {what}",
+                f"{about}it is {status} and has no {what}: {why}",
                 layer=self.name,
-                advice="Look at `status` first; `reason` and `message` say why.",
+                advice="Look at `status` before you ask for codes.",
             )
 
     def _status(self) -> Status:
         raise NotImplementedError
+
+    def _note(self, column: str) -> str | None:
+        notes = (note for batch in self._batches for note in batch.column(column).to_pylist())
+        return next((note for note in notes if note is not None), None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -176,10 +182,6 @@ class QuantizedLayer(_Rows):
     def _status(self) -> Status:
         return self.status
 
-    def _note(self, column: str) -> str | None:
-        notes = (note for batch in self._batches for note in batch.column(column).to_pylist())
-        return next((note for note in notes if note is not None), None)
-
     @property
     def reason(self) -> str | None:
         """Why it is not quantized: a word of `quarrel.reasons`."""
@@ -220,7 +222,8 @@ class QuantizedLayer(_Rows):
         Raises:
             InvalidInputError: the layer is not quantized.
         """
-        return self._layout.unpack(self.packed, self.shape) if self.status == "quantized" else self.packed
+        self._need_codes("codes")
+        return self._layout.unpack(self.packed, self.shape)
 
     @property
     def scales(self) -> npt.NDArray[np.float32]:

@@ -14,8 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from quarrel import checkpoint, runs
+from quarrel.collected import Quantized
 from quarrel.elements import WORDS
-from quarrel.errors import InvalidInputError
+from quarrel.errors import InvalidInputError, cut
+from quarrel.header import is_utf8
+from quarrel.layer import QuantizedLayer
 from quarrel.runs import Cuts, Layer, Piece, Source, Unsent
 
 
@@ -31,13 +34,38 @@ def source_of(layers: Any, cuts: Cuts) -> Source:
             return _arrays(layers.items(), cuts)
         case Mapping():
             return _arrays(iter(layers.items()), cuts)  # which may make its values when asked for them
-        case Iterable():
+        case Iterable() if not isinstance(layers, (bytes, bytearray)):
             return _arrays(layers, cuts)
         case _:
             raise TypeError(
                 f"layers are a `{type(layers).__name__}`: expected a dict or iterable of names and arrays, the path of "
                 "a safetensors file, or a pyarrow Table, RecordBatch or RecordBatchReader"
             )
+
+
+def coded_source_of(quantized: Any, cuts: Cuts) -> Source:
+    """The source of whatever `Client.dequantize` takes."""
+    match quantized:
+        case pa.Table() | pa.RecordBatch() | pa.RecordBatchReader():
+            return runs.of_table(quantized, cuts)
+        case Quantized():
+            return runs.of_coded(quantized.values(), cuts)
+        case Iterable() if not isinstance(quantized, (str, bytes)):
+            return runs.of_coded(map(_coded, quantized), cuts)
+        case _:
+            raise TypeError(f"quantized is a `{type(quantized).__name__}`: {_CODED}")
+
+
+_CODED = (
+    "expected what `quantize` gives, an iterable of its layers (of a dict, `values()`), or a pyarrow Table, "
+    "RecordBatch or RecordBatchReader"
+)
+
+
+def _coded(layer: Any) -> QuantizedLayer:
+    if not isinstance(layer, QuantizedLayer):
+        raise TypeError(f"quantized holds a `{type(layer).__name__}`: {_CODED}")
+    return layer
 
 
 def _arrays(pairs: Iterable[tuple[str, Any]], cuts: Cuts) -> Source:
@@ -51,8 +79,10 @@ def _arrays(pairs: Iterable[tuple[str, Any]], cuts: Cuts) -> Source:
 
 def _named(pairs: Iterable[tuple[str, Any]]) -> Iterator[Layer]:
     for pair in pairs:
-        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+        if not isinstance(pair, tuple) or len(pair) != 2:
             raise TypeError(f"a layer is a `{type(pair).__name__}`: expected a name and an array")
+        if not isinstance(pair[0], str):
+            raise TypeError(cut(f"a layer's name is `{pair[0]!r}`: expected a text"))
         yield layer_of(*pair)
         del pair  # before the next one is made
 
@@ -63,6 +93,16 @@ def layer_of(name: str, array: Any) -> Layer:
     Raises:
         InvalidInputError: its type, dtype or rank cannot be sent.
     """
+    if not is_utf8(name):
+        raise InvalidInputError(
+            f"layer `{name}`: its name is no UTF-8", layer=name, advice="Give it a name without lone surrogates."
+        )
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidInputError(
+            f"layer `{name}` is a masked array: expected one without a mask",
+            layer=name,
+            advice="Choose what stands at masked places, as with `filled(0)`.",
+        )
     if isinstance(array, np.ndarray):
         kind, read = array.dtype.name, _numpy_reader(array)
         element_bytes = array.dtype.itemsize
@@ -80,7 +120,9 @@ def layer_of(name: str, array: Any) -> Layer:
             )
     else:
         raise InvalidInputError(
-            f"layer `{name}` is a `{type(array).__name__}`: expected a numpy array or a torch tensor", layer=name
+            f"layer `{name}` is a `{type(array).__name__}`: expected a numpy array or a torch tensor",
+            layer=name,
+            advice="Leave it out, or make an array of it with `numpy.asarray`.",
         )
     if kind not in WORDS:
         raise InvalidInputError(

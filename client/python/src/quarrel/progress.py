@@ -39,6 +39,17 @@ class Display(Protocol):
 Asked = None | bool | Callable[[Progress], object]
 
 
+def checked(asked: Asked) -> Asked:
+    """The option `progress`, if it is one.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if asked is None or isinstance(asked, bool) or callable(asked):
+        return asked
+    raise TypeError(f"`progress` is a `{type(asked).__name__}`: expected True or a function")
+
+
 def display(asked: Asked, bytes_total: int | None) -> Display | None:
     """What the option `progress` asks for: nothing, a bar on standard error, or calls."""
     if asked is None or asked is False:

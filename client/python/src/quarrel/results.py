@@ -20,7 +20,7 @@ import pyarrow as pa
 from quarrel import progress, report
 from quarrel.collected import Quantized
 from quarrel.elements import numpy_type
-from quarrel.errors import UnavailableError
+from quarrel.errors import InvalidInputError, UnavailableError
 from quarrel.layer import QuantizedLayer, Run, bytes_of
 from quarrel.progress import Progress
 from quarrel.report import Summary
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from quarrel.client import Client
 
 T = TypeVar("T")
+AGAIN = "Call `quantize` or `dequantize` again for another one."
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,39 @@ class Answers:
     def __init__(self, begin: Callable[[Source], Stream], source: Source, shown: progress.Asked) -> None:
         self._begin = begin
         self._source = source
-        self._shown = shown
+        self._shown = progress.checked(shown)
         self._display: progress.Display | None = None
         self._stream: Stream | None = None
         self._closed = False
+        self._failure: BaseException | None = None
         self.summary: Summary | None = None
         self.command: dict[str, Any] | None = None
 
     def parts(self) -> Iterator[Part]:
         """All of them, in order. Closes the stream at its end, and where anything is raised."""
+        self.check()
         if self._closed or self._stream is not None:
             what = "closed" if self._closed else "being read already"
-            raise UnavailableError(f"the stream is {what}", advice="Call `quantize` again for another one.")
+            raise UnavailableError(f"the stream is {what}", advice=AGAIN)
         try:
             yield from self._parts()
+        except BaseException as error:
+            self.fail(error)
+            raise
         finally:
             self.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Remembers why nothing more comes, for whoever asks again: an end without it would pass for all there is."""
+        if isinstance(error, Exception):
+            self._failure = self._failure or error
+        elif not isinstance(error, GeneratorExit):  # Ctrl-C is not raised again
+            self._failure = self._failure or UnavailableError("the stream was interrupted", advice=AGAIN)
+
+    def check(self) -> None:
+        """Raises again what ended the stream early."""
+        if self._failure is not None:
+            raise self._failure
 
     def _parts(self) -> Iterator[Part]:
         self._stream = stream = self._begin(self._source)
@@ -150,9 +168,16 @@ class _Iterator(Generic[T]):
     def __next__(self) -> T:
         try:
             return next(self._items)
+        except StopIteration:
+            self._answers.check()
+            raise
         except BaseException as ended:
-            if not isinstance(ended, StopIteration):
-                self.close()
+            if _is_of_next(ended):  # another thread stands in the generator, and goes on
+                raise InvalidInputError(
+                    "another thread is taking from these results", advice="Take in one thread, and hand on from there."
+                ) from None
+            self._answers.fail(ended)
+            self.close()
             raise
 
     def __enter__(self) -> Self:
@@ -174,6 +199,11 @@ class _Iterator(Generic[T]):
     def command(self) -> dict[str, Any] | None:
         """The command as the server understood it, defaults filled in: after the first answer."""
         return self._answers.command
+
+
+def _is_of_next(error: BaseException) -> bool:
+    """Whether `next` itself raised it: `generator already executing`. Everything else comes from further down."""
+    return type(error) is ValueError and error.__traceback__ is not None and error.__traceback__.tb_next is None
 
 
 class Results(_Iterator[QuantizedLayer]):

@@ -9,19 +9,22 @@ import itertools
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from quarrel.errors import InvalidInputError
+from quarrel.reasons import REASONS
+
 RUN_BYTES_MAX = 4 << 20
 """Bytes of a run, unless one channel is larger."""
 JOINED_BYTES = 1 << 20
 """Runs smaller than this are copied together into messages of about as much: a message costs 50 us in pyarrow."""
 JOINED_ROWS_MAX = 4096
-"""Rows of such a message; half of a thousandth of the server's `batch_rows_max`."""
+"""Rows of such a message, or the server's `batch_rows_max`, if that is less."""
 ENVELOPE_BYTES = 64 << 10
 """Left of the server's `message_bytes_max` for everything in a message but weights."""
 
@@ -100,19 +103,24 @@ class Cuts:
     dims_most: int
     run_bytes: int
     message_bytes: int
+    message_bytes_max: int
+    joined_rows: int
 
     @classmethod
-    def of(cls, command: Any, message_bytes_max: int) -> Cuts:
-        """Of a command as a dict, by everything in it that says so, for a server of this limit."""
+    def of(cls, command: Any, limits: Mapping[str, int]) -> Cuts:
+        """Of a command as a dict, by everything in it that says so, for a server of these limits."""
         dims = list(_channel_dims(command)) or [1]
+        message_bytes_max = limits["message_bytes_max"]
         message_bytes = max(message_bytes_max - ENVELOPE_BYTES, 1)
-        return cls(min(dims), max(dims), min(RUN_BYTES_MAX, message_bytes), message_bytes)
+        joined_rows = min(JOINED_ROWS_MAX, limits["batch_rows_max"])
+        run_bytes = min(RUN_BYTES_MAX, message_bytes)
+        return cls(min(dims), max(dims), run_bytes, message_bytes, message_bytes_max, joined_rows)
 
 
 def _channel_dims(part: Any) -> Iterator[int]:
     match part:
         case {"scheme": str(scheme), **rest}:
-            said = re.search(r";channel_dims=(\d+)", scheme)
+            said = re.search(r";channel_dims=(\d{1,9})", scheme)
             dims = rest.get("channel_dims")
             yield int(said[1]) if said else dims if isinstance(dims, int) else 1
         case dict():
@@ -163,6 +171,8 @@ def _batches(
         columns = _Columns(layer)
         for piece in pieces(layer, cuts):
             data = pa.py_buffer(layer.read(piece))
+            if data.size > cuts.message_bytes_max:
+                raise _too_large(layer, data.size, cuts.message_bytes_max)
             rows += 1
             if data.size >= enough:
                 yield from joined()
@@ -170,13 +180,22 @@ def _batches(
             else:
                 waiting.append((layer, data))
                 waiting_bytes += data.size
-                if waiting_bytes >= enough or len(waiting) == JOINED_ROWS_MAX:
+                if waiting_bytes >= enough or len(waiting) == cuts.joined_rows:
                     yield from joined()
             del data
         del layer, columns  # before the next layer is made
         if not join_layers:
             yield from joined()
     yield from joined()
+
+
+def _too_large(layer: Layer, channel_bytes: int, limit: int) -> InvalidInputError:
+    return InvalidInputError(
+        f"layer `{layer.name}`: a channel has {channel_bytes} bytes, which is over `message_bytes_max` {limit}",
+        reason="channel_too_large",
+        layer=layer.name,
+        advice=REASONS["channel_too_large"].advice,
+    )
 
 
 def pieces(layer: Layer, cuts: Cuts) -> Iterator[Piece]:
@@ -241,7 +260,17 @@ def of_table(rows: pa.Table | pa.RecordBatch | pa.RecordBatchReader, cuts: Cuts)
             chunks = rows.to_batches()
         case _:
             chunks = rows
-    return Source(rows.schema, (half for chunk in chunks for half in halves(chunk, cuts.run_bytes)))
+    whole = (_of_schema(chunk, rows.schema) for chunk in chunks)
+    return Source(rows.schema, (half for chunk in whole for half in halves(chunk, cuts.run_bytes)))
+
+
+def _of_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    if not batch.schema.equals(schema):
+        raise InvalidInputError(
+            f"a batch has the schema `{batch.schema}`: expected its reader's, `{schema}`",
+            advice="Give every batch of a reader the same columns.",
+        )
+    return batch
 
 
 def of_coded(layers: Iterable[Any], cuts: Cuts) -> Source:

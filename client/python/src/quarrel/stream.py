@@ -63,8 +63,9 @@ class Stream:
         # The sender says that it waits, looks once more, and waits; others change what it looks at, then wake it.
         self._sender_waits = False
         self._wake_sender: SimpleQueue[None] = SimpleQueue()
-        # Why the stream ended early, the first of these that is there: the caller's iterable, the server, our writing.
-        self._producer_error: BaseException | None = None
+        # Why the stream ended early, the first of these that is there: what we cancelled it for (the caller's iterable,
+        # a batch that cannot be written), the server, our writing.
+        self._our_error: BaseException | None = None
         self._end_error: BaseException | None = None
         self._write_error: BaseException | None = None
         self._producing = False
@@ -106,7 +107,7 @@ class Stream:
         self._answers.put(_END)  # for whoever asks again
         if self._closed:
             raise UnavailableError("the stream is closed", advice="Take answers before closing it.")
-        error = self._producer_error or self._end_error or self._write_error
+        error = self._our_error or self._end_error or self._write_error
         if error is not None:
             raise error
         return None
@@ -154,6 +155,7 @@ class Stream:
             self._write_error = of_arrow(error)
             self._others[0].join(JOIN_SECONDS)
             if not self._ended:
+                self._our_error = self._write_error
                 self._reader.cancel()
         finally:
             self._stop_beating.put(None)
@@ -174,7 +176,7 @@ class Stream:
             try:
                 batch = next(self._source.batches, None)
             except BaseException as error:  # the caller's, for the caller
-                self._producer_error = error
+                self._our_error = error
                 self._reader.cancel()
                 return
             finally:
