@@ -1,8 +1,15 @@
 """Fixtures: a server for the session, and servers with their own flags. Both must end well: see `Server.end`."""
 
+import signal
+
 import pytest
 
 from harness.server import Server
+
+# A shell that starts us in the background has us ignore these, and every process that we start with us: then no test that
+# interrupts one could pass.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -270,3 +270,12 @@ def test_memory_does_not_grow_with_the_square_of_the_number_of_tensors(verb, fol
         source, flags = folder / "packed", []
     with cli.Running(verb, source, folder / "out", *flags) as running:
         assert peak(running) < 256 * MIB
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "in the background"])
+def test_a_signal_that_was_ignored_when_it_began_stays_so(number, large, folder):
+    args = ("quantize", large, folder / "out.safetensors", "-s", "W8A8")
+    with cli.Running(*args, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)) as running:
+        running.when(lambda: running.spooled_bytes() > 0, "with the first results")
+        running.send(number)
+        assert running.end().code == 0

@@ -159,7 +159,10 @@ impl Verb for Dequantize {
     }
 
     fn cut(&self, layer: &CodedLayer, message_bytes_max: u64) -> Result<Cut, Error> {
-        Ok(Cut::new(layer.channels, layer.channel_bytes, message_bytes_max))
+        // By what comes back, which is up to sixteen times as much: that is what waits in memory.
+        let values = product(&layer.shape).unwrap_or(u64::MAX).checked_div(layer.channels).unwrap_or(0);
+        let channel_bytes = values.saturating_mul(Dtype::F32.bytes()).max(layer.channel_bytes);
+        Ok(Cut::new(layer.channels, channel_bytes, message_bytes_max))
     }
 
     fn blocks(_: &CodedLayer) -> bool {
