@@ -1,5 +1,6 @@
 """One tree of errors: each reason of the contract has a class, and says what to do."""
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -151,3 +152,25 @@ def test_a_scheme_of_a_later_server_still_has_its_bytes(server):
     with pytest.raises(quarrel.UnsupportedError, match="`mx4` is not known to this client"):
         Layout.of("mx4")
     assert wire.BINARY_DTYPES
+
+
+class Short(Other):
+    """Says that it is of our contract, and ends each stream well before its summary."""
+
+    def __init__(self):
+        super().__init__("1.1")
+
+    def do_action(self, context, action):
+        said = json.loads(super().do_action(context, action)[0].body.to_pybytes())
+        limits = [{"name": "idle_seconds", "value": 60}, {"name": "message_bytes_max", "value": 1 << 26},
+                  {"name": "batch_rows_max", "value": 1000}]
+        return [flight.Result(json.dumps(said | {"limits": limits}).encode())]
+
+    def do_exchange(self, context, descriptor, reader, writer):
+        writer.begin(pa.schema([("layer_name", pa.string())]))
+
+
+def test_a_stream_that_ends_before_its_summary_is_no_end():
+    with Short() as short, quarrel.connect(f"grpc://127.0.0.1:{short.port}") as client:
+        with pytest.raises(quarrel.UnavailableError, match="before its summary"):
+            client.quantize({"a": LAYER}, scheme="int8").collect()

@@ -49,7 +49,9 @@ pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Re
     let parts = HashSet::<&str>::from_iter(found.iter().flat_map(Module::parts));
     let others = source.tensors().iter().filter(|tensor| !parts.contains(tensor.name.as_str()));
     let copied = others.clone().count();
-    others.clone().try_for_each(|tensor| sink.copied(&source, tensor))?;
+    for tensor in others {
+        sink.copied(&source, tensor)?;
+    }
 
     let place = Place::open(&args.place, args.output, Room::for_codes()).await?;
     let dequantized =
@@ -58,13 +60,13 @@ pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Re
     // A stream has one type of values: as many streams, one after the other, as there are types.
     let mut by_type: BTreeMap<String, Vec<Module>> = BTreeMap::new();
     for module in found.iter().cloned() {
-        // Nothing to compute, and nothing that a server would answer.
+        let dtype = word(args.dtype.unwrap_or(own_type(&module)));
         if module.shape.contains(&0) {
-            let dtype = stored_type(&word(args.dtype.unwrap_or(own_type(&module))));
-            sink.here(format!("{}.weight", module.name), dtype, module.shape.clone(), &[])?;
-            continue;
+            // Nothing to compute, and nothing that a server would answer.
+            sink.here(format!("{}.weight", module.name), stored_type(&dtype), module.shape, &[])?;
+        } else {
+            by_type.entry(dtype).or_default().push(module);
         }
-        by_type.entry(word(args.dtype.unwrap_or(own_type(&module)))).or_default().push(module);
     }
     for (dtype, modules) in by_type {
         stream(&place, &source, &dtype, modules, &mut sink, &mut progress).await?;

@@ -46,7 +46,6 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let largest = source.tensors().iter().zip(&fates).filter(|(_, fate)| matches!(fate, Fate::Sent(_)));
     let room = Room::for_weights(largest.map(|(tensor, _)| (tensor.bytes(), tensor.shape.as_slice())));
     let place = Place::open(&args.place, args.output, room).await?;
-    let info = place.client.server_info().await?;
     let mut layers = Vec::new();
     for (at, (tensor, fate)) in source.tensors().iter().zip(fates).enumerate() {
         match fate {
@@ -54,7 +53,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
                 layers.push(layer(&source, tensor, dtype)?);
                 writing.waits(at);
             }
-            Fate::Copied { reason, message } => writing.copy(at, "kept", Some((reason.word().to_owned(), message)))?,
+            Fate::Copied { reason, message } => writing.copy(at, "kept", reason.word().to_owned(), message)?,
         }
     }
     let mut progress = Progress::new(layers.iter().map(bytes).sum(), args.output);
@@ -77,8 +76,8 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
         destination: args.files.destination.display().to_string(),
         server: args.place.server.clone().filter(|_| !place.is_here()),
         quarrel: env!("CARGO_PKG_VERSION"),
-        contract: info.contract,
-        cpu_level: info.cpu_level,
+        contract: place.client.info().contract.clone(),
+        cpu_level: place.client.info().cpu_level.clone(),
         command: effective.and_then(|command| serde_json::from_str(&command).ok()),
         seconds: started.elapsed().as_secs_f64(),
         totals,
@@ -164,17 +163,16 @@ impl Writing {
     }
 
     /// The tensor at that place stays as it is.
-    fn copy(&mut self, at: usize, status: &'static str, why: Option<(String, String)>) -> Result<(), Failure> {
+    fn copy(&mut self, at: usize, status: &'static str, reason: String, message: String) -> Result<(), Failure> {
         let tensor = &self.source.tensors()[at];
         self.sink.copied(&self.source, tensor)?;
-        let (reason, message) = why.unzip();
         self.reports.insert(
             at,
             LayerReport {
                 name: tensor.name.clone(),
                 status,
-                reason,
-                message,
+                reason: Some(reason),
+                message: Some(message),
                 dtype: format!("{:?}", tensor.dtype),
                 shape: tensor.shape.clone(),
                 scheme: None,
@@ -216,7 +214,7 @@ impl Writing {
         let at = self.places.remove(name).ok_or_else(unasked)?;
         let open = self.open.remove(name).ok_or_else(unasked)?;
         if let Some((status, reason, message)) = open.not {
-            return self.copy(at, status, Some((reason, message)));
+            return self.copy(at, status, reason, message);
         }
         let text = open.scheme.unwrap_or_default();
         let scheme: Scheme = text.parse().map_err(|error| Failure::ours(format!("layer `{name}`: {error}")))?;

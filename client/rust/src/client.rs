@@ -35,6 +35,7 @@ pub struct Client {
     dial: Dial,
     streams: NonZeroUsize,
     retries: u32,
+    info: Arc<v1::ServerInfo>,
     limits: Limits,
 }
 
@@ -96,8 +97,10 @@ impl Client {
     }
 
     async fn with(dial: Dial) -> Result<Client, Error> {
-        let limits = Limits::of(&v1::ServerInfo::default());
-        let client = Client { dial, streams: NonZeroUsize::MIN, retries: 3, limits };
+        // Nothing is known of it before it has answered.
+        let info = Arc::<v1::ServerInfo>::default();
+        let limits = Limits::of(&info);
+        let client = Client { dial, streams: NonZeroUsize::MIN, retries: 3, info, limits };
         let asked = tokio::time::timeout(CONNECT, client.server_info()).await;
         let info = match asked {
             Err(_) => Err(Error::Unreachable {
@@ -117,7 +120,7 @@ impl Client {
                 format!("its contract is version `{}`: expected {VERSION} or another minor version", info.contract);
             return Err(Error::Stranger { detail });
         }
-        Ok(Client { limits: Limits::of(&info), ..client })
+        Ok(Client { limits: Limits::of(&info), info: Arc::new(info), ..client })
     }
 
     /// Sends over so many streams at once, each on a connection of its own, as far as the server takes as many; 1 by default. Answers of different layers then
@@ -268,7 +271,12 @@ impl Client {
         }
     }
 
-    /// What the server is: version, limits, CPU level.
+    /// What the server said of itself when we connected: version, limits, CPU level.
+    pub fn info(&self) -> &v1::ServerInfo {
+        &self.info
+    }
+
+    /// The same, asked anew.
     ///
     /// # Errors
     /// [`Error::Unreachable`]; [`Error::Answer`] if it is no Quarrel server.

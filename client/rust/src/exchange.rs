@@ -8,7 +8,7 @@ use std::{
     ops::Range,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -26,7 +26,13 @@ use quarrel_proto::{json, metadata};
 use tokio::{sync::mpsc, time::timeout};
 use tonic::transport::Channel;
 
-use crate::{client::Limits, cut::Cut, error::Error, feed::Feed, wire};
+use crate::{
+    client::Limits,
+    cut::Cut,
+    error::Error,
+    feed::{Feed, lock},
+    wire,
+};
 
 /// Rows of small layers share a message up to so many bytes.
 const MESSAGE_BYTES: usize = 1 << 20;
@@ -89,10 +95,6 @@ pub(crate) async fn exchange<V: Verb>(
     let ended = tokio::try_join!(send, receive).map(drop);
     feed.give_back(lock(&line).drain(..).map(|underway| underway.layer));
     ended
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The stream's other half has ended, and knows why.

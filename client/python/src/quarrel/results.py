@@ -118,6 +118,8 @@ class Answers:
             if self._display is not None:
                 counts = {name: said[name] for name in ("layers", "rows", "bytes_in", "bytes_out")}
                 self._display.show(Progress(**counts, bytes_total=self._source.bytes_total, layer=names[-1]))
+        if self.summary is None:  # the server's last word: without it the end would pass for all there is
+            raise UnavailableError("the stream ended before its summary", advice="Send the layers again.")
         yield from self._unsent(rows)
 
     def _unsent(self, rows: int) -> Iterator[Part]:
