@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 VENV_GOLDEN := .venv-golden
 VENV_INTEROP := .venv-interop
+VENV_BENCH := .venv-bench
 PY := $(VENV)/bin/python
 DIST := target/dist/quarrel
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python lint proto golden test-interop bench bench-python docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python lint proto golden test-interop bench bench-python bench-kernels choosing docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,9 +56,21 @@ bench: build $(VENV)/installed ## Exchange beside memcpy, TCP and the C++ pyarro
 bench-python: build $(VENV)/installed ## The Python package beside a bare pyarrow loop: CPU and peak memory; writes tests/load/results
 	$(PY) tests/load/python_overhead.py --rounds 7
 
+bench-kernels: $(VENV)/installed $(VENV_BENCH)/installed ## Each format on one core beside memcpy and what others compute it with (4.3 GB once); writes tests/load/results
+	cargo bench --locked --package quarrel-kernels --bench speed --no-run
+	$(PY) tests/load/kernels.py --peers $(VENV_BENCH)/bin/python
+
+choosing: build $(VENV)/installed ## The table of docs/CHOOSING.md: what each scheme loses on a real model, and the speeds of the newest bench-kernels
+	$(PY) tests/load/choosing.py
+
 $(VENV)/installed: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -r tests/requirements.txt
+	touch $@
+
+$(VENV_BENCH)/installed: tests/load/kernel_peers/requirements.txt tests/golden/requirements.txt
+	$(PYTHON) -m venv $(VENV_BENCH)
+	$(VENV_BENCH)/bin/pip install --quiet --no-deps -r tests/load/kernel_peers/requirements.txt
 	touch $@
 
 # No container engine runs in CI, so the image's RUN lines are these targets; tests/tidy holds the two equal.
@@ -72,4 +85,4 @@ docker-check: ## What the image promises of the binary it ships: it runs, needs 
 	@bytes=$$(wc -c <$(DIST)); echo "$(DIST): $$bytes bytes"; test $$bytes -lt 33554432
 
 clean:
-	rm -rf target $(VENV) $(VENV_GOLDEN) $(VENV_INTEROP)
+	rm -rf target $(VENV) $(VENV_GOLDEN) $(VENV_INTEROP) $(VENV_BENCH)

@@ -33,6 +33,14 @@ pub const LAYER_METRICS: &str = "layer_metrics";
 /// crc32c of `quantized_data`.
 pub const CHECKSUM: &str = "checksum";
 
+/// Names of tensors in the column `extra_tensors`.
+pub mod tensor {
+    /// The weights of a kept row.
+    pub const WEIGHT: &str = "weight";
+    /// What the scales of a layer are divided by: one f32, on the layer's first row.
+    pub const WEIGHT_GLOBAL_SCALE: &str = "weight_global_scale";
+}
+
 /// The values of the column `status`.
 pub mod status {
     /// The row carries codes.

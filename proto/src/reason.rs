@@ -156,6 +156,9 @@ reasons! {
     /// A scale is too large for the type in which it is stored.
     ScaleOverflow = "scale_overflow",
         "Send the layer as f32, or ignore it; with `on_error` `continue` the other layers are quantized.";
+    /// A weight's magnitude is greater than the command's `amax`.
+    AmaxExceeded = "amax_exceeded",
+        "Give the greatest magnitude over all layers that share the global scale, or leave `amax` out.";
     /// The group size does not divide the columns.
     GroupSizeIndivisible = "group_size_indivisible",
         "Use another group size or a scheme without groups, or keep such layers with `on_indivisible` `keep`.";

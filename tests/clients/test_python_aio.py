@@ -74,6 +74,25 @@ def test_layers_come_as_from_the_blocking_client(run, source):
     assert summary.layers_quantized == len(MODEL) and command["quantize"]["scheme"] == "int8"
 
 
+@pytest.mark.parametrize("how", [
+    {"scheme": "NVFP4A16", "amax": np.float32(50)},
+    {"recipe": {"rules": [{"targets": ["*"], "scheme": "NVFP4A16", "amax": 50.0}]}},
+])
+def test_layers_that_share_a_global_scale_come_as_from_the_blocking_client(run, how):
+    array = LAYER[:16]
+
+    async def main(client):
+        quantized = await client.quantize(slowly({"q": array, "k": array / 4}), **how).collect()
+        return quantized, await client.dequantize(quantized).collect()
+
+    quantized, arrays = run(main)
+    for name, given in (("q", array), ("k", array / 4)):
+        expected = oracle.nvfp4(given, 50)
+        assert quantized[name].packed.tobytes() == expected.data
+        assert quantized[name].global_scale.tobytes() == expected.global_scale.tobytes()
+        assert arrays[name].tobytes() == expected.values.tobytes()
+
+
 def test_everything_of_the_blocking_client_is_there(run):
     async def main(client):
         quantized = await client.quantize(MODEL, scheme="int8", progress=lambda _: None).collect()

@@ -214,6 +214,14 @@ def altered(name, reason, *says, layer=X, command=INT8, array=None, **changed) -
     return Case(name, do, REASONS[reason].error, reason, layer, says)
 
 
+FLOATS, NVFP4 = weights((3, 32)), {"scheme": "NVFP4A16"}
+
+
+def global_scale(**changed) -> list:
+    """What stands in `extra_tensors` of an NVFP4 layer's first row, with some of it changed."""
+    return [{"name": "weight_global_scale", "dtype": "f32", "shape": [1], "data": bytes(4), **changed}]
+
+
 def answers(user, name=X, shape=(4, 64), **options) -> quarrel.Quantized:
     return user.client.quantize({name: weights(shape)}, **(options or INT8)).collect()
 
@@ -407,6 +415,16 @@ CASES = [
              scheme="int8", on_error="continue"),
     answered("a range beyond f32, and on_error: continue", lambda: {X: weights(at_3=3e38, at_4=-3e38)},
              "scale_overflow", scheme="int8-asym", on_error="continue"),
+    refused("a weight above the amax", lambda: {"good": weights((2, 16)), X: weights((3, 32), at_40=-9.5)},
+            "amax_exceeded", "9.5", " 9", scheme="NVFP4A16", amax=9),
+    answered("a weight above the amax, and on_error: continue",
+             lambda: {"good": weights((2, 16)), X: weights((3, 32), at_40=-9.5)}, "amax_exceeded", "9.5", " 9",
+             scheme="NVFP4A16", amax=9, on_error="continue"),
+    refused("NaN under an amax", lambda: {X: weights((3, 32), at_40=NAN)}, "non_finite", " 40 ", scheme="NVFP4A16",
+            amax=9.0),
+    refused("infinity in NVFP4", lambda: {X: weights((3, 32), at_95=INF)}, "non_finite", " 95 ", scheme="NVFP4A16"),
+    answered("NaN in MX, and on_error: continue", lambda: {X: weights((3, 32), at_40=NAN)}, "non_finite", " 40 ",
+             scheme="MXFP6A16;mx=floor", on_error="continue"),
 
     # values that are no layers
     unfit("int64", np.ones((2, 2), np.int64), "`int64`", "float32"),
@@ -496,6 +514,35 @@ CASES = [
     told("a threshold that is NaN", lambda user: user.quantize(
         {X: weights()}, scheme="int4", fallback={"schemes": ["int8"], "sqnr_db_min": NAN}),
         (TypeError, Invalid), "nan"),
+    optioned("an amax where there is no global scale", "option_conflict", "`amax`", "`int8`", scheme="int8", amax=1.0),
+    optioned("an amax of MX", "option_conflict", "`amax`", "`MXFP4A16`", scheme="MXFP4A16", amax=1.0),
+    optioned("an amax of MX, beside ignore", "option_conflict", "`amax`", "`MXFP4A16`", scheme="MXFP4A16", amax=1.0,
+             ignore=["y"]),
+    optioned("an amax beside a profile", "option_conflict", "`amax`", "profile", profile="edge", amax=1.0),
+    optioned("an amax beside a recipe", "option_conflict", "`amax`", "recipe", amax=1,
+             **recipe_of(rule(scheme="NVFP4A16"))),
+    optioned("an amax in a rule without a global scale", "option_conflict", "`amax`", "`int8`",
+             **recipe_of(rule(amax=1.0))),
+    optioned("an amax below zero", "option_invalid", "`amax`", "-1", scheme="NVFP4A16", amax=-1),
+    optioned("an amax beyond f32", "option_invalid", "`amax`", scheme="NVFP4A16", amax=1e39),
+    optioned("an amax that is a word", "command_malformed", "much", scheme="NVFP4A16", amax="much"),
+    optioned("an amax that is a truth", "command_malformed", "amax", scheme="NVFP4A16", amax=True),
+    told("an amax that is NaN", lambda user: user.quantize({X: weights()}, scheme="NVFP4A16", amax=NAN), Invalid,
+         "`amax`", "nan"),
+    told("an amax that is numpy's infinity", lambda user: user.quantize({X: weights()}, scheme="NVFP4A16",
+         amax=np.float32(INF)), Invalid, "`amax`", "inf"),
+    told("an amax that is an array", lambda user: user.quantize({X: weights()}, scheme="NVFP4A16", amax=np.ones(3)),
+         TypeError, "`amax`", "ndarray"),
+    told("an amax that is complex", lambda user: user.quantize({X: weights()}, scheme="NVFP4A16", amax=np.complex64(1)),
+         TypeError, "`amax`", "complex64"),
+    optioned("a group size of NVFP4", "option_conflict", "group_size", "`NVFP4A16`", scheme="NVFP4A16", group_size=16),
+    optioned("a group in the name of MX", "scheme_unknown", "`MXFP4A16/g32`", scheme="MXFP4A16/g32"),
+    optioned("an unknown rule of MX", "scheme_unknown", "mx=ceil", scheme="MXFP4A16;mx=ceil"),
+    optioned("a rule of MX where there is none", "scheme_unknown", "mx=floor", scheme="NVFP4A16;mx=floor"),
+    refused("a group of NVFP4 that does not divide", lambda: {X: weights((4, 24))}, "group_size_indivisible", "16",
+            "24", scheme="NVFP4A16"),
+    refused("a group of MX that does not divide", lambda: {X: weights((4, 48))}, "group_size_indivisible", "32", "48",
+            scheme="MXFP8A16;mx=rceil"),
     optioned("an unknown set in ignore", "recipe_invalid", "@nope", "@standard", scheme="int8", ignore=["@nope"]),
     optioned("a regex that is none", "recipe_invalid", "re:(", "unclosed", scheme="int8", ignore=["re:("]),
     optioned("a regex that looks around", "recipe_invalid", "(?!a)b", **recipe_of(rule(targets=["re:(?!a)b"]))),
@@ -585,6 +632,9 @@ CASES = [
             "channel_too_large", str(4 * MIB), flags=SMALL),
     refused("a span over the limit", lambda: {X: np.ones((8192, 1024), np.float32)}, "span_too_large", str(16 * MIB),
             flags=SMALL, **TENSOR),
+    refused("a layer over the limit whose global scale waits for its end",
+            lambda: {X: np.ones((8192, 1024), np.float32)}, "span_too_large", str(16 * MIB), flags=SMALL,
+            scheme="NVFP4A16"),
     Case("a third stream where two fill the server", busy, quarrel.BusyError, "busy", None, (), ROOM_FOR_TWO),
 
     # rows that dequantize cannot read
@@ -604,6 +654,22 @@ CASES = [
             command={"scheme": "int8", "on_error": "continue"}),
     altered("a kept row without its weights", "kept_without_data", "return_kept",
             command={"scheme": "int8", "ignore": [X]}),
+    altered("no global scale", "row_inconsistent", "weight_global_scale", array=FLOATS, command=NVFP4,
+            extra_tensors=None),
+    altered("a global scale of another name", "row_inconsistent", "weight_global_scale", array=FLOATS, command=NVFP4,
+            extra_tensors=global_scale(name="weight")),
+    altered("a global scale of two bytes", "row_inconsistent", "2 bytes", array=FLOATS, command=NVFP4,
+            extra_tensors=global_scale(data=bytes(2))),
+    altered("a global scale of zero", "row_inconsistent", "weight_global_scale", "0", array=FLOATS, command=NVFP4,
+            extra_tensors=global_scale(data=bytes(4))),
+    altered("a global scale that is NaN", "row_inconsistent", "weight_global_scale", "NaN", array=FLOATS, command=NVFP4,
+            extra_tensors=global_scale(data=np.float32(NAN).tobytes())),
+    altered("too few scales of MX", "row_inconsistent", "3", array=FLOATS, command={"scheme": "MXFP6A16"},
+            scales=[1.0]),
+    altered("a scale of MX that is infinite", "row_inconsistent", "inf", array=FLOATS, command={"scheme": "MXFP6A16"},
+            scales=[1.0, INF, 1.0]),
+    altered("codes of MX cut short", "row_inconsistent", "25 bytes", array=FLOATS, command={"scheme": "MXFP6A16"},
+            quantized_data=bytes(25), checksum=None),
     rearranged("the first of three rows", lambda rows: rows.slice(0, 1), "layer_incomplete", "3072000"),
     rearranged("rows of one layer, twice", lambda rows: pa.concat_tables([rows, rows]), "layer_repeated"),
     rearranged("rows without their scales", lambda rows: rows.drop_columns("scales"), "column_missing", "scales",

@@ -5,11 +5,13 @@ import queue
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 import quarrel
 from harness import oracle, wire
-from quarrel import runs
+from quarrel import report, runs
 
 # scheme: the oracle's words, and the shape of scales for [channels, columns].
 SCHEMES = {
@@ -33,9 +35,17 @@ SCHEMES = {
     "FP8_DYNAMIC": (oracle.fp8, lambda r, c: (r, 1)),
     "FP8_BLOCK": (lambda x: oracle.fp8(x, block=(128, 128)), lambda r, c: (-(-r // 128), -(-c // 128))),
     "fp8/b64x32": (lambda x: oracle.fp8(x, block=(64, 32)), lambda r, c: (-(-r // 64), -(-c // 32))),
+    "NVFP4A16": (oracle.nvfp4, lambda r, c: (r, c // 16)),
+    "MXFP4A16": (lambda x: oracle.mx(x, 4), lambda r, c: (r, c // 32)),
+    "MXFP6A16": (lambda x: oracle.mx(x, 6), lambda r, c: (r, c // 32)),
+    "MXFP8A16": (lambda x: oracle.mx(x, 8), lambda r, c: (r, c // 32)),
+    "MXFP4A16;mx=floor": (lambda x: oracle.mx(x, 4, "floor"), lambda r, c: (r, c // 32)),
+    "MXFP6A16;mx=rceil": (lambda x: oracle.mx(x, 6, "rceil"), lambda r, c: (r, c // 32)),
+    "MXFP8A16;mx=floor": (lambda x: oracle.mx(x, 8, "floor"), lambda r, c: (r, c // 32)),
 }
-# Those without a group of 64 or more, on columns that fill no word: 100 codes of 3 bits are 9.4 words.
-ODD = [name for name in SCHEMES if not name.startswith(("W4A16", "W8A16"))]
+# Those without a group of 16 or more, on columns that fill no word: 100 codes of 3 bits are 9.4 words.
+ODD = [name for name in SCHEMES if not name.startswith(("W4A16", "W8A16", "NVFP", "MXFP"))]
+SMALL_FLOATS = [name for name in SCHEMES if name.startswith(("NVFP", "MXFP"))]
 
 
 def weights(shape=(130, 256), dtype=np.float32, seed=0) -> np.ndarray:
@@ -62,7 +72,14 @@ def check(layer, array, expected, scale_shape=None):
     else:
         assert layer.zero_points.dtype == np.int32 and layer.zero_points.shape == layer.scales.shape
         assert np.array_equal(layer.zero_points.ravel(), expected.zero_points)
-    assert set(layer.to_numpy()) == {"codes", "scales"} | ({"zero_points"} if layer.zero_points is not None else set())
+    if expected.global_scale is None:
+        assert layer.global_scale is None
+    else:
+        assert layer.global_scale.dtype == np.float32 and layer.global_scale.shape == (1,)
+        assert layer.global_scale.tobytes() == expected.global_scale.tobytes()
+    others = {name for name in ("zero_points", "global_scale") if getattr(layer, name) is not None}
+    assert set(layer.to_numpy()) == {"codes", "scales"} | others
+    assert all(np.array_equal(array, getattr(layer, name)) for name, array in layer.to_numpy().items())
     for name, value in oracle.metrics(array.reshape(expected.values.shape), expected).items():
         assert getattr(layer.metrics, name) == (None if value is None else pytest.approx(value, rel=1e-6)), name
 
@@ -83,7 +100,7 @@ def test_padding_is_not_part_of_the_codes(client, scheme):
     check(layer, array, formula(array), scale_shape(*array.shape))
 
 
-@pytest.mark.parametrize("scheme", ["int3", "W4A16_ASYM", "int8/tensor", "FP8_BLOCK"])
+@pytest.mark.parametrize("scheme", ["int3", "W4A16_ASYM", "int8/tensor", "FP8_BLOCK", *SMALL_FLOATS])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_dequantize_gives_codes_times_scales_rounded_once(client, scheme, dtype):
     arrays = {name: weights(seed=seed) for seed, name in enumerate("ab")}
@@ -99,7 +116,7 @@ def test_dequantize_gives_codes_times_scales_rounded_once(client, scheme, dtype)
     assert np.array_equal(quantized["b"].dequantize(dtype), expected["b"])
 
 
-@pytest.mark.parametrize("scheme", ["int8", "W4A16", "int4-asym/tensor", "FP8_BLOCK"])
+@pytest.mark.parametrize("scheme", ["int8", "W4A16", "int4-asym/tensor", "FP8_BLOCK", *SMALL_FLOATS])
 def test_a_layer_of_several_runs_is_the_same_as_of_one(client, scheme, monkeypatch):
     array = weights((2600, 512))
     [whole] = client.quantize({"layer": array}, scheme=scheme)
@@ -126,6 +143,127 @@ def test_runs_are_the_layers_parts_in_order(client):
     assert sum(run.metrics.elements for run in rows[:2]) == array.size
 
 
+SMALL_FLOAT_TYPES = {
+    "NVFP4A16": ml_dtypes.float4_e2m1fn, "MXFP4A16": ml_dtypes.float4_e2m1fn, "MXFP6A16": ml_dtypes.float6_e2m3fn,
+    "MXFP8A16": ml_dtypes.float8_e4m3fn,
+}
+
+
+@pytest.mark.parametrize("scheme", SMALL_FLOAT_TYPES)
+def test_codes_of_small_floats_are_those_of_ml_dtypes(client, scheme):
+    array = weights((20, 64))
+    [layer] = client.quantize({"q_proj": array}, scheme=scheme)
+    numbers = layer.codes.view(SMALL_FLOAT_TYPES[scheme]).astype(np.float32)
+    scales = layer.scales if layer.global_scale is None else layer.scales / layer.global_scale
+    values = numbers.reshape(*scales.shape, -1) * scales[..., None]
+    assert values.dtype == np.float32
+    assert values.tobytes() == layer.dequantize().tobytes() == SCHEMES[scheme][0](array).values.tobytes()
+    assert abs(array - values.reshape(array.shape)).max() == pytest.approx(layer.metrics.max_abs_error)
+
+
+# -- the global scale of NVFP4 ----------------------------------------------------------------------------------------
+
+def test_a_layers_first_run_has_its_global_scale(client, monkeypatch):
+    monkeypatch.setattr(runs, "RUN_BYTES_MAX", 8 * 512 * 4)
+    array = weights((20, 512))
+    expected = oracle.nvfp4(array)
+    first, second, third = client.quantize({"layer": array}, scheme="NVFP4A16").runs()
+    assert first.global_scale.tobytes() == expected.global_scale.tobytes()
+    assert second.global_scale is third.global_scale is None
+    assert np.array_equal(np.concatenate([run.scales for run in (first, second, third)]), expected.scales)
+    assert np.concatenate([run.packed for run in (first, second, third)]).tobytes() == expected.data
+
+
+def test_what_is_kept_or_failed_has_no_global_scale(client):
+    bad = weights((4, 64))
+    bad[0, 0] = np.nan
+    layers = {"norm": weights((64,)), "bad": bad, "good": weights((4, 64))}
+    quantized = client.quantize(layers, scheme="NVFP4A16", on_error="continue", return_kept=True).collect()
+    for name in ("norm", "bad"):
+        with pytest.raises(quarrel.InvalidInputError, match=f"`{name}`.* has no global_scale"):
+            quantized[name].global_scale  # noqa: B018
+    assert np.array_equal(quantized["norm"].weights, layers["norm"])
+    check(quantized["good"], layers["good"], oracle.nvfp4(layers["good"]))
+
+
+def fused(names="qkv") -> dict[str, np.ndarray]:
+    """Layers of several magnitudes, of which the greatest is 6.5."""
+    arrays = {f"{name}_proj": np.clip(weights((8, 64), seed=seed) * 2**seed, -6, 6) for seed, name in enumerate(names)}
+    arrays["q_proj"][3, 4] = -6.5
+    return arrays
+
+
+# The ways to say how great the weights of some layers are at most.
+AMAX = {
+    "a float": dict(scheme="NVFP4A16", amax=6.5),
+    "an int": dict(scheme="NVFP4A16", amax=7),
+    "numpy's f32": dict(scheme="NVFP4A16", amax=np.float32(6.5)),
+    "numpy's f16": dict(scheme="NVFP4A16", amax=np.float16(6.5)),
+    "numpy's f64": dict(scheme="NVFP4A16", amax=np.float64(6.5)),
+    "bfloat16": dict(scheme="NVFP4A16", amax=ml_dtypes.bfloat16(6.5)),
+    "beside ignore": dict(scheme="NVFP4A16", amax=6.5, ignore=["lm_head"]),
+    "in a rule": dict(recipe={"rules": [{"targets": ["*"], "scheme": "NVFP4A16", "amax": 6.5}]}),
+    "numpy's in a rule": dict(recipe={"rules": [{"targets": ["*"], "scheme": "NVFP4A16", "amax": np.float32(6.5)}]}),
+}
+
+
+@pytest.mark.parametrize("said", AMAX.values(), ids=AMAX)
+def test_layers_with_one_amax_have_one_global_scale(client, said):
+    layers = fused()
+    amax = 7 if said.get("amax") == 7 else 6.5
+    results = client.quantize(layers, **said)
+    quantized = results.collect()
+    for name, array in layers.items():
+        check(quantized[name], array, oracle.nvfp4(array, amax))
+    assert len({layer.global_scale.item() for layer in quantized.values()}) == 1
+    command = results.command["quantize"]
+    assert (command["recipe"]["rules"][0] if "recipe" in command else command)["amax"] == amax
+
+
+def test_a_weight_above_the_amax_names_its_layer(client):
+    layers = fused()
+    with pytest.raises(quarrel.InvalidInputError, match="6.5.* 6.25") as caught:
+        client.quantize(layers, scheme="NVFP4A16", amax=6.25).collect()
+    assert (caught.value.reason, caught.value.layer) == ("amax_exceeded", "q_proj")
+    quantized = client.quantize(layers, scheme="NVFP4A16", amax=6.25, on_error="continue").collect()
+    assert [(layer.status, layer.reason) for layer in quantized.values()] == [
+        ("failed", "amax_exceeded"), ("quantized", None), ("quantized", None)]
+    assert "failed: amax_exceeded" in quantized.table()
+
+
+def test_global_scales_travel_with_rows_wherever_they_go(client, monkeypatch, tmp_path):
+    """Through Parquet, among layers of other schemes and kept ones, in any chunks, in part."""
+    monkeypatch.setattr(runs, "RUN_BYTES_MAX", 8 * 64 * 4)
+    layers = {**fused(), "norm": weights((64,)), "o_proj": weights((20, 64)), "up_proj": weights((20, 64), seed=9)}
+    rules = [{"targets": ["o_proj"], "scheme": "MXFP6A16"}, {"targets": ["*"], "scheme": "NVFP4A16"}]
+    quantized = client.quantize(layers, recipe={"rules": rules}, return_kept=True).collect()
+    assert len(quantized["up_proj"].to_arrow()) == 3
+    values = {name: oracle.nvfp4(array).values for name, array in layers.items() if array.ndim == 2}
+    values |= {"norm": layers["norm"], "o_proj": oracle.mx(layers["o_proj"], 6).values}
+    pq.write_table(quantized.to_arrow(), tmp_path / "rows.parquet", row_group_size=2)
+    read = pq.read_table(tmp_path / "rows.parquet")
+    single = pa.Table.from_batches([batch for batch in read.to_batches(max_chunksize=1)])
+    forms = [quantized, quantized.values(), read, single, read.combine_chunks(), pa.RecordBatchReader.from_batches(
+        single.schema, single.to_batches())]
+    for given in forms:
+        found = client.dequantize(given).collect()
+        assert list(found) == list(layers)
+        assert all(array.tobytes() == values[name].tobytes() for name, array in found.items())
+    [one] = client.dequantize([quantized["up_proj"]])
+    assert one[1].tobytes() == quantized["up_proj"].dequantize().tobytes() == values["up_proj"].tobytes()
+
+
+def test_groups_that_do_not_divide_are_kept_of_a_file_and_beside_ignore(client, tmp_path):
+    layers = {"odd.weight": weights((4, 24)), "even.weight": weights((4, 64)), "lm_head.weight": weights((4, 64))}
+    save_file(layers, tmp_path / "model.safetensors")
+    for given, ignore in ((tmp_path / "model.safetensors", None), (layers, ["lm_head"])):
+        for scheme in SMALL_FLOAT_TYPES:
+            quantized = client.quantize(given, scheme=scheme, ignore=ignore).collect()
+            assert [quantized[name].reason for name in layers] == ["group_size_indivisible", None, "ignored"]
+
+
+# -- shapes, order, kept layers ---------------------------------------------------------------------------------------
+
 def test_fused_experts_have_channels_of_two_dimensions(client):
     array = weights((3, 8, 128))
     [layer] = client.quantize({"experts": array}, scheme="W4A16", channel_dims=2)
@@ -133,6 +271,12 @@ def test_fused_experts_have_channels_of_two_dimensions(client):
     check(layer, array, oracle.integers(array.reshape(24, 128), 4, group=128))
     [blocks] = client.quantize({"experts": array}, scheme="fp8/b4x64", channel_dims=2)
     assert blocks.scales.shape == (3, 2, 2)
+    [floats] = client.quantize({"experts": array}, scheme="MXFP6A16;mx=floor", channel_dims=2)
+    assert (floats.scheme, floats.scales.shape) == ("MXFP6A16;channel_dims=2;mx=floor", (3, 8, 4))
+    check(floats, array, oracle.mx(array.reshape(24, 128), 6, "floor"))
+    [nvfp4] = client.quantize({"experts": array}, scheme="NVFP4A16;channel_dims=2")
+    assert (nvfp4.scales.shape, nvfp4.global_scale.shape) == ((3, 8, 8), (1,))
+    check(nvfp4, array, oracle.nvfp4(array.reshape(24, 128)))
 
 
 @pytest.mark.parametrize("said", [{"channel_dims": 2}, {"scheme": "int8;channel_dims=2"}])
@@ -264,6 +408,13 @@ def test_what_the_server_says_of_itself_is_typed(client):
     assert info.contract.startswith("1.") and info.limits["streams_max"] == 32 and "quantize" in info.verbs
     schemes = {scheme.name: scheme for scheme in client.schemes()}
     assert schemes["W4A16"].group_size == 128 and schemes["FP8_BLOCK"].block == (128, 128)
+    nvfp4, mxfp6 = schemes["NVFP4A16"], schemes["MXFP6A16"]
+    assert (nvfp4.element, nvfp4.bit_width, nvfp4.group_size, nvfp4.packing) == ("fp4_e2m1", 4, 16, "dense-uint8")
+    assert (mxfp6.element, mxfp6.bit_width, mxfp6.group_size, mxfp6.packing) == ("fp6_e2m3", 6, 32, "dense-uint8")
+
+
+def test_an_infinity_of_json_is_a_number():
+    assert report.summary(b'{"worst_sqnr_db": "-Infinity", "rows": 1}') == report.Summary(rows=1, worst_sqnr_db=-np.inf)
 
 
 def test_rows_of_arrow_are_sent_as_they_are(client):

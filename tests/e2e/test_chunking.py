@@ -1,22 +1,26 @@
 """The same bits for a layer however it is cut, whoever shares its stream, and whatever computes it.
 
 The reference is one row, on one thread, with scalar code. Everything else must equal it: codes, scales, zero points,
-and the layer's metrics.
+a global scale, the layer's metrics, and what all that decodes to.
 """
 
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from harness import wire
-from harness.command import quantize
+from harness.command import dequantize, quantize
 from harness.server import Server
 
 SCHEMES = [
     "int8", "int8-asym", "int8/tensor", "int4-asym/tensor", "int3", "int5-asym/g32", "W4A16", "W4A16_ASYM", "W8A16",
-    "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "fp8/b96x100",
+    "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "fp8/b96x100", "NVFP4A16", "NVFP4A16 amax", "MXFP4A16", "MXFP6A16", "MXFP8A16",
+    "MXFP4A16;mx=rceil", "MXFP6A16;mx=floor", "MXFP8A16;mx=floor", "int4/g128;solver=mse", "int3-asym/tensor;solver=mse",
 ]
+# Above all numbers of all layers here, and not what a layer would have by itself.
+AMAX = 1000.0
 # More than two blocks of 1 MiB, and no whole number of spans of 128 or 96 channels.
 SHAPE = (700, 1024)
 FEATURES = {"scalar": [], "avx2": ["avx2", "bmi2"], "avx512": ["avx512f", "avx512bw", "avx512dq", "avx512vl"]}
@@ -36,6 +40,7 @@ def random_runs(seed) -> list[int]:
     return np.diff([0, *cuts, SHAPE[0]]).tolist()
 
 
+DECODED = ("f32", "bf16", "f16")
 ARRAYS = {dtype: weights(dtype) for dtype in ("f32", "bf16")}
 # How the rows are cut, and how rows share batches.
 CHUNKINGS = {
@@ -53,6 +58,18 @@ def batches(name, dtype, cut, rows_per_batch):
     return [whole.slice(at, rows_per_batch) for at in range(0, whole.num_rows, rows_per_batch)]
 
 
+def how(scheme: str) -> dict:
+    """The command; `NVFP4A16 amax` is the scheme with a greatest magnitude that is given."""
+    name, _, amax = scheme.partition(" ")
+    return quantize(name, **{"amax": AMAX} if amax else {})
+
+
+def decoded(server, answer, dtype) -> bytes:
+    reply = wire.exchange(server.location, dequantize(dtype=dtype), answer.batches, schema=answer.schema)
+    values = reply.table["weights"]
+    return pc.list_flatten(values).to_numpy().tobytes() if dtype == "f32" else b"".join(values.to_pylist())
+
+
 def bits(layer) -> tuple:
     return (*layer.bits, layer.metrics, layer.table["scheme"].unique().to_pylist())
 
@@ -63,9 +80,21 @@ def reference():
     server = Server.start("--cpu-level", "scalar", "--threads", 1)
 
     def computed(scheme, dtype):
-        return bits(wire.exchange(server.location, quantize(scheme), batches("x", dtype, None, 1)).layer("x"))
+        return bits(wire.exchange(server.location, how(scheme), batches("x", dtype, None, 1)).layer("x"))
 
     found = {(scheme, dtype): computed(scheme, dtype) for scheme in SCHEMES for dtype in ARRAYS}
+    server.end()
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference_values():
+    """What a layer decodes to, in one row, on one thread, scalar."""
+    server = Server.start("--cpu-level", "scalar", "--threads", 1)
+    found = {}
+    for scheme in SCHEMES:
+        answer = wire.exchange(server.location, how(scheme), batches("x", "f32", None, 1))
+        found |= {(scheme, dtype): decoded(server, answer, dtype) for dtype in DECODED}
     server.end()
     return found
 
@@ -87,8 +116,16 @@ def hardware(request):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_layers_bits_do_not_depend_on_its_cutting_nor_on_the_hardware(hardware, reference, scheme, dtype):
     for name, (cut, rows_per_batch) in CHUNKINGS.items():
-        reply = wire.exchange(hardware.location, quantize(scheme), batches("x", dtype, cut, rows_per_batch))
+        reply = wire.exchange(hardware.location, how(scheme), batches("x", dtype, cut, rows_per_batch))
         assert bits(reply.layer("x")) == reference[scheme, dtype], name
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_decoded_bits_do_not_depend_on_the_cutting_nor_on_the_hardware(hardware, reference_values, scheme):
+    for cut in (1, random_runs(5)):
+        answer = wire.exchange(hardware.location, how(scheme), batches("x", "f32", cut, 7))
+        for dtype in DECODED:
+            assert decoded(hardware, answer, dtype) == reference_values[scheme, dtype], (cut, dtype)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -98,34 +135,37 @@ def test_a_layers_bits_do_not_depend_on_the_others_in_its_stream(server, referen
         wire.layer_batch("before", small, channels_per_row=1), *batches("x", "f32", 100, 3),
         wire.layer_batch("between", small), *batches("y", "f32", None, 1), wire.layer_batch("after", small),
     ]
-    reply = wire.exchange(server.location, quantize(scheme), sent)
+    reply = wire.exchange(server.location, how(scheme), sent)
     assert bits(reply.layer("x")) == bits(reply.layer("y")) == reference[scheme, "f32"]
-    alone = wire.exchange(server.location, quantize(scheme), [wire.layer_batch("between", small)]).layer("between")
+    alone = wire.exchange(server.location, how(scheme), [wire.layer_batch("between", small)]).layer("between")
     for name in ("before", "between", "after"):
         assert bits(reply.layer(name)) == bits(alone), name
 
 
-@pytest.mark.parametrize("scheme", ["int8", "W4A16_ASYM", "FP8_DYNAMIC"])
+@pytest.mark.parametrize("scheme", ["int8", "W4A16_ASYM", "FP8_DYNAMIC", "MXFP4A16", "MXFP6A16", "NVFP4A16 amax"])
 def test_each_batch_is_answered_before_the_next_is_sent(server, reference, scheme):
-    reply = wire.lockstep(server.location, quantize(scheme), batches("x", "f32", random_runs(3), 2))
+    reply = wire.lockstep(server.location, how(scheme), batches("x", "f32", random_runs(3), 2))
     assert bits(reply.layer("x")) == reference[scheme, "f32"]
 
 
-@pytest.mark.parametrize("scheme, span", [("FP8_BLOCK", 128), ("fp8/b96x100", 96), ("int8/tensor", SHAPE[0])])
+@pytest.mark.parametrize("scheme, span", [
+    ("FP8_BLOCK", 128), ("fp8/b96x100", 96), ("int8/tensor", SHAPE[0]), ("NVFP4A16", SHAPE[0]), ("NVFP4A16 amax", 1)])
 def test_a_span_is_answered_when_it_is_complete(server, reference, scheme, span):
     sent = batches("x", "f32", span, 1)
-    reply = wire.lockstep(server.location, quantize(scheme), sent)
+    reply = wire.lockstep(server.location, how(scheme), sent)
     assert bits(reply.layer("x")) == reference[scheme, "f32"]
 
 
 def test_a_scale_stands_in_the_first_row_that_it_covers(server):
     def lengths(scheme):
-        reply = wire.exchange(server.location, quantize(scheme), batches("x", "f32", 50, 4))
+        reply = wire.exchange(server.location, how(scheme), batches("x", "f32", 50, 4))
         return [len(row["scales"]) for row in reply.layer("x").rows]
 
     assert lengths("int8") == [50] * 14
     assert lengths("W4A16") == [50 * 8] * 14
     assert lengths("int8/tensor") == [1] + [0] * 13
+    assert lengths("NVFP4A16") == lengths("NVFP4A16 amax") == [50 * 64] * 14
+    assert lengths("MXFP6A16") == [50 * 32] * 14
     # A block row of 8 scales begins at channels 0, 128, 256, 384, 512, 640.
     assert lengths("FP8_BLOCK") == [8, 0, 8, 0, 0, 8, 0, 8, 0, 0, 8, 0, 8, 0]
 

@@ -42,7 +42,18 @@ SCHEMES = {
     "fp8/tensor": lambda x: oracle.fp8(x, per_tensor=True),
     "fp8/channel": oracle.fp8,
     "fp8/b64x32": lambda x: oracle.fp8(x, block=(64, 32)),
+    "NVFP4A16": oracle.nvfp4,
+    "MXFP4A16": lambda x: oracle.mx(x, 4),
+    "MXFP6A16": lambda x: oracle.mx(x, 6),
+    "MXFP8A16": lambda x: oracle.mx(x, 8),
+    "MXFP4A16;mx=floor": lambda x: oracle.mx(x, 4, "floor"),
+    "MXFP6A16;mx=floor": lambda x: oracle.mx(x, 6, "floor"),
+    "MXFP8A16;mx=floor": lambda x: oracle.mx(x, 8, "floor"),
+    "MXFP4A16;mx=rceil": lambda x: oracle.mx(x, 4, "rceil"),
+    "MXFP6A16;mx=rceil": lambda x: oracle.mx(x, 6, "rceil"),
+    "MXFP8A16;mx=rceil": lambda x: oracle.mx(x, 8, "rceil"),
 }
+SMALL_FLOATS = [scheme for scheme in SCHEMES if scheme.startswith(("NV", "MX"))]
 DTYPES = wire.BINARY_DTYPES
 W8 = quantize("int8")
 
@@ -141,11 +152,13 @@ COMMANDS = [
     quantize("W4A16", group_size=32),
     quantize("int4/g64", arith="weight-dtype", on_error="continue", on_indivisible="keep", return_kept=True),
     quantize("int2", fallback={"schemes": ["int4", "int8"], "sqnr_db_min": 20.0, "cosine_min": 0.5}),
+    quantize("NVFP4A16", amax=64.5, on_indivisible="keep"),
     {"quantize": {"profile": "edge"}},
     recipe(
         {"targets": ["re:lay", "*.q"], "scheme": "int4", "group_size": 32, "on_indivisible": "keep"},
         {"targets": ["*"], "scheme": "int8"}, ignore=["@standard", "other"],
     ),
+    recipe({"targets": ["layer"], "scheme": "NVFP4A16", "amax": 100.0, "channel_dims": 1}),
 ]
 
 
@@ -168,6 +181,8 @@ def check_numbers(layer, array, expected):
         assert all(row["zero_points"] is None for row in layer.rows)
     else:
         assert np.array_equal(layer.zero_points, expected.zero_points)
+    assert (layer.global_scale is None) == (expected.global_scale is None)
+    assert layer.global_scale is None or layer.global_scale == expected.global_scale
     assert [row["checksum"] for row in layer.rows] == [oracle.crc32c(row["quantized_data"]) for row in layer.rows]
     for key, value in oracle.metrics(array, expected).items():
         assert layer.metrics[key] == (None if value is None else pytest.approx(value, rel=1e-6)), key
@@ -182,7 +197,7 @@ def test_a_scheme_gives_the_codes_of_its_formula(server, scheme):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scheme", ["int8", "W4A16_ASYM", "FP8_BLOCK"])
+@pytest.mark.parametrize("scheme", ["int8", "W4A16_ASYM", "FP8_BLOCK", "NVFP4A16", "MXFP6A16"])
 def test_every_element_type_is_read_exactly(server, scheme, dtype):
     array = weights((20, 256), dtype)
     layer = one_layer(server, quantize(scheme), array, dtype=dtype)
@@ -190,12 +205,16 @@ def test_every_element_type_is_read_exactly(server, scheme, dtype):
     assert {row["dtype"] for row in layer.rows} == {dtype}
 
 
-@pytest.mark.parametrize("scheme", ["int8", "W4A16", "FP8_DYNAMIC"])
+@pytest.mark.parametrize("scheme", ["int8", "W4A16", "FP8_DYNAMIC", *SMALL_FLOATS])
 def test_bits_per_weight_counts_codes_and_scales(server, scheme):
     array = weights()
     expected = SCHEMES[scheme](array)
-    bits = 8 * len(expected.data) + 32 * len(expected.scales)
-    assert one_layer(server, quantize(scheme), array).metrics["bits_per_weight"] == pytest.approx(bits / array.size)
+    bits = 8 * len(expected.data) + expected.scale_bits * len(expected.scales)
+    bits += 0 if expected.global_scale is None else 32
+    reply = wire.exchange(server.location, quantize(scheme), [wire.layer_batch("layer", array, channels_per_row=100)])
+    assert reply.layer("layer").metrics["bits_per_weight"] == pytest.approx(bits / array.size)
+    assert reply.summary["bits_per_weight"] == pytest.approx(bits / array.size)
+    assert reply.summary["bytes_out"] == bits // 8
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -210,6 +229,7 @@ def test_a_layer_of_higher_rank_is_rows_of_its_flattened_rest(server):
     array = weights((6, 4, 8, 8))
     layer = one_layer(server, quantize("W4A16"), array)
     check_numbers(layer, array, oracle.integers(array.reshape(6, 256), 4, group=128))
+    check_numbers(one_layer(server, quantize("NVFP4A16"), array), array, oracle.nvfp4(array.reshape(6, 256)))
     for how in (quantize("int8", channel_dims=2), command.encode(quantize("int8", channel_dims=2))):
         check_numbers(one_layer(server, how, array), array, oracle.integers(array.reshape(24, 64), 8))
 
@@ -337,6 +357,10 @@ CHOICES = [
     (recipe({"targets": ["Linear"], "scheme": "int4"}), "conv.weight", (4, 4, 4, 4), KEPT, "unmatched", None),
     (recipe({"targets": ["norm"], "scheme": "int8"}), "norm", (64,), QUANTIZED, None, 8),
     (quantize("W4A16", on_indivisible="keep"), "model.q", (4, 96), KEPT, "group_size_indivisible", None),
+    (quantize("MXFP6A16", on_indivisible="keep"), "model.q", (4, 48), KEPT, "group_size_indivisible", None),
+    (quantize("NVFP4A16", on_indivisible="keep"), "model.q", (4, 40), KEPT, "group_size_indivisible", None),
+    (quantize("NVFP4A16", on_indivisible="keep"), "model.q", (4, 48), QUANTIZED, None, 4),
+    (quantize("MXFP8A16;mx=floor"), "conv.weight", (4, 8, 4, 4), QUANTIZED, None, 8),
     ({"quantize": {"profile": "local"}}, "model.q", (4, 256), QUANTIZED, None, 4),
     ({"quantize": {"profile": "cloud"}}, "model.q", (4, 256), QUANTIZED, None, 8),
     ({"quantize": {"profile": "cloud"}}, "lm_head", (4, 256), KEPT, "ignored", None),

@@ -31,6 +31,12 @@ SYMMETRIC = [scheme for scheme in ALL if "asym" not in scheme.lower()]
 CONVOLUTION = ["int4/channel", "int4/g12", "int4-asym/g36", "int8/channel", "int3/tensor", "FP8", "FP8_DYNAMIC"]
 # For columns that no group divides.
 UNGROUPED = [scheme for scheme in GENERIC if not scheme.endswith("g32")] + ["FP8", "FP8_DYNAMIC", "FP8_BLOCK"]
+MX = ["MXFP4A16", "MXFP6A16", "MXFP8A16"]
+# The other two rules for an MX scale. What a preset's name alone means is `even`.
+RULED = [f"{scheme};mx={rule}" for scheme in MX for rule in ("floor", "rceil")]
+MICROSCALED = ["NVFP4A16", *MX]
+# A set whose layers share one NVFP4 global scale. An empty layer is no reason for another scale than the rest has.
+FUSED = ("normal-2", "cubed-3", "tied-3", "all-zero")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Case:
 def cases() -> list[Case]:
     return [
         *magnitudes(), *integer_ties(), *fp8_ties(), *signs_and_zeros(), *subnormals(), *extremes(), *shapes(), doubles(),
+        *element_ties(), *mx_scales(), *nvfp4_scales(),
     ]
 
 
@@ -54,7 +61,8 @@ def magnitudes():
         for step in range(6):
             name = f"{kind}-{step}"
             drawn = draw(generator(name), (2, COLUMNS))
-            yield Case(name, PRESETS, {
+            schemes = [*PRESETS, *MICROSCALED] + (RULED if name == "normal-3" else [])
+            yield Case(name, schemes, {
                 dtype: stored(drawn * scale[step] / (6 if dtype == "f16" else 1), dtype)
                 for dtype, scale in MAGNITUDES.items()
             })
@@ -102,13 +110,13 @@ def signs_and_zeros():
     zeros[6] = -0.0
     zeros[6, [5, 200]] = -1.25, 0.5
     zeros[7, 1:] *= -1e-4
-    yield Case("zeros", ALL, everywhere(lambda dtype: stored(zeros, dtype)))
-    yield Case("all-zero", ALL, everywhere(lambda dtype: stored(np.zeros((2, COLUMNS)), dtype)))
+    yield Case("zeros", [*ALL, *MICROSCALED, *RULED], everywhere(lambda dtype: stored(zeros, dtype)))
+    yield Case("all-zero", [*ALL, *MICROSCALED, *RULED], everywhere(lambda dtype: stored(np.zeros((2, COLUMNS)), dtype)))
 
     constant = np.ones((8, COLUMNS)) * np.array([1, -1, 0.1, -0.1, 1e-3, -1e-3, 3e-6, -700])[:, None]
     constant[4] *= np.repeat(np.arange(1, 9), 32)
     constant[5, 1::2] *= -1
-    yield Case("constant", ALL, everywhere(lambda dtype: stored(constant, dtype)))
+    yield Case("constant", [*ALL, *MICROSCALED], everywhere(lambda dtype: stored(constant, dtype)))
 
     r = generator("one-sided")
     one_sided = np.abs(normal(r, (6, COLUMNS))) + np.array([0, 0, 100, 100, 1e-3, 1e-3])[:, None]
@@ -120,7 +128,7 @@ def signs_and_zeros():
     r = generator("outlier")
     outlier = normal(r, (3, COLUMNS)) * 0.02
     outlier[0, 17], outlier[1, 255], outlier[2, 128] = 40.0, -40.0, 6e4
-    yield Case("outlier", ALL, everywhere(lambda dtype: stored(outlier, dtype)))
+    yield Case("outlier", [*ALL, *MICROSCALED], everywhere(lambda dtype: stored(outlier, dtype)))
 
 
 def subnormals():
@@ -135,7 +143,7 @@ def subnormals():
             drawn = generator(name).integers(signs[0] * tops, signs[1] * tops + 1, (6, COLUMNS))
             return stored(drawn * unit[dtype], dtype)
 
-        yield Case(name, ALL, everywhere(weights))
+        yield Case(name, [*ALL, *(MICROSCALED if kind == "both" else [])], everywhere(weights))
     # Alone, so that scales of a whole tensor are zero as well.
     for kind, sign in (("positive", 1), ("negative", -1)):
         tiny = generator("tiny").integers(0, 2, (2, COLUMNS)) * sign
@@ -143,10 +151,13 @@ def subnormals():
 
 
 def extremes():
-    """The largest finite numbers. With both signs the range of asymmetric schemes overflows, which is an error."""
+    """The largest finite numbers. With both signs the range of asymmetric schemes overflows, which is an error.
+
+    compressed-tensors loses MX blocks from 1.75 * 2^127 on (MXFP6: 1.9375 * 2^127); the other rules have no such edge.
+    """
     largest = {dtype: float(ml_dtypes.finfo(kind).max) for dtype, kind in STORED.items()}
     drawn = generator("extremes").integers(-8, 9, (2, COLUMNS)) / 8
-    yield Case("extremes", SYMMETRIC, everywhere(lambda dtype: stored(drawn * largest[dtype], dtype)))
+    yield Case("extremes", [*SYMMETRIC, "NVFP4A16", *RULED], everywhere(lambda dtype: stored(drawn * largest[dtype], dtype)))
     for kind, sign in (("positive", 1), ("negative", -1)):
         weights = everywhere(lambda dtype: stored(np.abs(drawn) * sign * largest[dtype], dtype))
         yield Case(f"extremes-{kind}", ALL, weights)
@@ -156,10 +167,11 @@ def extremes():
 
 def shapes():
     for name, shape, schemes in (
-        ("row", (1, 384), ALL),
+        ("row", (1, 384), [*ALL, *MICROSCALED]),
         ("column", (97, 1), UNGROUPED),
         ("odd", (5, 37), UNGROUPED),
         ("conv", (8, 4, 3, 3), CONVOLUTION),
+        ("conv-64", (8, 4, 4, 4), MICROSCALED),
         ("partial-blocks", (136, 200), ["FP8_BLOCK", "fp8/b64x32"]),
     ):
         drawn = normal(generator(name), shape) * 0.05
@@ -174,7 +186,101 @@ def doubles():
     drawn[1] = (ties.astype(np.float64) + np.nextafter(ties, np.float32(9)).astype(np.float64)) / 2
     drawn[2] *= 1e-44
     drawn[3, :128] = 5e-324
-    return Case("doubles", [*PRESETS, "int4-asym/tensor", "int3/channel"], {"f64": drawn})
+    return Case("doubles", [*PRESETS, *MICROSCALED, "int4-asym/tensor", "int3/channel"], {"f64": drawn})
+
+
+# -- NVFP4 and MX -----------------------------------------------------------------------------------------------------
+
+def element_ties():
+    """Elements half-way between neighbours of the element type, where every rule's scale is the same power of two.
+
+    The greatest of a group is the type's largest number, or the tie below it. E4M3 takes 416, as of 448 compressed-tensors
+    makes twice the scale.
+    """
+    for name, scheme, values, tops, groups in (
+        ("ties-e2m1", "MXFP4A16", magnitudes_of(ml_dtypes.float4_e2m1fn, 8), (6, 5), 4),
+        ("ties-e2m3", "MXFP6A16", magnitudes_of(ml_dtypes.float6_e2m3fn, 32), (7.5, 7.25), 4),
+        ("ties-e4m3", "MXFP8A16", magnitudes_of(ml_dtypes.float8_e4m3fn, 127), (416, 432), 9),
+    ):
+        ties = spread_ties(values, np.resize(tops, groups), 32)
+        scales = np.ldexp(1.0, np.arange(groups) - groups // 2)
+        schemes = [scheme, *(ruled for ruled in RULED if ruled.startswith(scheme))]
+        yield Case(name, schemes, everywhere(lambda dtype: scaled_groups(ties, scales, dtype)))
+    # 6 makes the global scale 448, and then local scales 448 / 2^n keep each group's whole scale a power of two.
+    ties = spread_ties(magnitudes_of(ml_dtypes.float4_e2m1fn, 8), np.full(8, 6.0), 16)
+    scales = np.ldexp(1.0, -np.arange(8))
+    yield Case("ties-nvfp4", ["NVFP4A16"], everywhere(lambda dtype: scaled_groups(ties, scales, dtype)))
+
+
+def magnitudes_of(kind, count: int) -> np.ndarray:
+    """What the first `count` codes of a type stand for, in order."""
+    return np.arange(count, dtype=np.uint8).view(kind).astype(np.float64)
+
+
+def spread_ties(values: np.ndarray, tops: np.ndarray, size: int) -> np.ndarray:
+    """[4, groups, size]: each group `tops`, of alternating sign, and then ties between neighbours among `values`."""
+    halves = (values[:-1] + values[1:]) / 2
+    halves = halves[halves < tops[0]]
+    ties = np.empty((4, len(tops), size))
+    ties[:, :, 0] = tops * np.resize([1, -1], len(tops))
+    ties[:, :, 1:] = np.resize([halves, -halves], (len(tops), size - 1))
+    return ties
+
+
+def scaled_groups(groups: np.ndarray, scales: np.ndarray, dtype: str) -> np.ndarray:
+    """The groups times a scale each, side by side, nudged but for the first element of each."""
+    inner = np.broadcast_to(np.arange(groups.shape[2]) > 0, groups.shape).reshape(4, -1)
+    return nudged((groups * scales[:, None]).reshape(4, -1), dtype, inner)
+
+
+def mx_scales():
+    """Groups whose greatest magnitude is where the rules for an MX scale part, and where the scale's exponent ends."""
+    # The largest numbers of the elements are 1.5, 1.875 and 1.75 times a power of two; `even` rounds up from 1.75 or 1.9375 on.
+    mantissas = np.repeat([1, 1.25, 1.5, 1.75, 1.875, 1.9375], 3)
+    steps = np.resize([-1, 0, 1], 18)
+    exponents = {"f32": (-3, 0, 60), "bf16": (-3, 0, 60), "f16": (-3, 0, 12)}
+    yield Case("mx-thresholds", [*MX, *RULED], everywhere(lambda dtype: topped(
+        "mx-thresholds", np.ldexp(mantissas, np.array(exponents[dtype])[:, None]), steps, 32, dtype
+    )))
+    # Scales from 2^-127 on, of FP4 and FP6 and then of FP8. Here the quotients of `rceil` are subnormal.
+    lowest = np.ldexp(np.repeat([1, 1.5, 1.75, 1.875], 2)[:, None], [-127, -126, -125, -124, -123, -121, -120, -119, -118])
+    highest, highest_fp6 = np.ldexp([[1.75, 1.5, 1, 1]], 127), np.ldexp([[1.9375]], 127)
+    for name, schemes, tops, steps in (
+        ("mx-lowest", [*MX, *RULED], lowest, np.resize([0, 1], 8)[:, None]),
+        ("mx-highest", [*MX, *RULED], highest, np.array([-1, 0, 0, -1])),
+        ("mx-highest-fp6", ["MXFP6A16"], highest_fp6, np.array([-1])),
+    ):
+        yield Case(name, schemes, {dtype: topped(name, tops, steps, 32, dtype) for dtype in ("f32", "bf16")})
+
+
+def nvfp4_scales():
+    """Local scales half-way between neighbours of e4m3, and the magnitudes at which the global scale overflows."""
+    # 21 makes the global scale 128, and a group of magnitude 6 * half / 128 then has the local scale `half`.
+    e4m3 = magnitudes_of(ml_dtypes.float8_e4m3fn, 127)
+    halves = ((e4m3[:-1] + e4m3[1:]) / 2)[[*range(12), *range(60, 68), *range(115, 126)]]
+    tops = np.concatenate([[21], 6 * halves / 128]) * np.array([[1], [-1], [1], [1]])
+    steps = np.array([[0], [0], [1], [-1]]) * (np.abs(tops) < 21)
+    yield Case("nvfp4-local", ["NVFP4A16"], everywhere(lambda dtype: topped("nvfp4-local", tops, steps, 16, dtype)))
+    # 1 / least * 2688 is infinite below the second of these in f32, and below the third in bf16. The last group's whole scale
+    # is subnormal.
+    least = 2688 / float(ml_dtypes.finfo(np.float32).max)
+    for step in (-1, 0, 1):
+        yield Case(f"nvfp4-global{step:+}", ["NVFP4A16"], {
+            dtype: topped("nvfp4-global", least / np.array([[1, 2, 256]]), np.array([step]), 16, dtype)
+            for dtype in ("f32", "bf16")
+        })
+
+
+def topped(name: str, tops: np.ndarray, steps: np.ndarray, size: int, dtype: str) -> np.ndarray:
+    """A group for each of `tops`, its greatest magnitude, `steps` ulps further from zero. The rest of it is smaller."""
+    binades = np.ldexp(1.0, np.frexp(tops)[1] - 1)
+    out = stored(generator(name).integers(-31, 32, (*tops.shape, size)) / 32 * binades[:, :, None], dtype)
+    bits = stored(tops, dtype).view(np.uint32 if dtype == "f32" else np.uint16)
+    moved = (bits + steps).astype(bits.dtype).view(out.dtype)
+    places = generator(f"{name} places").integers(0, size, tops.shape)
+    np.put_along_axis(out, places[:, :, None], moved[:, :, None], 2)
+    assert (np.abs(out.astype(np.float64)).argmax(2) == places).all()
+    return out.reshape(len(tops), -1)
 
 
 # -- making them ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 
 import cases
 
-PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "INT8", "FP8_DYNAMIC", "FP8_BLOCK")
+PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "INT8", "FP8_DYNAMIC", "FP8_BLOCK", *cases.MICROSCALED)
 PLAIN = (
     "int2/g32", "int3/channel", "int4-asym/g32", "int4-asym/tensor", "int6/tensor", "int8/g64", "int8-asym/channel",
     "fp8/tensor",
@@ -23,8 +23,8 @@ MADE = {
     "bf16": {"f32": SCHEMES, "weight-dtype": ("W4A16", "W4A16_ASYM", "W8A8")},
 }
 # Of these the whole file is kept, from bf16 in f32, so that a difference can be looked at.
-KEPT_WHOLE = ("W4A16", "W4A16_ASYM", "W8A8", "FP8_BLOCK")
-MINILM_SCHEMES = ("W4A16", "W8A8")
+KEPT_WHOLE = ("W4A16", "W4A16_ASYM", "W8A8", "FP8_BLOCK", "NVFP4A16")
+MINILM_SCHEMES = ("W4A16", "W8A8", "NVFP4A16", "MXFP4A16")
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
 # Outputs and inputs of the modules that are quantized. Zero points are packed along the outputs: 60, 20 and 12 fill no
@@ -40,6 +40,11 @@ QUANTIZED = {
     # Columns that neither 128 nor 64 nor 32 divides: kept by schemes with groups.
     "model.projector.linear": (12, 100),
 }
+# Modules that share an NVFP4 global scale, as llm-compressor has it (its FUSED_LAYER_NAMES). MiniLM has none by these names.
+FUSED = (
+    [f"{ATTENTION}.q_proj", f"{ATTENTION}.k_proj", f"{ATTENTION}.v_proj"],
+    [f"{MLP}.gate_proj", f"{MLP}.up_proj"],
+)
 KEPT = {
     # `@standard`, by one of its globs each.
     "model.embed_tokens.weight": (8, 256),

@@ -1,8 +1,8 @@
 """Writes files/: what compressed-tensors 0.20 makes of adversarial inputs, of real weights and of whole checkpoints.
 
-`make golden` runs it. Every number of the output comes out of compressed-tensors or torch; the inputs do not (cases.py,
-minilm.py, checkpoints.py). Nothing in the output depends on time, machine or order of a dict, so that running it again
-changes no byte.
+`make golden` runs it. Every number of the output comes out of compressed-tensors, torch or torchao (microscaling.py); the
+inputs do not (cases.py, minilm.py, checkpoints.py). Nothing in the output depends on time, machine or order of a dict, so
+that running it again changes no byte.
 """
 
 import json
@@ -26,26 +26,33 @@ from safetensors.torch import save as save_torch
 
 import cases
 import checkpoints
+import microscaling
 import minilm
 
 FILES = Path(__file__).resolve().parent / "files"
 CHECKPOINTS = FILES / "checkpoints"
 # On f32 and f64 the two modes are one.
 ARITHS = {"f32": ["f32"], "f64": ["f32"], "bf16": ["f32", "weight-dtype"], "f16": ["f32", "weight-dtype"]}
-REAL_SCHEMES = [*cases.PRESETS, "int2/g32", "int3/channel", "int5-asym/g32", "int6/tensor", "int8-asym/channel", "fp8/b64x32"]
+REAL_SCHEMES = [
+    *cases.PRESETS, "int2/g32", "int3/channel", "int5-asym/g32", "int6/tensor", "int8-asym/channel", "fp8/b64x32",
+    *cases.MICROSCALED, *cases.RULED,
+]
 
 
 @dataclass
 class Quantized:
-    """One layer. `codes`: bytes as compressed-tensors stores them. `scales` f32, `zero_points` i32: [channels, groups]."""
+    """One layer. `codes`: bytes as compressed-tensors stores them. `scales` f32, `zero_points` i32: [channels, groups].
+
+    `global_scale`: f32, [1], of NVFP4 alone.
+    """
 
     codes: np.ndarray
     scales: np.ndarray
-    zero_points: np.ndarray | None
+    zero_points: np.ndarray | None = None
+    global_scale: np.ndarray | None = None
 
     def tensors(self) -> dict[str, np.ndarray]:
-        found = {"codes": self.codes, "scales": self.scales, "zero_points": self.zero_points}
-        return {name: array for name, array in found.items() if array is not None}
+        return {name: array for name, array in vars(self).items() if array is not None}
 
 
 def main():
@@ -53,6 +60,7 @@ def main():
     shutil.rmtree(FILES, ignore_errors=True)
     CHECKPOINTS.mkdir(parents=True)
     write_adversarial()
+    write_fused()
     write_real()
     write_checkpoints()
 
@@ -69,10 +77,30 @@ def write_adversarial():
             expected = {
                 f"{scheme}@{case.name}@{kind}": tensor
                 for case in found if dtype in case.weights
-                for scheme in case.schemes
+                for scheme in case.schemes if answers(scheme, dtype, arith)
                 for kind, tensor in oracle(case.weights[dtype], scheme, arith).tensors().items()
             }
             (FILES / f"{dtype}-{arith}.safetensors").write_bytes(save(expected))
+
+
+def answers(scheme: str, dtype: str, arith: str) -> bool:
+    """Whether there is an oracle. In f16 as it is the scales of NVFP4 and MX overflow or vanish; torchao computes in f32."""
+    if arith == "weight-dtype" and scheme in cases.RULED:
+        return False
+    return (dtype, arith) != ("f16", "weight-dtype") or scheme not in cases.MICROSCALED
+
+
+def write_fused():
+    """fused.safetensors: NVFP4 layers that share a global scale, keys `DTYPE-ARITH@CASE@TENSOR`."""
+    found = {case.name: case for case in cases.cases() if case.name in cases.FUSED}
+    expected = {}
+    for dtype, ariths in ARITHS.items():
+        for arith in ariths if dtype != "f64" else []:
+            if answers("NVFP4A16", dtype, arith):
+                layers = {name: case.weights[dtype] for name, case in found.items()}
+                for name, layer in fused(layers, arith).items():
+                    expected |= {f"{dtype}-{arith}@{name}@{kind}": tensor for kind, tensor in layer.tensors().items()}
+    (FILES / "fused.safetensors").write_bytes(save(expected))
 
 
 def write_real():
@@ -84,7 +112,7 @@ def write_real():
         expected[dtype] = {
             arith: {
                 scheme: {name: hashes(oracle(array, scheme, arith)) for name, array in weights.items()}
-                for scheme in REAL_SCHEMES
+                for scheme in REAL_SCHEMES if answers(scheme, dtype, arith)
             }
             for arith in ARITHS[dtype]
         }
@@ -154,9 +182,12 @@ def on_disk(weights: np.ndarray) -> np.ndarray:
 
 # -- the oracle -------------------------------------------------------------------------------------------------------
 
-def oracle(weights: np.ndarray, scheme: str, arith: str) -> Quantized:
+def oracle(weights: np.ndarray, scheme: str, arith: str, amax: float | None = None) -> Quantized:
+    """`amax`: the greatest magnitude among the layers that share an NVFP4 global scale, if others do."""
     args = quantization_args(scheme)
     x = as_torch(weights).flatten(1)
+    if scheme in cases.MICROSCALED + cases.RULED:
+        return microscaled(x, scheme, arith, amax)
     scales, points, codes = {"f32": in_f32, "weight-dtype": in_weight_dtype}[arith](x, args)
     assert scales.isfinite().all() and (scales != 0).all(), f"{scheme} has no answer here"
     if args.type == "int" and not plain_bytes(scheme):
@@ -166,6 +197,34 @@ def oracle(weights: np.ndarray, scheme: str, arith: str) -> Quantized:
         scales=scales.float().numpy(),
         zero_points=None if args.symmetric else points.to(torch.int32).numpy(),
     )
+
+
+def microscaled(x: torch.Tensor, scheme: str, arith: str, amax: float | None) -> Quantized:
+    args = quantization_args(scheme)
+    computed = x.float() if arith == "f32" else x
+    if scheme == "NVFP4A16":
+        made = microscaling.nvfp4(computed, args, None if amax is None else torch.tensor(amax, dtype=computed.dtype))
+    else:
+        made = microscaling.mx(computed, args, rule=scheme.partition(";mx=")[2] or "even")
+        if x.dtype == torch.bfloat16 and scheme in cases.MX:
+            as_it_is = microscaling.mx(x, args, rule="even")
+            assert torch.equal(made.codes, as_it_is.codes) and torch.equal(made.scales, as_it_is.scales.float())
+    assert made.scales.isfinite().all() and (made.scales != 0).all(), f"{scheme} has no answer here"
+    return Quantized(
+        codes=made.codes.numpy(),
+        scales=made.scales.float().numpy(),
+        global_scale=None if made.global_scale is None else made.global_scale.numpy(),
+    )
+
+
+def fused(layers: dict[str, np.ndarray], arith: str) -> dict[str, Quantized]:
+    """NVFP4 of layers that share a global scale: that of the greatest magnitude among them."""
+    magnitudes = {name: float(as_torch(weights).float().abs().max()) for name, weights in layers.items()}
+    made = {name: oracle(weights, "NVFP4A16", arith, max(magnitudes.values())) for name, weights in layers.items()}
+    # It is the least of their own, but for the 1.0 of an empty layer, which stands for an infinite one.
+    least = min(oracle(layers[name], "NVFP4A16", arith).global_scale for name, greatest in magnitudes.items() if greatest)
+    assert all(layer.global_scale == least for layer in made.values())
+    return made
 
 
 def in_weight_dtype(x: torch.Tensor, args: QuantizationArgs):
@@ -229,34 +288,41 @@ def compressed(model: dict[str, np.ndarray], modules, scheme: str, arith: str) -
     group = quantization_args(scheme).group_size or 1
     written = dict(model)
     for module in modules:
+        partners = next((found for found in checkpoints.FUSED if module in found), [module])
+        amax = max(float(np.abs(model[f"{partner}.weight"].astype(np.float32)).max()) for partner in partners)
         if model[f"{module}.weight"].shape[1] % group == 0:
             state = {name.removeprefix(f"{module}."): model[name] for name in model if name.startswith(f"{module}.")}
             for name in state:
                 del written[f"{module}.{name}"]
-            written |= {f"{module}.{name}": tensor for name, tensor in compress(state, scheme, arith).items()}
+            written |= {f"{module}.{name}": tensor for name, tensor in compress(state, scheme, arith, amax).items()}
     return written
 
 
-def compress(state: dict[str, np.ndarray], scheme: str, arith: str) -> dict[str, torch.Tensor]:
+def compress(state: dict[str, np.ndarray], scheme: str, arith: str, amax: float) -> dict[str, torch.Tensor]:
     """A module's tensors by the `compress` of its format's compressor, given the oracle's scales and zero points.
 
     That quantizes in the type of the weights it is given: in `f32` they are widened, and the scale goes back to its
-    stored type.
+    stored type. `amax`: of all modules that share an NVFP4 global scale with this one, or its own.
     """
-    expected = oracle(state["weight"], scheme, arith)
+    expected = oracle(state["weight"], scheme, arith, amax)
     state = {name: as_torch(tensor) for name, tensor in state.items()}
     stored = state["weight"].dtype
     computed = torch.float32 if arith == "f32" else stored
     state |= {"weight": state["weight"].to(computed), "weight_scale": torch.from_numpy(expected.scales).to(computed)}
     if expected.zero_points is not None:
         state["weight_zero_point"] = torch.from_numpy(expected.zero_points).to(quantization_args(scheme).zp_dtype)
+    if expected.global_scale is not None:
+        state["weight_global_scale"] = torch.from_numpy(expected.global_scale)
     compressor = BaseCompressor.get_value_from_registry(compression_format(scheme))
     written = compressor.compress(state, quantization_scheme(scheme))
-    written["weight_scale"] = written["weight_scale"].to(stored)
+    if scheme not in cases.MICROSCALED:
+        written["weight_scale"] = written["weight_scale"].to(stored)
 
     codes = written.get("weight", written.get("weight_packed")).contiguous().view(torch.uint8)
     assert np.array_equal(codes.numpy(), expected.codes), f"{scheme}: `compress` and `quantize` differ"
-    assert np.array_equal(written["weight_scale"].float().numpy(), expected.scales)
+    scales = written["weight_scale"]
+    scales = microscaling.as_scales(scales.int()) if scheme in cases.MX else scales.float()
+    assert np.array_equal(scales.numpy(), expected.scales)
     return written
 
 
@@ -276,7 +342,11 @@ def quantization_args(scheme: str) -> QuantizationArgs:
 
 
 def quantization_scheme(scheme: str) -> QuantizationScheme:
-    """A preset by compressed-tensors' own definition; `intN[-asym]/PART` and `fp8/PART` by the same words."""
+    """A preset by compressed-tensors' own definition; `intN[-asym]/PART` and `fp8/PART` by the same words.
+
+    The rule for an MX scale, `;mx=RULE`, is no word of compressed-tensors.
+    """
+    scheme = scheme.partition(";mx=")[0]
     plain = re.fullmatch(r"(?:int(?P<bits>\d)(?P<asym>-asym)?|fp8)/(?P<part>\w+)", scheme)
     if not plain:
         return preset_name_to_scheme(scheme, ["Linear"])

@@ -1,4 +1,4 @@
-"""The server's bytes equal compressed-tensors', bit for bit: codes, scales and zero points of the golden files.
+"""The server's bytes equal compressed-tensors', bit for bit: codes, scales, zero points and NVFP4's global scales.
 
 README.md says what the files hold and how they were made.
 """
@@ -16,7 +16,7 @@ from golden import minilm
 from harness import wire
 
 FILES = Path(__file__).resolve().parent / "files"
-KINDS = ("codes", "scales", "zero_points")
+KINDS = ("codes", "scales", "zero_points", "global_scale")
 # A real layer comes in several rows, whole blocks of FP8_BLOCK each, so that no message grows past a few MiB of results.
 CHANNELS_PER_ROW = 4096
 
@@ -36,6 +36,14 @@ def real():
         for arith in ("f32", "weight-dtype"):
             for scheme in ariths.get(arith, ariths["f32"]):
                 yield pytest.param(dtype, arith, scheme, id=f"{dtype}-{arith}-{scheme}")
+
+
+def fused():
+    """(dtype, arith) of the layers that share a global scale; f32 as above."""
+    for made_by in sorted({key.split("@")[0] for key in load(FILES / "fused.safetensors")}):
+        dtype, arith = made_by.split("-", 1)
+        for arith in ("f32", "weight-dtype") if dtype == "f32" else (arith,):
+            yield pytest.param(dtype, arith, id=f"{dtype}-{arith}")
 
 
 @cache
@@ -58,11 +66,29 @@ def test_adversarial_layers_equal_compressed_tensors(server, dtype, arith, schem
             expected.setdefault(case, {})[kind] = tensor
     layers = {case: adversarial_input(case, dtype) for case in expected}
 
-    found = quantized(server, scheme, arith, layers)
+    found = quantized(server, {"scheme": scheme, "arith": arith}, layers)
 
     for case, tensors in expected.items():
         for kind in KINDS:
             check(f"{case}, {dtype}, {arith}, {scheme}: {kind}", found[case][kind], tensors.get(kind))
+
+
+@pytest.mark.parametrize("dtype, arith", list(fused()))
+def test_layers_with_a_common_amax_equal_those_that_compressed_tensors_fuses(server, dtype, arith):
+    made_by = "f32" if dtype == "f32" else arith
+    expected = {}
+    for key, tensor in load(FILES / "fused.safetensors").items():
+        of, case, kind = key.split("@")
+        if of == f"{dtype}-{made_by}":
+            expected.setdefault(case, {})[kind] = tensor
+    layers = {case: adversarial_input(case, dtype) for case in expected}
+    amax = max(float(np.abs(weights.astype(np.float32)).max()) for weights in layers.values())
+
+    found = quantized(server, {"scheme": "NVFP4A16", "arith": arith, "amax": amax}, layers)
+
+    for case, tensors in expected.items():
+        for kind in KINDS:
+            check(f"{case}, {dtype}, {arith}, amax {amax}: {kind}", found[case][kind], tensors.get(kind))
 
 
 @pytest.mark.parametrize("dtype, arith, scheme", list(real()))
@@ -72,7 +98,7 @@ def test_real_layers_equal_compressed_tensors(server, dtype, arith, scheme):
     layers = real_inputs(dtype)
     assert set(layers) == set(expected)
 
-    found = quantized(server, scheme, arith, layers, channels_per_row=CHANNELS_PER_ROW)
+    found = quantized(server, {"scheme": scheme, "arith": arith}, layers, channels_per_row=CHANNELS_PER_ROW)
 
     for layer, hashes in expected.items():
         for kind in KINDS:
@@ -95,11 +121,10 @@ def real_inputs(dtype: str) -> dict[str, np.ndarray]:
     return weights
 
 
-def quantized(server, scheme, arith, layers, **rows) -> dict[str, dict]:
+def quantized(server, quantize: dict, layers, **rows) -> dict[str, dict]:
     """All layers through one exchange: arrays by layer and kind, None for null."""
-    command = {"quantize": {"scheme": scheme, "arith": arith}}
     batches = [wire.layer_batch(name, weights, **rows) for name, weights in layers.items()]
-    reply = wire.exchange(server.location, command, batches)
+    reply = wire.exchange(server.location, {"quantize": quantize}, batches)
     found = {}
     for name in layers:
         layer = reply.layer(name)
@@ -110,8 +135,20 @@ def quantized(server, scheme, arith, layers, **rows) -> dict[str, dict]:
             "codes": np.frombuffer(layer.codes, np.uint8),
             "scales": layer.scales,
             "zero_points": None if symmetric else layer.zero_points,
+            "global_scale": global_scale(layer),
         }
     return found
+
+
+def global_scale(layer: wire.Layer) -> np.ndarray | None:
+    """What the first row of a layer carries beside its codes and scales, and no other row does."""
+    first, *others = [row["extra_tensors"] for row in layer.rows]
+    assert not any(others), "extra_tensors on a row that does not begin the layer"
+    if not first:
+        return None
+    tensor, = first
+    assert (tensor["name"], tensor["dtype"], tensor["shape"]) == ("weight_global_scale", "f32", [1])
+    return np.frombuffer(tensor["data"], "<f4")
 
 
 def check(what: str, got: np.ndarray | None, expected: np.ndarray | None):

@@ -16,14 +16,14 @@ FIELDS = {
     "Quantize": {
         "scheme": (1, TEXT), "recipe": (2, "Recipe"), "profile": (3, TEXT), "group_size": (4, NUMBER),
         "channel_dims": (5, NUMBER), "arith": (6, TEXT), "on_error": (7, TEXT), "on_indivisible": (8, TEXT),
-        "return_kept": (9, FLAG), "fallback": (10, "Ladder"),
+        "return_kept": (9, FLAG), "fallback": (10, "Ladder"), "amax": (11, DOUBLE),
     },
     "Dequantize": {"dtype": (1, TEXT)},
     "Measure": {},
     "Recipe": {"rules": (1, "Rule"), "ignore": (2, TEXT)},
     "Rule": {
         "targets": (1, TEXT), "scheme": (2, TEXT), "group_size": (3, NUMBER), "channel_dims": (4, NUMBER),
-        "on_indivisible": (5, TEXT), "fallback": (6, "Ladder"),
+        "on_indivisible": (5, TEXT), "fallback": (6, "Ladder"), "amax": (7, DOUBLE),
     },
     "Ladder": {"schemes": (1, TEXT), "sqnr_db_min": (2, DOUBLE), "cosine_min": (3, DOUBLE)},
 }

@@ -148,6 +148,16 @@ class Layer:
         return pc.list_flatten(self.table["zero_points"]).to_numpy()
 
     @property
+    def global_scale(self) -> np.ndarray | None:
+        """What its scales are divided by, [1]: one row of a quantized layer says it, if any."""
+        found = [tensor for tensors in self.table["extra_tensors"].drop_null().to_pylist() for tensor in tensors]
+        if not found:
+            return None
+        tensor, = found
+        assert (tensor["name"], tensor["dtype"], tensor["shape"]) == ("weight_global_scale", "f32", [1])
+        return np.frombuffer(tensor["data"], "<f4")
+
+    @property
     def metrics(self) -> dict:
         """Of the whole layer: on its last row only."""
         *others, last = self.table["layer_metrics"].to_pylist()
@@ -157,7 +167,8 @@ class Layer:
     @property
     def bits(self) -> tuple:
         """Everything that must not depend on chunking, threads or CPU, byte for byte."""
-        return self.codes, self.scales.tobytes(), self.zero_points.tobytes()
+        global_scale = None if self.global_scale is None else self.global_scale.tobytes()
+        return self.codes, self.scales.tobytes(), self.zero_points.tobytes(), global_scale
 
 
 def parse_report(data: bytes) -> dict:

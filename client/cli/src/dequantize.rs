@@ -126,12 +126,14 @@ fn coded(source: &Source, module: &Module) -> Result<CodedLayer, Error> {
     let broken = |detail: String| Error::Source { layer: module.name.clone(), detail };
     let scales = module.scales(source).map_err(|error| broken(error.to_string()))?;
     let points = module.zero_points(source).map_err(|error| broken(error.to_string()))?;
+    let global = module.global_scale(source).map_err(|error| broken(error.to_string()))?;
     let span = NonZeroU64::new(module.span_channels()).unwrap_or(NonZeroU64::MIN);
     let dtype = word(own_type(module)).parse().map_err(|_| broken("its type is none of the wire".to_owned()))?;
     let (file, codes) = (source.clone(), module.codes.clone());
     let read = move |range| file.read(&codes, range);
     let scheme = module.scheme.to_string();
     CodedLayer::new(&*module.name, dtype, &module.shape, scheme, module.channels(), span, scales, points, read)
+        .map(|layer| layer.with_global_scale(global))
 }
 
 fn tell(done: &Done, args: &DequantizeArgs) -> Result<(), Failure> {

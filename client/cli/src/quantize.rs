@@ -12,6 +12,7 @@ use std::{
 use futures::TryStreamExt;
 use quarrel_checkpoint::{
     Fate, Pieces, Scheme, Sink, Source, Stop, Tensor, checkpoint_recipe, fates, known_schemes, stored, with_schemes,
+    with_shared_scales,
 };
 use quarrel_client::{
     Layer, Outcome, Run,
@@ -38,6 +39,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
     different(&Vec::from_iter(paths.into_iter().flatten()))?;
     let source = Source::open(&args.files.source)?;
+    let command = with_shared_scales(&source, command)?;
     let fates = fates(&source, &command)?;
     let sink = Sink::new(target(&args.files, &args.files.destination)?)?;
     let report_target = target(&args.files, &report_path)?;
@@ -147,6 +149,7 @@ struct Open {
     pieces: Pieces,
     scales: Vec<f32>,
     zero_points: Option<Vec<i32>>,
+    global_scale: Option<f32>,
     scheme: Option<String>,
     /// Why it is not quantized, if a run says so.
     not: Option<(&'static str, String, String)>,
@@ -198,6 +201,7 @@ impl Writing {
                     (Some(points), Some(more)) => points.extend(more),
                     (points, more) => *points = more,
                 }
+                open.global_scale = open.global_scale.or(codes.global_scale);
                 open.scheme = Some(codes.scheme);
             }
             Outcome::Kept { reason, message, .. } => open.not = Some(("kept", reason, message)),
@@ -220,7 +224,8 @@ impl Writing {
         let scheme: Scheme = text.parse().map_err(|error| Failure::ours(format!("layer `{name}`: {error}")))?;
         let tensor = &self.source.tensors()[at];
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let stored = stored(module, &scheme, (tensor.dtype, &tensor.shape), &open.scales, open.zero_points.as_deref());
+        let (points, global) = (open.zero_points.as_deref(), open.global_scale);
+        let stored = stored(module, &scheme, (tensor.dtype, &tensor.shape), &open.scales, points, global);
         let mut tensors = vec![stored.codes.0.clone()];
         self.sink.spooled(stored.codes, open.pieces)?;
         for (name, dtype, shape, bytes) in stored.beside {

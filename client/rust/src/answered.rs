@@ -6,7 +6,7 @@ use arrow_array::{
     types::{Float32Type, Int32Type},
 };
 use bytes::Bytes;
-use quarrel_proto::column::{self, status};
+use quarrel_proto::column::{self, status, tensor};
 
 use crate::{
     columns::{binary, column, field, number, numbers, text, texts},
@@ -58,7 +58,10 @@ impl<'a> Answered<'a> {
         let message = || text(self.messages, row).unwrap_or_default().to_owned();
         let outcome = match self.statuses.value(row) {
             status::QUANTIZED => Outcome::Quantized(self.codes(row, &layer)?),
-            status::KEPT => Outcome::Kept { reason: reason(), message: message(), weights: self.weights(row)? },
+            status::KEPT => {
+                let weights = self.extra(row, tensor::WEIGHT)?;
+                Outcome::Kept { reason: reason(), message: message(), weights }
+            }
             status::FAILED => Outcome::Failed { reason: reason(), message: message() },
             other => return Err(Error::Answer { detail: format!("status `{other}` is none") }),
         };
@@ -85,13 +88,16 @@ impl<'a> Answered<'a> {
             data,
             scales: numbers::<Float32Type>(self.scales, row)?.ok_or_else(|| missing(column::SCALES))?,
             zero_points: numbers::<Int32Type>(self.zero_points, row)?,
+            global_scale: self
+                .extra(row, tensor::WEIGHT_GLOBAL_SCALE)?
+                .and_then(|data| Some(f32::from_le_bytes(*data.first_chunk()?))),
             scheme: text(self.schemes, row).ok_or_else(|| missing(column::SCHEME))?.to_owned(),
             bit_width: number(self.widths, row).ok_or_else(|| missing(column::BIT_WIDTH))?,
         })
     }
 
-    /// The tensor `weight` of a kept row.
-    fn weights(&self, row: usize) -> Result<Option<Bytes>, Error> {
+    /// The tensor of that name among a row's extra tensors.
+    fn extra(&self, row: usize, name: &str) -> Result<Option<Bytes>, Error> {
         if self.extra.is_null(row) {
             return Ok(None);
         }
@@ -100,7 +106,7 @@ impl<'a> Answered<'a> {
         let tensors = tensors.as_any().downcast_ref::<StructArray>().ok_or_else(broken)?;
         let names = field::<StringArray>(tensors, "name")?;
         let data = field::<LargeBinaryArray>(tensors, "data")?;
-        let at = (0..tensors.len()).find(|at| names.value(*at) == "weight");
+        let at = (0..tensors.len()).find(|at| names.value(*at) == name);
         Ok(at.and_then(|at| binary(data, at)))
     }
 }

@@ -4,14 +4,14 @@ use std::{collections::VecDeque, num::NonZeroU64, ops::Range, sync::Arc};
 
 use arrow_array::{
     ArrayRef, Float32Array, Int32Array, LargeBinaryArray, LargeListArray, ListArray, RecordBatch, StringArray,
-    types::Float32Type,
+    StructArray, types::Float32Type,
 };
 use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use prost::Message;
 use quarrel_proto::{
-    column::{self, status},
+    column::{self, status, tensor},
     v1,
 };
 
@@ -36,6 +36,7 @@ pub struct CodedLayer {
     span: Span,
     scales: Arc<[f32]>,
     zero_points: Option<Arc<[i32]>>,
+    global_scale: Option<f32>,
     codes: Source,
 }
 
@@ -87,8 +88,15 @@ impl CodedLayer {
             span: Span { channels: span_channels.get(), scales: count / spans },
             scales: scales.into(),
             zero_points: zero_points.map(Into::into),
+            global_scale: None,
             codes: Source::There(Arc::new(read)),
         })
+    }
+
+    /// The layer with scales that are divided by one number (NVFP4).
+    #[must_use]
+    pub fn with_global_scale(self, global_scale: Option<f32>) -> CodedLayer {
+        CodedLayer { global_scale, ..self }
     }
 
     /// Where the scales of the spans stand that begin within `channels`.
@@ -125,6 +133,7 @@ pub(crate) struct Row {
     layer: CodedLayer,
     scales: Range<usize>,
     data: Bytes,
+    is_first: bool,
 }
 
 impl Dequantize {
@@ -136,6 +145,7 @@ impl Dequantize {
             Field::new(column::QUANTIZED_DATA, DataType::LargeBinary, false),
             Field::new(column::SCALES, list(DataType::Float32), false),
             Field::new(column::ZERO_POINTS, list(DataType::Int32), true),
+            Field::new(column::EXTRA_TENSORS, list(DataType::Struct(extra_fields())), true),
             Field::new(column::DTYPE, DataType::Utf8, false),
             Field::new(column::SHAPE, list(DataType::Int64), false),
             Field::new(column::SCHEME, DataType::Utf8, false),
@@ -178,7 +188,7 @@ impl Verb for Dequantize {
         if data.len() as u64 != expected {
             return Err(failed(format!("its reader gave {} bytes: expected {expected}", data.len())));
         }
-        Ok(Row { scales: layer.scales_of(&channels), layer: layer.clone(), data })
+        Ok(Row { scales: layer.scales_of(&channels), layer: layer.clone(), data, is_first: channels.start == 0 })
     }
 
     fn bytes(row: &Row) -> usize {
@@ -193,6 +203,7 @@ impl Verb for Dequantize {
             Arc::new(binaries(rows.iter().map(|row| &row.data))?),
             scales(&rows)?,
             zero_points(&rows)?,
+            extra_tensors(&rows)?,
             text(|row| row.layer.dtype.word()),
             Arc::new(shapes(rows.iter().map(|row| &*row.layer.shape))?),
             text(|row| &row.layer.scheme),
@@ -263,6 +274,33 @@ fn zero_points(rows: &[Row]) -> Result<ArrayRef, Error> {
     let values = Int32Array::new(ScalarBuffer::from_iter(points.iter().flatten().flatten().copied()), None);
     let lists = ListArray::try_new(item(DataType::Int32), offsets, Arc::new(values), Some(nulls)).map_err(broken)?;
     Ok(Arc::new(lists))
+}
+
+fn extra_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("name", DataType::Utf8, false),
+        Field::new("dtype", DataType::Utf8, false),
+        Field::new("shape", DataType::List(item(DataType::Int64)), false),
+        Field::new("data", DataType::LargeBinary, false),
+    ])
+}
+
+/// The global scale, on the first row of a layer that has one.
+fn extra_tensors(rows: &[Row]) -> Result<ArrayRef, Error> {
+    let globals = Vec::from_iter(rows.iter().map(|row| row.layer.global_scale.filter(|_| row.is_first)));
+    let data = Vec::from_iter(globals.iter().flatten().map(|scale| Bytes::copy_from_slice(&scale.to_le_bytes())));
+    let one: &[u64] = &[1];
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(data.iter().map(|_| tensor::WEIGHT_GLOBAL_SCALE))),
+        Arc::new(StringArray::from_iter_values(data.iter().map(|_| Dtype::F32.word()))),
+        Arc::new(shapes(data.iter().map(|_| one))?),
+        Arc::new(binaries(data.iter())?),
+    ];
+    let tensors = StructArray::try_new(extra_fields(), columns, None).map_err(broken)?;
+    let nulls = NullBuffer::from_iter(globals.iter().map(Option::is_some));
+    let offsets = OffsetBuffer::from_lengths(globals.iter().map(|global| usize::from(global.is_some())));
+    let item = item(DataType::Struct(extra_fields()));
+    Ok(Arc::new(ListArray::try_new(item, offsets, Arc::new(tensors), Some(nulls)).map_err(broken)?))
 }
 
 #[cfg(test)]

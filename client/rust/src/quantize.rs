@@ -69,6 +69,8 @@ pub struct Codes {
     pub scales: Vec<f32>,
     /// One for each scale, in the signed domain of the codes; none if symmetric.
     pub zero_points: Option<Vec<i32>>,
+    /// What the scales are divided by, if that is another number than 1: on the layer's first run (NVFP4).
+    pub global_scale: Option<f32>,
     /// The canonical scheme.
     pub scheme: String,
     /// Bits of a code.

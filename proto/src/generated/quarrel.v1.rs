@@ -41,6 +41,9 @@ pub struct Quantize {
     pub return_kept: ::core::option::Option<bool>,
     #[prost(message, optional, tag = "10")]
     pub fallback: ::core::option::Option<Ladder>,
+    /// The greatest magnitude over the layers that share a global scale (NVFP4); absent: each layer's own.
+    #[prost(double, optional, tag = "11")]
+    pub amax: ::core::option::Option<f64>,
     #[prost(oneof = "quantize::How", tags = "1, 2, 3")]
     pub how: ::core::option::Option<quantize::How>,
 }
@@ -87,6 +90,8 @@ pub struct Rule {
     pub on_indivisible: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "6")]
     pub fallback: ::core::option::Option<Ladder>,
+    #[prost(double, optional, tag = "7")]
+    pub amax: ::core::option::Option<f64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Ladder {
@@ -195,7 +200,7 @@ pub struct Scheme {
     pub group_size: ::core::option::Option<u32>,
     #[prost(uint32, repeated, tag = "7")]
     pub block: ::prost::alloc::vec::Vec<u32>,
-    /// `dense-int32` (offset binary), `int8` or `fp8`.
+    /// `dense-int32` (offset binary), `dense-uint8`, `int8` or `fp8`.
     #[prost(string, tag = "8")]
     pub packing: ::prost::alloc::string::String,
     /// The checkpoint format of compressed-tensors that holds these bytes, where there is one.

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use half::{bf16, f16};
-use quarrel_engine::{Codes, Granularity, Packing, Scheme, SchemeError, packed_bytes};
+use quarrel_engine::{Codes, Granularity, Packing, Scaling, Scheme, SchemeError, e4m3_value, packed_bytes};
 use safetensors::Dtype;
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     bits::unpack_down,
     error::CheckpointError,
     source::{Source, Tensor},
-    stored::{points_stored, scale_shape},
+    stored::{codes_stored, points_stored, scale_shape, stored_type},
 };
 
 /// A quantized layer of a file.
@@ -33,6 +33,7 @@ pub struct Module {
     scales: Tensor,
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
+    global: Option<Tensor>,
 }
 
 /// Finds them, in the order of their codes.
@@ -44,7 +45,7 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
     let mut found = Vec::new();
     for tensor in source.tensors() {
         // Of `weight_g_idx` the groups are not of neighbouring columns.
-        let foreign = ["qweight", "weight.absmax", "weight_scale_inv", "weight_global_scale", "weight_g_idx"];
+        let foreign = ["qweight", "weight.absmax", "weight_scale_inv", "weight_g_idx"];
         if let Some((mark, module)) = foreign.iter().find_map(|mark| Some((mark, prefix(&tensor.name, mark)?))) {
             let detail = format!("it is quantized in a layout that this version does not read (`{mark}`)");
             return Err(CheckpointError::Module { module: module.to_owned(), detail });
@@ -95,8 +96,20 @@ impl Module {
         Ok(match self.scales.dtype {
             Dtype::F16 => bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect(),
             Dtype::BF16 => bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
+            Dtype::U8 => bytes.iter().map(|exponent| power_of_two(*exponent)).collect(),
+            Dtype::F8_E4M3 => bytes.iter().map(|bits| e4m3_value(*bits)).collect(),
             _ => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
         })
+    }
+
+    /// What its scales are divided by, if that is another number than 1.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn global_scale(&self, source: &Source) -> Result<Option<f32>, CheckpointError> {
+        let Some(tensor) = &self.global else { return Ok(None) };
+        let bytes = source.read_whole(tensor)?;
+        Ok(bytes.first_chunk().map(|bytes| f32::from_le_bytes(*bytes)))
     }
 
     /// Its zero points, one for each scale, in the signed domain of the codes; none if it is symmetric.
@@ -118,9 +131,14 @@ impl Module {
 
     /// The names of all tensors that it is made of.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
-        let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref()];
+        let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref(), self.global.as_ref()];
         [Some(&self.codes), Some(&self.scales)].into_iter().chain(others).flatten().map(|part| part.name.as_str())
     }
+}
+
+/// 2^(exponent - 127).
+fn power_of_two(exponent: u8) -> f32 {
+    f32::from_bits(if exponent == 0 { 1 << 22 } else { u32::from(exponent) << 23 })
 }
 
 fn prefix<'a>(name: &'a str, part: &str) -> Option<&'a str> {
@@ -172,6 +190,7 @@ struct Parts {
     scales: Tensor,
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
+    global: Option<Tensor>,
     shape: Vec<u64>,
     is_dense: bool,
     name: String,
@@ -181,17 +200,28 @@ impl Parts {
     fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, String> {
         let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
         let scales = part("weight_scale").ok_or("it has codes but no `weight_scale`")?;
-        if !matches!(scales.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) || is_dense && codes.dtype != Dtype::I32 {
+        let is_float = matches!(scales.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        let is_small = matches!(scales.dtype, Dtype::U8 | Dtype::F8_E4M3);
+        let is_known = match (is_dense, codes.dtype) {
+            (true, Dtype::I32) => is_float,
+            (true, Dtype::U8) => is_small,
+            (false, Dtype::F8_E4M3) => is_float || scales.dtype == Dtype::U8,
+            (false, Dtype::I8) => is_float,
+            _ => false,
+        };
+        if !is_known {
             return Err(format!(
-                "its codes are {:?} and its scales {:?}: this version reads int and FP8 codes with float scales",
+                "its codes are {:?} and its scales {:?}: this version reads int and FP8 codes with float scales, and \
+                 FP4, FP6 and FP8 with scales of one byte",
                 codes.dtype, scales.dtype
             ));
         }
         let shape_tensor = part("weight_shape");
-        let shape = match (&shape_tensor, is_dense) {
-            (None, true) => return Err("it has `weight_packed` but no `weight_shape`".to_owned()),
-            (Some(tensor), true) => shape_of(source, tensor)?,
-            (_, false) => codes.shape.clone(),
+        let shape = match (&shape_tensor, is_dense, codes.dtype) {
+            (_, true, Dtype::U8) => packed_shape(codes, &scales)?,
+            (None, true, _) => return Err("it has `weight_packed` but no `weight_shape`".to_owned()),
+            (Some(tensor), true, _) => shape_of(source, tensor)?,
+            (_, false, _) => codes.shape.clone(),
         };
         // Zeros as ones: so no product of some of them overflows either.
         for shape in [&shape, &codes.shape, &scales.shape] {
@@ -201,7 +231,9 @@ impl Parts {
             }
         }
         let zero_points = part("weight_zero_point");
-        Ok(Parts { codes: codes.clone(), scales, zero_points, shape_tensor, shape, is_dense, name: module.to_owned() })
+        let global = part("weight_global_scale");
+        let (codes, name) = (codes.clone(), module.to_owned());
+        Ok(Parts { codes, scales, zero_points, shape_tensor, global, shape, is_dense, name })
     }
 
     fn module(self, said: Option<&Scheme>) -> Result<Module, String> {
@@ -210,14 +242,31 @@ impl Parts {
             None => self.told()?,
         };
         self.check(&scheme)?;
-        let Parts { codes, scales, zero_points, shape_tensor, shape, name, .. } = self;
-        Ok(Module { name, scheme, shape, dtype: scales.dtype, codes, scales, zero_points, shape_tensor })
+        let Parts { codes, scales, zero_points, shape_tensor, global, shape, name, .. } = self;
+        // Scales of one byte do not tell the weights' type; bf16 is what compressed-tensors decompresses them to.
+        let dtype = match scheme.format().scaling {
+            Scaling::Weights => scales.dtype,
+            Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
+        };
+        Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global })
     }
 
     /// The scheme that types and shapes tell.
     fn told(&self) -> Result<Scheme, String> {
         let dims = if self.is_dense { self.codes.shape.len().saturating_sub(1).max(1) } else { 1 };
         let columns: u64 = self.shape.iter().skip(dims).product();
+        // The rule by which MX scales were chosen does not matter any more.
+        let preset = match (self.codes.dtype, self.scales.dtype) {
+            (Dtype::U8, Dtype::F8_E4M3) => Some("NVFP4A16"),
+            (Dtype::U8, _) if self.codes.shape.last().copied() == Some(columns / 2) => Some("MXFP4A16"),
+            (Dtype::U8, _) => Some("MXFP6A16"),
+            (Dtype::F8_E4M3, Dtype::U8) => Some("MXFP8A16"),
+            _ => None,
+        };
+        if let Some(preset) = preset {
+            let dims = if dims == 1 { String::new() } else { format!(";channel_dims={dims}") };
+            return format!("{preset}{dims}").parse().map_err(|error: SchemeError| error.to_string());
+        }
         let name = match (self.is_dense, self.codes.dtype) {
             (true, _) => self.dense_name(columns)?,
             (false, Dtype::I8) if self.zero_points.is_some() => "int8-asym".to_owned(),
@@ -273,14 +322,7 @@ impl Parts {
     fn check(&self, scheme: &Scheme) -> Result<(), String> {
         let dims = (scheme.channel_dims().get() as usize).min(self.shape.len());
         let (channels, columns) = (&self.shape[..dims], self.shape[dims..].iter().product::<u64>());
-        let codes = match scheme.codes() {
-            Codes::Int { packing: Packing::Dense, .. } => {
-                let words = packed_bytes(scheme.codes(), columns as usize) as u64 / 4;
-                (Dtype::I32, [channels, &[words]].concat())
-            }
-            Codes::Int { .. } => (Dtype::I8, self.shape.clone()),
-            Codes::Fp8E4m3 => (Dtype::F8_E4M3, self.shape.clone()),
-        };
+        let (_, codes_type, codes_shape) = codes_stored(scheme, &self.shape, channels, columns);
         let per_scale = scale_shape(scheme, channels, columns);
         let expect = |part: &Tensor, (dtype, shape): (Dtype, Vec<u64>)| {
             let found = (part.dtype, &part.shape);
@@ -292,8 +334,20 @@ impl Parts {
             };
             if found == (dtype, &shape) { Ok(()) } else { Err(wrong()) }
         };
-        expect(&self.codes, codes)?;
-        expect(&self.scales, (self.scales.dtype, per_scale.clone()))?;
+        expect(&self.codes, (codes_type, codes_shape))?;
+        let scales_type = match scheme.format().scaling {
+            Scaling::Weights => self.scales.dtype,
+            Scaling::E8m0(_) | Scaling::E4m3 => stored_type(scheme, self.scales.dtype),
+        };
+        expect(&self.scales, (scales_type, per_scale.clone()))?;
+        match (&self.global, scheme.format().scaling) {
+            (Some(global), Scaling::E4m3) => expect(global, (Dtype::F32, vec![1]))?,
+            (None, Scaling::E4m3) => {
+                return Err(format!("it has no global scale (`weight_global_scale`): `{scheme}` has one"));
+            }
+            (Some(global), _) => return Err(format!("`{}` is there: `{scheme}` has no global scale", global.name)),
+            (None, _) => {}
+        }
         match (&self.zero_points, scheme.codes().symmetric()) {
             (None, true) => Ok(()),
             (Some(points), false) => expect(points, points_stored(scheme.codes(), &per_scale)),
@@ -301,6 +355,16 @@ impl Parts {
             (None, false) => Err(format!("it has no zero points (`weight_zero_point`): `{scheme}` has them")),
         }
     }
+}
+
+/// The shape of FP4 and FP6 codes, which are not said: groups of 16 (FP8 scales) or 32 (bytes of exponents) columns.
+fn packed_shape(codes: &Tensor, scales: &Tensor) -> Result<Vec<u64>, String> {
+    let group = if scales.dtype == Dtype::F8_E4M3 { 16 } else { 32 };
+    let ([channels @ .., _], Some(groups)) = (codes.shape.as_slice(), scales.shape.last()) else {
+        return Err(format!("codes of shape {:?} have no columns", codes.shape));
+    };
+    let columns = groups.checked_mul(group).ok_or_else(|| format!("{groups} groups of {group} columns"))?;
+    Ok([channels, &[columns]].concat())
 }
 
 /// The dimensions that the tensor `weight_shape` holds.

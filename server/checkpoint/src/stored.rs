@@ -1,10 +1,11 @@
 //! What a quantized layer is stored as: the tensors of compressed-tensors 0.20, their names, types, shapes and bytes.
 //!
-//! Source: its compressors `pack-quantized`, `int-quantized` and `float-quantized`; `tests/golden/test_checkpoints.py`
-//! holds every one of these against what they write.
+//! Source: its compressors `pack-quantized`, `int-quantized`, `float-quantized`, `nvfp4-pack-quantized`, `mxfp4-pack-quantized`,
+//! `mxfp6-pack-quantized` and `mxfp8-quantized`; `tests/golden/test_checkpoints.py` holds every one of these against what
+//! they write.
 
 use half::{bf16, f16};
-use quarrel_engine::{Codes, Granularity, Packing, Scheme, packed_bytes};
+use quarrel_engine::{Codes, Granularity, Packing, Scaling, Scheme, e4m3_bits, packed_bytes};
 use safetensors::Dtype;
 
 use crate::bits::pack_down;
@@ -21,35 +22,50 @@ pub struct Stored {
 /// What the layer `NAME.weight` becomes.
 ///
 /// `shape` is the weights' own and `dtype` their type; `scales` are all of the layer's, row-major over channels and groups,
-/// or blocks; so are `zero_points`, in the signed domain of the codes.
+/// or blocks; so are `zero_points`, in the signed domain of the codes. `global` is what the scales are divided by.
 pub fn stored(
     module: &str,
     scheme: &Scheme,
     (dtype, shape): (Dtype, &[u64]),
     scales: &[f32],
     zero_points: Option<&[i32]>,
+    global: Option<f32>,
 ) -> Stored {
     let dims = (scheme.channel_dims().get() as usize).min(shape.len());
     let (channels, columns) = (&shape[..dims], shape[dims..].iter().product::<u64>());
     let per_scale = scale_shape(scheme, channels, columns);
     let name = |part: &str| format!("{module}.{part}");
-    let scale_type = stored_type(dtype);
+    let scale_type = stored_type(scheme, dtype);
     let mut beside = vec![(name("weight_scale"), scale_type, per_scale.clone(), narrowed(scales, scale_type))];
-    let codes = match scheme.codes() {
-        Codes::Int { packing: Packing::Dense, .. } => {
-            let words = packed_bytes(scheme.codes(), columns as usize) as u64 / 4;
-            let shape_bytes = shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes()).collect();
-            beside.push((name("weight_shape"), Dtype::I64, vec![shape.len() as u64], shape_bytes));
-            (name("weight_packed"), Dtype::I32, [channels, &[words]].concat())
-        }
-        Codes::Int { packing: Packing::Plain, .. } => (name("weight"), Dtype::I8, shape.to_vec()),
-        Codes::Fp8E4m3 => (name("weight"), Dtype::F8_E4M3, shape.to_vec()),
-    };
+    let (part, codes_type, codes_shape) = codes_stored(scheme, shape, channels, columns);
+    if let Codes::Int { packing: Packing::Dense, .. } = scheme.codes() {
+        let shape_bytes = shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes()).collect();
+        beside.push((name("weight_shape"), Dtype::I64, vec![shape.len() as u64], shape_bytes));
+    }
+    if let Some(global) = global {
+        beside.push((name("weight_global_scale"), Dtype::F32, vec![1], global.to_le_bytes().to_vec()));
+    }
     if let Some(points) = zero_points {
         let (dtype, shape, bytes) = stored_points(scheme.codes(), &per_scale, points);
         beside.push((name("weight_zero_point"), dtype, shape, bytes));
     }
-    Stored { codes, beside }
+    Stored { codes: (name(part), codes_type, codes_shape), beside }
+}
+
+/// The part, type and shape of a layer's codes.
+pub(crate) fn codes_stored(
+    scheme: &Scheme,
+    shape: &[u64],
+    channels: &[u64],
+    columns: u64,
+) -> (&'static str, Dtype, Vec<u64>) {
+    let bytes = packed_bytes(scheme.codes(), columns as usize) as u64;
+    match scheme.codes() {
+        Codes::Int { packing: Packing::Dense, .. } => ("weight_packed", Dtype::I32, [channels, &[bytes / 4]].concat()),
+        Codes::Int { packing: Packing::Plain, .. } => ("weight", Dtype::I8, shape.to_vec()),
+        Codes::Fp8E4m3 => ("weight", Dtype::F8_E4M3, shape.to_vec()),
+        Codes::Fp6E2m3 | Codes::Fp4E2m1 => ("weight_packed", Dtype::U8, [channels, &[bytes]].concat()),
+    }
 }
 
 /// The shape of a layer's scales.
@@ -69,11 +85,13 @@ pub(crate) fn scale_shape(scheme: &Scheme, channels: &[u64], columns: u64) -> Ve
     }
 }
 
-/// The type that scales are stored in: the weights' own for the 16-bit types, else f32.
-pub(crate) fn stored_type(dtype: Dtype) -> Dtype {
-    match dtype {
-        Dtype::F16 | Dtype::BF16 => dtype,
-        _ => Dtype::F32,
+/// The type that scales are stored in: the weights' own for the 16-bit types, else f32; bytes of exponents; or FP8.
+pub(crate) fn stored_type(scheme: &Scheme, dtype: Dtype) -> Dtype {
+    match (scheme.format().scaling, dtype) {
+        (Scaling::E8m0(_), _) => Dtype::U8,
+        (Scaling::E4m3, _) => Dtype::F8_E4M3,
+        (Scaling::Weights, Dtype::F16 | Dtype::BF16) => dtype,
+        (Scaling::Weights, _) => Dtype::F32,
     }
 }
 
@@ -82,6 +100,9 @@ fn narrowed(scales: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F16 => scales.iter().flat_map(|scale| f16::from_f32(*scale).to_le_bytes()).collect(),
         Dtype::BF16 => scales.iter().flat_map(|scale| bf16::from_f32(*scale).to_le_bytes()).collect(),
+        // The exponent of 2^(e-127) is f32's own, but of the subnormal 2^-127, which is 0 there too.
+        Dtype::U8 => scales.iter().map(|scale| (scale.to_bits() >> 23) as u8).collect(),
+        Dtype::F8_E4M3 => scales.iter().map(|scale| e4m3_bits(*scale)).collect(),
         _ => scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
     }
 }

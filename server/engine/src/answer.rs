@@ -12,8 +12,11 @@ use arrow_array::{
 };
 use arrow_buffer::{ArrowNativeType, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef};
-use quarrel_kernels::{Metrics, Sums};
-use quarrel_proto::{column::status, v1};
+use quarrel_kernels::{Dtype, Metrics, Sums};
+use quarrel_proto::{
+    column::{status, tensor},
+    v1,
+};
 
 use crate::{
     execute::{Arrays, Computed, Outcome},
@@ -75,6 +78,8 @@ struct Line<'a> {
     codes: Range<usize>,
     scales: Range<usize>,
     zero_points: Range<usize>,
+    /// On the first row of a layer whose scales are under one.
+    global: Option<f32>,
     metrics: Option<(Metrics, Option<f64>)>,
     layer_metrics: Option<(Metrics, Option<f64>)>,
 }
@@ -160,6 +165,7 @@ impl Answers {
             codes: 0..0,
             scales: 0..0,
             zero_points: 0..0,
+            global: None,
             metrics: None,
             layer_metrics: None,
         };
@@ -207,7 +213,7 @@ impl Answers {
             Some((_, note)) => (Status::Failed(note), Sums::default()),
             None => (Status::Quantized(rung), Sums::default()),
         };
-        let bits = ((cursor.codes - from.codes) * 8 + rung.spans_in(&row.channels) * rung.scale_bits()) as u64;
+        let bits = ((cursor.codes - from.codes) * 8 + rung.beside_bits(&row.channels)) as u64;
         if fault.is_none() {
             for channel in &sums[from.sums..cursor.sums] {
                 own = own.then(channel);
@@ -222,6 +228,7 @@ impl Answers {
             codes: keep(from.codes..cursor.codes),
             scales: keep(from.scales..cursor.scales),
             zero_points: keep(from.zero_points..cursor.zero_points),
+            global: (fault.is_none() && rung.holds_global(&row.channels)).then_some(outcome.global),
             metrics: fault.is_none().then(|| (own.metrics(), per_weight(bits, own.elements))),
             layer_metrics: None,
         }
@@ -286,13 +293,10 @@ impl Status<'_> {
 }
 
 impl Line<'_> {
-    /// Bytes of codes, scales as stored, and zero points at the codes' width; of a kept row's weights.
+    /// Bytes of codes, scales as stored, and zero points at the codes' width; or of a kept row's weights.
     fn out_bytes(&self) -> u64 {
         match self.status {
-            Status::Quantized(rung) => {
-                let scales = rung.spans_in(&self.row.channels) * rung.scale_bits();
-                (self.codes.len() + scales.div_ceil(8)) as u64
-            }
+            Status::Quantized(rung) => (self.codes.len() + rung.beside_bits(&self.row.channels).div_ceil(8)) as u64,
             Status::Kept(_) => self.row.kept.as_ref().map_or(0, |data| data.len() as u64),
             Status::Failed(_) => 0,
         }
@@ -421,30 +425,51 @@ fn metrics<'a>(rows: impl Iterator<Item = Option<&'a (Metrics, Option<f64>)>>) -
     StructArray::new(schemas::metrics_fields(), columns, Some(NullBuffer::from(present)))
 }
 
-/// The weights of kept rows that carry them, as a tensor named `weight`.
+/// What a row carries beside codes and scales: a kept row its weights, where they were asked for, as `weight`; a layer's
+/// first row the number that its scales are divided by, as `weight_global_scale`.
 fn extra_tensors(lines: &[Line<'_>]) -> ListArray {
-    let kept: Vec<Option<&Row>> = lines
+    let extras: Vec<Option<Extra>> = lines
         .iter()
-        .map(|line| (matches!(line.status, Status::Kept(_)) && line.row.kept.is_some()).then_some(line.row))
+        .map(|line| match (&line.status, &line.row.kept, line.global) {
+            (Status::Kept(_), Some(data), _) => Some(Extra {
+                name: tensor::WEIGHT,
+                dtype: line.row.layer.dtype.name(),
+                shape: run_shape(line.row, data.len()),
+                data: data.clone(),
+            }),
+            (Status::Quantized(_), _, Some(global)) => Some(Extra {
+                name: tensor::WEIGHT_GLOBAL_SCALE,
+                dtype: Dtype::F32.name(),
+                shape: vec![1],
+                data: Buffer::from_slice_ref(global.to_le_bytes()),
+            }),
+            _ => None,
+        })
         .collect();
-    let tensors: Vec<(&Row, &Buffer)> =
-        kept.iter().flatten().filter_map(|row| Some((*row, row.kept.as_ref()?))).collect();
-    let shapes_of: Vec<Vec<i64>> = tensors.iter().map(|(row, data)| run_shape(row, data.len())).collect();
+    let tensors: Vec<&Extra> = extras.iter().flatten().collect();
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(tensors.iter().map(|_| "weight"))),
-        Arc::new(StringArray::from_iter_values(tensors.iter().map(|(row, _)| row.layer.dtype.name()))),
-        Arc::new(shapes(shapes_of.iter().map(Vec::as_slice))),
-        Arc::new(LargeBinaryArray::from_iter_values(tensors.iter().map(|(_, data)| data.as_slice()))),
+        Arc::new(StringArray::from_iter_values(tensors.iter().map(|extra| extra.name))),
+        Arc::new(StringArray::from_iter_values(tensors.iter().map(|extra| extra.dtype))),
+        Arc::new(shapes(tensors.iter().map(|extra| extra.shape.as_slice()))),
+        Arc::new(LargeBinaryArray::from_iter_values(tensors.iter().map(|extra| extra.data.as_slice()))),
     ];
     let fields = schemas::extra_tensor_fields();
     let values = StructArray::try_new(fields.clone(), columns, None).expect("columns follow `extra_tensor_fields`");
-    let present: Vec<bool> = kept.iter().map(Option::is_some).collect();
+    let present: Vec<bool> = extras.iter().map(Option::is_some).collect();
     ListArray::new(
         schemas::item(DataType::Struct(fields)),
         OffsetBuffer::from_lengths(present.iter().map(|present| usize::from(*present))),
         Arc::new(values),
         Some(NullBuffer::from(present)),
     )
+}
+
+/// One tensor of `extra_tensors`.
+struct Extra {
+    name: &'static str,
+    dtype: &'static str,
+    shape: Vec<i64>,
+    data: Buffer,
 }
 
 /// The shape of one run: the layer's, with as many slices of the first dimension as the run holds; flat where it cuts

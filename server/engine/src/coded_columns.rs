@@ -113,13 +113,13 @@ pub(crate) fn numbers<T>(lists: &Lists, at: usize, read: impl Fn(&ArrayRef, Rang
     lists.range(at).map_or_else(Vec::new, |range| read(&lists.values, range))
 }
 
-/// The tensor named `weight` among a row's extra tensors.
-pub(crate) fn weight_tensor(extra: &ArrayRef, at: usize) -> Option<Buffer> {
+/// The tensor of that name among a row's extra tensors.
+pub(crate) fn extra_tensor(extra: &ArrayRef, at: usize, name: &str) -> Option<Buffer> {
     let lists = Lists::new(extra);
     let tensors = lists.values.as_struct();
     let names = Texts::new(tensors.column_by_name("name")?).ok()?;
     let data = tensors.column_by_name("data")?;
-    let index = lists.range(at)?.find(|index| names.get(*index) == Some("weight"))?;
+    let index = lists.range(at)?.find(|index| names.get(*index) == Some(name))?;
     (!data.is_null(index)).then(|| binary_row(data, index))
 }
 

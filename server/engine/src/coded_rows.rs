@@ -11,17 +11,17 @@ use arrow_array::{
 };
 use arrow_buffer::Buffer;
 use arrow_schema::Schema;
-use quarrel_kernels::{Arith, Dtype};
-use quarrel_proto::{Reason, column::status};
+use quarrel_kernels::Dtype;
+use quarrel_proto::{Reason, column::tensor};
 
 use crate::{
     arrow_in::{ColumnError, binary_row},
-    coded_columns::{CodedBatch, CodedColumns, numbers, weight_tensor},
-    layer::{Limits, Rung, Shape, note},
+    coded_columns::{CodedBatch, CodedColumns, extra_tensor, numbers},
+    coded_head::Head,
+    layer::{Global, Limits, Rung, Shape, note},
     names::{Seen, check_rows, row_name},
     plan::DequantizePlan,
     rows::{LayerError, ROW_BYTES},
-    scheme::Scheme,
 };
 
 /// Values of one unit, and so of one run of the answer.
@@ -56,6 +56,8 @@ pub(crate) enum Content {
         /// Of the spans from the first channel's on.
         scales: Vec<f32>,
         zero_points: Vec<i32>,
+        /// What the scales are divided by; 1 where nothing.
+        global: f32,
     },
     /// The weights of a kept row.
     Weights(Buffer),
@@ -90,6 +92,8 @@ struct Open {
     received: usize,
     /// Scales and zero points of the last span that began.
     span: (Vec<f32>, Vec<i32>),
+    /// What its scales are divided by, once its first row has come.
+    global: Option<f32>,
 }
 
 impl CodedRows {
@@ -186,7 +190,7 @@ impl CodedRows {
             }
             None => {
                 self.seen.add(name, &self.limits)?;
-                Open { layer: head.layer(name)?, received: 0, span: (Vec::new(), Vec::new()) }
+                Open { layer: head.layer(name)?, received: 0, span: (Vec::new(), Vec::new()), global: None }
             }
         };
         let row = match open.layer.rung.clone() {
@@ -219,7 +223,9 @@ impl CodedRows {
             (Some(rung), Content::Codes { channels, codes, .. }) => (rung, channels.clone(), codes.clone()),
             _ => return self.cut_weights(piece, width),
         };
-        let (Content::Codes { scales, zero_points, .. }, layer) = (&piece.content, &piece.layer) else { return };
+        let (Content::Codes { scales, zero_points, global, .. }, layer) = (&piece.content, &piece.layer) else {
+            return;
+        };
         let per_run = (RUN_BYTES / (rung.columns * width)).max(1);
         let (groups, first_span) = (rung.groups(), rung.span_of(channels.start));
         let mut channel = channels.start;
@@ -237,6 +243,7 @@ impl CodedRows {
                 codes: codes.slice_with_length(from, (end - channel) * rung.packed_bytes()),
                 scales: scales[of(&spans)].to_vec(),
                 zero_points: if zero_points.is_empty() { Vec::new() } else { zero_points[of(&spans)].to_vec() },
+                global: *global,
             };
             let last = end == channels.end;
             let elements = (end - channel) * rung.columns;
@@ -308,76 +315,6 @@ impl CodedUnit {
     }
 }
 
-/// What a row says of its layer.
-struct Head {
-    shape: Shape,
-    dtype: Dtype,
-    /// `None` if kept.
-    scheme: Option<Scheme>,
-}
-
-impl Head {
-    fn read(rows: &CodedBatch, at: usize, name: &str) -> Result<Head, LayerError> {
-        let wrong = |what: fmt::Arguments<'_>| LayerError(note(Reason::RowInconsistent, name, what));
-        let shape = match rows.shapes.dims(at) {
-            Some(dims) => dims
-                .and_then(Shape::new)
-                .map_err(|what| LayerError(note(Reason::ShapeInvalid, name, format_args!("shape: {what}"))))?,
-            None => return Err(wrong(format_args!("`shape` is null, expected the layer's full shape"))),
-        };
-        let word = rows.dtypes.get(at).unwrap_or_default();
-        let dtype = Dtype::named(word).ok_or_else(|| {
-            let what = format_args!("unknown dtype `{}`", crate::shorten(word, 50));
-            LayerError(note(Reason::DtypeInvalid, name, what))
-        })?;
-        let scheme = match rows.statuses.get(at) {
-            Some(status::QUANTIZED) => {
-                let text =
-                    rows.schemes.get(at).ok_or_else(|| wrong(format_args!("`scheme` is null, expected a scheme")))?;
-                Some(
-                    text.parse::<Scheme>()
-                        .map_err(|error| LayerError(note(error.reason(), name, format_args!("{error}"))))?,
-                )
-            }
-            Some(status::KEPT) => None,
-            Some(status::FAILED) => {
-                return Err(wrong(format_args!("the row failed to quantize, so there is nothing to decode")));
-            }
-            other => {
-                let other = crate::shorten(other.unwrap_or("null"), 50);
-                return Err(wrong(format_args!("status `{other}`: expected quantized or kept")));
-            }
-        };
-        Ok(Head { shape, dtype, scheme })
-    }
-
-    fn layer(self, name: &str) -> Result<Arc<CodedLayer>, LayerError> {
-        let rung = match self.scheme {
-            Some(scheme) if self.shape.elements() > 0 => {
-                Some(Rung::new(scheme, Arith::F32, self.dtype, name, &self.shape).map_err(LayerError)?)
-            }
-            Some(_) | None => None,
-        };
-        Ok(Arc::new(CodedLayer { name: name.to_owned(), shape: self.shape, dtype: self.dtype, rung }))
-    }
-
-    fn check_same(&self, layer: &CodedLayer) -> Result<(), LayerError> {
-        if self.shape != layer.shape {
-            let what = format_args!("a run of shape {} follows runs of shape {}", self.shape, layer.shape);
-            return Err(LayerError(note(Reason::ShapeChanged, &layer.name, what)));
-        }
-        if self.dtype != layer.dtype {
-            let what = format_args!("a run of {} follows runs of {}", self.dtype.name(), layer.dtype.name());
-            return Err(LayerError(note(Reason::DtypeChanged, &layer.name, what)));
-        }
-        if self.scheme != layer.rung.as_ref().map(|rung| rung.scheme) {
-            let what = format_args!("its runs differ in scheme");
-            return Err(LayerError(note(Reason::RowInconsistent, &layer.name, what)));
-        }
-        Ok(())
-    }
-}
-
 /// A row of codes, checked against its scheme and shape.
 fn coded_row(rows: &CodedBatch, at: usize, open: &mut Open, rung: &Rung) -> Result<CodedPiece, LayerError> {
     let layer = Arc::clone(&open.layer);
@@ -424,13 +361,14 @@ fn coded_row(rows: &CodedBatch, at: usize, open: &mut Open, rung: &Rung) -> Resu
     if let Some(zero_point) = zero_points.iter().find(|zero_point| !(low..=high).contains(&(**zero_point as f32))) {
         return Err(wrong(format_args!("a zero point is {zero_point}, expected {low} to {high}")));
     }
+    let global = global_scale(rows, at, open, rung, &channels)?;
     let (scales, zero_points) = with_open_span(open, rung, &channels, scales, zero_points);
     let bytes_in = codes.len() + 4 * (scales.len() + zero_points.len());
     let elements = channels.len() * rung.columns;
     Ok(CodedPiece {
         layer,
         elements,
-        content: Content::Codes { channels, codes, scales, zero_points },
+        content: Content::Codes { channels, codes, scales, zero_points, global },
         completes: false,
         bytes_in,
     })
@@ -444,7 +382,7 @@ fn with_open_span(
     scales: Vec<f32>,
     zero_points: Vec<i32>,
 ) -> (Vec<f32>, Vec<i32>) {
-    if !rung.buffers() || channels.is_empty() {
+    if !rung.shares() || channels.is_empty() {
         return (scales, zero_points);
     }
     let groups = rung.groups();
@@ -459,6 +397,34 @@ fn with_open_span(
     (all, all_zero_points)
 }
 
+/// What the scales of a row are divided by: it stands with the layer's first channel, and counts for all.
+fn global_scale(
+    rows: &CodedBatch,
+    at: usize,
+    open: &mut Open,
+    rung: &Rung,
+    channels: &Range<usize>,
+) -> Result<f32, LayerError> {
+    if rung.global == Global::None {
+        return Ok(1.0);
+    }
+    if rung.holds_global(channels) {
+        let wrong = |what: fmt::Arguments<'_>| LayerError(note(Reason::RowInconsistent, &open.layer.name, what));
+        let name = tensor::WEIGHT_GLOBAL_SCALE;
+        let data = rows.extra.as_ref().and_then(|extra| extra_tensor(extra, at, name));
+        let data = data.ok_or_else(|| wrong(format_args!("`extra_tensors` has no `{name}`, expected one f32")))?;
+        let bytes = <[u8; 4]>::try_from(data.as_slice())
+            .map_err(|_| wrong(format_args!("`{name}` has {} bytes, expected one f32", data.len())))?;
+        let global = f32::from_le_bytes(bytes);
+        if !(global.is_finite() && global > 0.0) {
+            return Err(wrong(format_args!("`{name}` is {global}, expected a finite number above 0")));
+        }
+        open.global = Some(global);
+    }
+    // Rows of no channels may come before the first.
+    Ok(open.global.unwrap_or(1.0))
+}
+
 /// A kept row's weights, which stand in `extra_tensors` where they were asked for.
 fn kept_row(rows: &CodedBatch, at: usize, layer: &Arc<CodedLayer>) -> Result<CodedPiece, LayerError> {
     let missing = || {
@@ -468,7 +434,7 @@ fn kept_row(rows: &CodedBatch, at: usize, layer: &Arc<CodedLayer>) -> Result<Cod
     };
     let bytes = match layer.shape.elements() {
         0 => Buffer::from_vec(Vec::<u8>::new()),
-        _ => rows.extra.as_ref().and_then(|extra| weight_tensor(extra, at)).ok_or_else(missing)?,
+        _ => rows.extra.as_ref().and_then(|extra| extra_tensor(extra, at, tensor::WEIGHT)).ok_or_else(missing)?,
     };
     if !bytes.len().is_multiple_of(layer.dtype.bytes()) {
         let what = format_args!("{} bytes are no whole number of {} elements", bytes.len(), layer.dtype.name());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Float32Array, LargeBinaryArray, LargeListArray, RecordBatch, StringArray};
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef};
-use quarrel_kernels::{Coded, Decoded, Level, TILE, bytes_mut, convert, dequantize, packed_bytes};
+use quarrel_kernels::{Coded, Decoded, Grid, Level, TILE, bytes_mut, convert, dequantize, packed_bytes};
 use quarrel_proto::column::status;
 use rayon::prelude::*;
 
@@ -126,8 +126,10 @@ fn decode_piece(
     cancel: &Cancel,
 ) -> Result<(), Cancelled> {
     cancel.check()?;
-    let (channels, codes, scales, zero_points) = match (&piece.content, &piece.layer.rung) {
-        (Content::Codes { channels, codes, scales, zero_points }, Some(_)) => (channels, codes, scales, zero_points),
+    let (channels, codes, scales, zero_points, global) = match (&piece.content, &piece.layer.rung) {
+        (Content::Codes { channels, codes, scales, zero_points, global }, Some(_)) => {
+            (channels, codes, scales, zero_points, *global)
+        }
         (Content::Weights(bytes), _) => {
             convert(level, piece.layer.dtype, bytes, decoded, out);
             return Ok(());
@@ -147,7 +149,8 @@ fn decode_piece(
             cancel.check()?;
             let packed = &codes[index * stretch_bytes..];
             let column = index * STRETCH;
-            let coded = Coded { codes: rung.codes(), packed, column, group: rung.group, scales, zero_points };
+            let grid = Grid { scales, zero_points, global };
+            let coded = Coded { codes: rung.codes(), packed, column, group: rung.group, grid };
             dequantize(level, &coded, decoded, out);
             Ok(())
         })?;

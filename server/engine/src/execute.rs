@@ -12,14 +12,19 @@ use std::{
     },
 };
 
-use quarrel_kernels::{self as kernels, Level, Part, Sums, TILE, first_non_finite, qparams, quantize, ranges};
+use quarrel_kernels::{
+    self as kernels, CLIPS, Codes, Dtype, Grid, Level, Part, Sums, TILE, first_non_finite, quantize, ranges,
+    squared_errors,
+};
 use quarrel_proto::Reason;
 use rayon::prelude::*;
 
 use crate::{
-    layer::{Decision, Note, Rung, note},
+    layer::{Decision, Global, Note, Rung, note},
     plan::Thresholds,
     rows::{Layer, Row, Unit, Work},
+    scales::{Seen, Unfit, choose, clips, find_scales, scales_of, solve},
+    scheme::Solver,
 };
 
 /// What one thread does between two looks at the cancel flag.
@@ -50,6 +55,16 @@ impl Cancel {
     }
 }
 
+/// The greatest magnitude among elements of the type that the wire calls `dtype`; none if one is NaN or infinite.
+pub fn amax(level: Level, dtype: &str, bytes: &[u8]) -> Option<f32> {
+    let dtype = Dtype::named(dtype)?;
+    let codes = Codes::Fp4E2m1;
+    let part = Part { dtype, bytes, column: 0, group: usize::MAX, ahead: &[] };
+    let mut found = [kernels::Range::default()];
+    ranges(level, codes, &part, &mut found);
+    found[0].finite.then(|| found[0].amax())
+}
+
 /// The rows of a unit and what was computed for them.
 #[derive(Debug)]
 pub struct Computed {
@@ -67,6 +82,8 @@ pub(crate) struct Outcome {
     pub(crate) rung: Result<Rung, Note>,
     /// Spans whose numbers are at fault, in order, by their channels.
     pub(crate) faults: Vec<(Range<usize>, Note)>,
+    /// What its scales are under; 1 where nothing.
+    pub(crate) global: f32,
 }
 
 /// Results, channel after channel, work after work.
@@ -96,15 +113,16 @@ pub fn execute(level: Level, unit: Unit, cancel: &Cancel) -> Result<Computed, Ca
             Decision::Ladder(..) | Decision::Keep(_) | Decision::Fail(_) => None,
         })
         .collect();
-    let (arrays, faults) = compute(level, &rungs, cancel)?;
+    let (arrays, found) = compute(level, &rungs, cancel)?;
     let results = rungs
         .iter()
-        .zip(faults)
-        .map(|((work, rung), faults)| Outcome {
+        .zip(found)
+        .map(|((work, rung), Found { faults, global })| Outcome {
             layer: Arc::clone(&work.layer),
             channels: work.channels.clone(),
             rung: Ok((*rung).clone()),
             faults: describe(work, rung, faults),
+            global,
         })
         .collect();
     Ok(Computed { rows, results, arrays })
@@ -119,19 +137,24 @@ fn ladder(
     thresholds: Thresholds,
     cancel: &Cancel,
 ) -> Result<Computed, Cancelled> {
-    let outcome =
-        |rung, faults| Outcome { layer: Arc::clone(&work.layer), channels: work.channels.clone(), rung, faults };
+    let outcome = |rung, faults, global| Outcome {
+        layer: Arc::clone(&work.layer),
+        channels: work.channels.clone(),
+        rung,
+        faults,
+        global,
+    };
     let mut best = None;
     for (index, rung) in rungs.iter().enumerate() {
-        let (arrays, mut faults) = compute(level, &[(work, rung)], cancel)?;
-        let faults = faults.pop().unwrap_or_default();
+        let (arrays, mut found) = compute(level, &[(work, rung)], cancel)?;
+        let Found { faults, global } = found.pop().unwrap_or_default();
         let metrics = arrays.sums.iter().fold(Sums::default(), |all, sums| all.then(sums)).metrics();
         // No rung mends a number that is none; a scale that overflows at one rung may fit at the next.
         let hopeless = faults.iter().any(|fault| matches!(fault.kind, FaultKind::NonFinite(..)));
         let last = index + 1 == rungs.len();
         if hopeless || (last && !faults.is_empty()) || (faults.is_empty() && thresholds.met(&metrics)) {
             let faults = describe(work, rung, faults);
-            return Ok(Computed { rows, results: vec![outcome(Ok(rung.clone()), faults)], arrays });
+            return Ok(Computed { rows, results: vec![outcome(Ok(rung.clone()), faults, global)], arrays });
         }
         best = Some((rung.scheme, metrics));
     }
@@ -148,21 +171,36 @@ fn ladder(
         thresholds.cosine_min.map_or_else(|| "any".to_owned(), |least| least.to_string()),
     );
     let kept = note(Reason::BelowThreshold, &work.layer.name, what);
-    Ok(Computed { rows, results: vec![outcome(Err(kept), Vec::new())], arrays: Arrays::default() })
+    Ok(Computed { rows, results: vec![outcome(Err(kept), Vec::new(), 1.0)], arrays: Arrays::default() })
 }
 
 /// A fault in the numbers of one span.
 #[derive(Debug)]
-struct Fault {
-    channels: Range<usize>,
-    kind: FaultKind,
+pub(crate) struct Fault {
+    pub(crate) channels: Range<usize>,
+    pub(crate) kind: FaultKind,
 }
 
 #[derive(Debug)]
-enum FaultKind {
+pub(crate) enum FaultKind {
     /// The element's flat index in the layer, and what it is.
     NonFinite(usize, f32),
     ScaleOverflow,
+    /// The greatest magnitude, and that which the command gives.
+    AmaxExceeded(f32, f32),
+}
+
+/// What was found of one work beside its arrays.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) global: f32,
+}
+
+impl Default for Found {
+    fn default() -> Found {
+        Found { faults: Vec::new(), global: 1.0 }
+    }
 }
 
 fn describe(work: &Work, rung: &Rung, faults: Vec<Fault>) -> Vec<(Range<usize>, Note)> {
@@ -181,19 +219,24 @@ fn describe(work: &Work, rung: &Rung, faults: Vec<Fault>) -> Vec<(Range<usize>, 
                 rung.dtype.scale_type().name()
             ),
         ),
+        FaultKind::AmaxExceeded(found, given) => note(
+            Reason::AmaxExceeded,
+            name,
+            format_args!("a weight's magnitude is {found}, expected at most `amax` {given}"),
+        ),
     };
     faults.into_iter().map(|fault| (fault.channels, sentence(fault.kind))).collect()
 }
 
 /// One thread's portion: whole channels, or a stretch of one.
-struct Cell<'a> {
-    rung: &'a Rung,
-    work: usize,
+pub(crate) struct Cell<'a> {
+    pub(crate) rung: &'a Rung,
+    pub(crate) work: usize,
     /// Channels in the layer.
-    channels: Range<usize>,
+    pub(crate) channels: Range<usize>,
     /// Columns of each.
-    columns: Range<usize>,
-    bytes: &'a [u8],
+    pub(crate) columns: Range<usize>,
+    pub(crate) bytes: &'a [u8],
 }
 
 /// Where a cell writes its codes, and its scales if it makes them.
@@ -204,7 +247,7 @@ struct Slot<'a> {
 }
 
 /// Computes works and returns their results and each one's faults.
-fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(Arrays, Vec<Vec<Fault>>), Cancelled> {
+fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(Arrays, Vec<Found>), Cancelled> {
     let mut arrays = Arrays::default();
     let mut cells = Vec::new();
     let mut totals = (0, 0, 0);
@@ -219,9 +262,15 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
     arrays.scales = vec![0.0; totals.1];
     arrays.zero_points = vec![0; totals.2];
 
-    let mut faults: Vec<Vec<Fault>> = works.iter().map(|_| Vec::new()).collect();
+    let mut all: Vec<Found> = works
+        .iter()
+        .map(|(_, rung)| match rung.global {
+            Global::None | Global::Found => Found::default(),
+            Global::Given(amax) => Found { faults: Vec::new(), global: rung.global_of(amax) },
+        })
+        .collect();
     // Where every span of the unit is a short channel, one pass does; a unit holds layers of one kind mostly.
-    let one_pass = cells.iter().all(|cell| cell.rung.height == 1 && cell.columns.len() == cell.rung.columns);
+    let one_pass = cells.iter().all(|cell| !cell.rung.buffers() && cell.columns.len() == cell.rung.columns);
     let codes = split(&mut arrays.codes, &cells, Cell::code_bytes);
     let done: Vec<(Vec<Sums>, Vec<Fault>)> = if one_pass {
         let scales = split(&mut arrays.scales, &cells, Cell::scale_count);
@@ -231,12 +280,15 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
         cells
             .par_iter()
             .zip(slots.collect::<Vec<_>>())
-            .map(|(cell, slot)| cancel.check().map(|()| cell.in_one_pass(level, slot)))
+            .map(|(cell, slot)| cancel.check().map(|()| cell.in_one_pass(level, all[cell.work].global, slot)))
             .collect::<Result<_, _>>()?
     } else {
         let found: Vec<_> =
             cells.par_iter().map(|cell| cancel.check().map(|()| cell.find_ranges(level))).collect::<Result<_, _>>()?;
-        find_scales(works, &cells, found, &mut arrays.scales, &mut arrays.zero_points, &mut faults);
+        let ranges = find_scales(works, &cells, found, &mut arrays.scales, &mut arrays.zero_points, &mut all);
+        if works.iter().any(|(_, rung)| rung.scheme.solver() == Solver::Mse) {
+            solve(level, works, &cells, &ranges, &mut arrays.scales, &mut arrays.zero_points, cancel)?;
+        }
         let (scales, zero_points) = (&arrays.scales, &arrays.zero_points);
         let starts = starts(works);
         cells
@@ -246,25 +298,28 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
                 cancel.check()?;
                 let (scales_from, zero_points_from) = starts[cell.work];
                 let first = works[cell.work].0.channels.start;
-                let sums =
-                    cell.make_codes(level, &scales[scales_from..], &zero_points[zero_points_from..], first, codes);
-                Ok((sums, Vec::new()))
+                let grid = Grid {
+                    scales: &scales[scales_from..],
+                    zero_points: &zero_points[zero_points_from..],
+                    global: all[cell.work].global,
+                };
+                Ok((cell.make_codes(level, grid, first, codes), Vec::new()))
             })
             .collect::<Result<_, Cancelled>>()?
     };
     for (cell, (sums, found)) in cells.iter().zip(done) {
-        faults[cell.work].extend(found);
+        all[cell.work].faults.extend(found);
         match arrays.sums.last_mut() {
             // A further stretch of the channel before.
             Some(channel) if cell.columns.start > 0 => *channel = channel.then(&sums[0]),
             _ => arrays.sums.extend(sums),
         }
     }
-    Ok((arrays, faults))
+    Ok((arrays, all))
 }
 
 /// Where each work's scales and zero points start.
-fn starts(works: &[(&Work, &Rung)]) -> Vec<(usize, usize)> {
+pub(crate) fn starts(works: &[(&Work, &Rung)]) -> Vec<(usize, usize)> {
     let mut at = (0, 0);
     works
         .iter()
@@ -297,7 +352,7 @@ fn cut<'a>(work: &'a Work, rung: &'a Rung, index: usize, cells: &mut Vec<Cell<'a
                 continue;
             }
             let mut until = end.min(channel + (CELL_BYTES / channel_bytes).max(1));
-            if rung.buffers() {
+            if rung.shares() {
                 // A cell's ranges belong to one span.
                 until = until.min(rung.span_end(channel));
             }
@@ -334,17 +389,19 @@ impl Cell<'_> {
         if self.rung.codes().symmetric() { 0 } else { self.scale_count() }
     }
 
-    fn part<'a>(&self, bytes: &'a [u8]) -> Part<'a> {
-        Part { dtype: self.rung.dtype, bytes, column: self.columns.start, group: self.rung.group }
-    }
-
-    /// The bytes of each channel of the cell.
-    fn rows(&self) -> impl Iterator<Item = (usize, &[u8])> {
-        self.channels.clone().zip(self.bytes.chunks_exact(self.columns.len() * self.rung.dtype.bytes()))
+    /// Each channel of the cell. While one is computed, the next is asked for.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (usize, Part<'_>)> {
+        let size = self.columns.len() * self.rung.dtype.bytes();
+        self.channels.clone().zip(0..).map(move |(channel, index)| {
+            let (bytes, ahead) = self.bytes[index * size..].split_at(size);
+            let ahead = &ahead[..ahead.len().min(size)];
+            let (dtype, column, group) = (self.rung.dtype, self.columns.start, self.rung.group);
+            (channel, Part { dtype, bytes, column, group, ahead })
+        })
     }
 
     /// Ranges, scales and codes of each channel in turn.
-    fn in_one_pass(&self, level: Level, slot: Slot<'_>) -> (Vec<Sums>, Vec<Fault>) {
+    fn in_one_pass(&self, level: Level, global: f32, slot: Slot<'_>) -> (Vec<Sums>, Vec<Fault>) {
         let rung = self.rung;
         let groups = rung.groups();
         let mut found = vec![kernels::Range::default(); groups];
@@ -353,19 +410,24 @@ impl Cell<'_> {
         let scales = slot.scales.chunks_exact_mut(groups);
         let mut zero_points = slot.zero_points.chunks_exact_mut(groups);
         let sums = self
-            .rows()
+            .parts()
             .zip(codes.zip(scales))
-            .map(|((channel, bytes), (codes, scales))| {
+            .map(|((channel, part), (codes, scales))| {
                 let zero_points = zero_points.next().unwrap_or_default();
-                let part = self.part(bytes);
                 found.fill(kernels::Range::default());
-                ranges(level, &part, &mut found);
-                if let Err(kind) = scales_of(rung, &found, scales, zero_points) {
-                    let kind = self.locate(kind, channel, bytes);
+                ranges(level, rung.codes(), &part, &mut found);
+                if let Err(kind) = scales_of(rung, &found, global, scales, zero_points) {
+                    let kind = self.locate(kind, channel, part.bytes);
                     faults.push(Fault { channels: channel..channel + 1, kind });
                     return Sums::default();
                 }
-                quantize(level, rung.codes(), rung.arith, &part, scales, zero_points, codes)
+                if rung.scheme.solver() == Solver::Mse {
+                    let clips: Vec<_> = found.iter().map(|range| clips(rung, *range)).collect();
+                    let mut errors = vec![[0.0; CLIPS]; groups];
+                    squared_errors(level, rung.format(), rung.arith, &part, &clips, &mut errors);
+                    choose(&clips, &errors, scales, zero_points);
+                }
+                quantize(level, rung.format(), rung.arith, &part, Grid { scales, zero_points, global }, codes)
             })
             .collect();
         (sums, faults)
@@ -378,24 +440,25 @@ impl Cell<'_> {
                 FaultKind::NonFinite(channel * self.rung.columns + self.columns.start + at, value)
             }
             (Unfit::NonFinite | Unfit::ScaleOverflow, _) => FaultKind::ScaleOverflow,
+            (Unfit::AmaxExceeded(found, given), _) => FaultKind::AmaxExceeded(found, given),
         }
     }
 
     /// The groups that the cell's columns touch.
-    fn groups(&self) -> Range<usize> {
+    pub(crate) fn groups(&self) -> Range<usize> {
         self.columns.start / self.rung.group..self.columns.end.div_ceil(self.rung.group)
     }
 
     /// The ranges of the groups that the cell touches: of each channel, or of all together where they share scales.
-    fn find_ranges(&self, level: Level) -> Vec<Found> {
+    fn find_ranges(&self, level: Level) -> Vec<Seen> {
         let touched = self.groups();
         let mut found = vec![kernels::Range::default(); touched.len()];
-        let mut all: Vec<Found> = Vec::new();
-        for (channel, bytes) in self.rows() {
-            ranges(level, &self.part(bytes), &mut found);
+        let mut all: Vec<Seen> = Vec::new();
+        for (channel, part) in self.parts() {
+            ranges(level, self.rung.codes(), &part, &mut found);
             let last = channel + 1 == self.channels.end;
             if self.rung.height == 1 || last {
-                all.push(Found { ranges: found.clone(), bad: None });
+                all.push(Seen { ranges: found.clone(), bad: None });
                 found.fill(kernels::Range::default());
             }
         }
@@ -409,113 +472,23 @@ impl Cell<'_> {
         all
     }
 
-    /// Codes under scales that are known. `first` is the work's first channel, where `scales` begin.
-    fn make_codes(
-        &self,
-        level: Level,
-        scales: &[f32],
-        zero_points: &[i32],
-        first: usize,
-        codes: &mut [u8],
-    ) -> Vec<Sums> {
+    /// Codes under scales that are known. `first` is the work's first channel, where the grid's begin.
+    fn make_codes(&self, level: Level, grid: Grid<'_>, first: usize, codes: &mut [u8]) -> Vec<Sums> {
         let rung = self.rung;
         let groups = rung.groups();
         let bytes = kernels::packed_bytes(rung.codes(), self.columns.len());
         let first_span = rung.span_of(first);
-        self.rows()
+        self.parts()
             .zip(codes.chunks_exact_mut(bytes))
-            .map(|((channel, bytes), codes)| {
+            .map(|((channel, part), codes)| {
                 let from = (rung.span_of(channel) - first_span) * groups;
                 let zero_points = match rung.codes().symmetric() {
                     true => &[],
-                    false => &zero_points[from..from + groups],
+                    false => &grid.zero_points[from..from + groups],
                 };
-                quantize(
-                    level,
-                    rung.codes(),
-                    rung.arith,
-                    &self.part(bytes),
-                    &scales[from..from + groups],
-                    zero_points,
-                    codes,
-                )
+                let grid = Grid { scales: &grid.scales[from..from + groups], zero_points, ..grid };
+                quantize(level, rung.format(), rung.arith, &part, grid, codes)
             })
             .collect()
-    }
-}
-
-/// The ranges that a cell adds to a span, and the first number in them that is none, by its flat index in the layer.
-struct Found {
-    ranges: Vec<kernels::Range>,
-    bad: Option<(usize, f32)>,
-}
-
-/// Why a span has no scales.
-enum Unfit {
-    NonFinite,
-    ScaleOverflow,
-}
-
-/// The scales and zero points of one span.
-fn scales_of(rung: &Rung, found: &[kernels::Range], scales: &mut [f32], zero_points: &mut [i32]) -> Result<(), Unfit> {
-    if found.iter().any(|range| !range.finite) {
-        return Err(Unfit::NonFinite);
-    }
-    for (group, range) in found.iter().enumerate() {
-        let params = qparams(rung.codes(), rung.arith, rung.dtype, *range).map_err(|_| Unfit::ScaleOverflow)?;
-        scales[group] = params.scale;
-        if let Some(zero_point) = zero_points.get_mut(group) {
-            *zero_point = params.zero_point;
-        }
-    }
-    Ok(())
-}
-
-/// Ranges of cells to scales of spans. A span at fault gets scales of one, so that its codes mean nothing and harm nothing.
-fn find_scales(
-    works: &[(&Work, &Rung)],
-    cells: &[Cell<'_>],
-    found: Vec<Vec<Found>>,
-    scales: &mut [f32],
-    zero_points: &mut [i32],
-    faults: &mut [Vec<Fault>],
-) {
-    let starts = starts(works);
-    let mut found = cells.iter().zip(found).peekable();
-    for (index, (work, rung)) in works.iter().enumerate() {
-        let groups = rung.groups();
-        let (first, mut channel) = (rung.span_of(work.channels.start), work.channels.start);
-        let spans = rung.spans_in(&work.channels);
-        let mut spread = vec![kernels::Range::default(); spans * groups];
-        let mut bad: Vec<Option<(usize, f32)>> = vec![None; spans];
-        while let Some((cell, rows)) = found.next_if(|(cell, _)| cell.work == index) {
-            let touched = cell.groups();
-            for (row, found) in rows.iter().enumerate() {
-                let span = rung.span_of(cell.channels.start + row) - first;
-                for (range, found) in spread[span * groups..][touched.clone()].iter_mut().zip(&found.ranges) {
-                    *range = range.with(*found);
-                }
-                bad[span] = bad[span].or(found.bad);
-            }
-        }
-        let (scales_from, zero_points_from) = starts[index];
-        for (span, first_bad) in bad.into_iter().enumerate() {
-            let end = rung.span_end(channel);
-            let scales = &mut scales[scales_from + span * groups..][..groups];
-            let zero_points = match rung.codes().symmetric() {
-                true => &mut [][..],
-                false => &mut zero_points[zero_points_from + span * groups..][..groups],
-            };
-            if let Err(unfit) = scales_of(rung, &spread[span * groups..][..groups], scales, zero_points) {
-                let kind = match (unfit, first_bad) {
-                    (Unfit::NonFinite, Some((at, value))) => FaultKind::NonFinite(at, value),
-                    (Unfit::NonFinite | Unfit::ScaleOverflow, _) => FaultKind::ScaleOverflow,
-                };
-                faults[index].push(Fault { channels: channel..end, kind });
-                scales.fill(1.0);
-                zero_points.fill(0);
-            }
-            channel = end;
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use quarrel_kernels::{Arith, Codes, Dtype, packed_bytes};
+use quarrel_kernels::{Arith, Codes, Dtype, Format, Scaling, global_scale, packed_bytes};
 use quarrel_proto::Reason;
 
 use crate::{
@@ -128,6 +128,19 @@ pub struct Rung {
     pub height: usize,
     /// Channels of one matrix: blocks begin anew with each (fused experts are several matrices).
     pub matrix: usize,
+    /// What the scales are under.
+    pub global: Global,
+}
+
+/// The number that all scales of a layer are divided by, and that is made of a greatest magnitude.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Global {
+    /// There is none.
+    None,
+    /// Of the layer's own, so that the whole layer is needed first.
+    Found,
+    /// Of this, which the command gives: the greatest over all layers that share it.
+    Given(f32),
 }
 
 impl Rung {
@@ -135,7 +148,14 @@ impl Rung {
     ///
     /// # Errors
     /// A [`Note`] if the group does not divide the columns, or the scheme is not defined for the rank.
-    pub fn new(scheme: Scheme, arith: Arith, dtype: Dtype, name: &str, shape: &Shape) -> Result<Rung, Note> {
+    pub fn new(
+        scheme: Scheme,
+        arith: Arith,
+        amax: Option<f32>,
+        dtype: Dtype,
+        name: &str,
+        shape: &Shape,
+    ) -> Result<Rung, Note> {
         let dims = scheme.channel_dims().get() as usize;
         let (channels, columns, matrix) = match shape.rank() {
             0 | 1 => (1, shape.elements, 1),
@@ -182,7 +202,22 @@ impl Rung {
             _ => channels,
         };
         let (group, height) = (group.clamp(1, columns.max(1)), height.clamp(1, matrix.max(1)));
-        Ok(Rung { scheme, arith, dtype, channels, columns, group, height, matrix })
+        let global = match (scheme.format().scaling, amax) {
+            (Scaling::Weights | Scaling::E8m0(_), _) => Global::None,
+            (Scaling::E4m3, None) => Global::Found,
+            (Scaling::E4m3, Some(amax)) => Global::Given(amax),
+        };
+        Ok(Rung { scheme, arith, dtype, channels, columns, group, height, matrix, global })
+    }
+
+    /// What the codes and the scales are.
+    pub fn format(&self) -> Format {
+        self.scheme.format()
+    }
+
+    /// What the scales are divided by, if the greatest magnitude is `amax`.
+    pub fn global_of(&self, amax: f32) -> f32 {
+        global_scale(self.arith, self.dtype, self.codes(), amax)
     }
 
     /// What the codes are.
@@ -208,9 +243,21 @@ impl Rung {
         first + (within - within % self.height + self.height).min(self.matrix)
     }
 
-    /// The end of the last span that `channels` channels from the start complete.
+    /// The end of the last channels that can be computed when the first `channels` have come.
     pub fn complete(&self, channels: usize) -> usize {
-        if channels >= self.channels { self.channels } else { self.span_start(channels) }
+        match self.global {
+            _ if channels >= self.channels => self.channels,
+            Global::Found => 0,
+            Global::None | Global::Given(_) => self.span_start(channels),
+        }
+    }
+
+    /// The end of those that are computed together with `channel`.
+    pub fn together_end(&self, channel: usize) -> usize {
+        match self.global {
+            Global::Found => self.channels,
+            Global::None | Global::Given(_) => self.span_end(channel),
+        }
     }
 
     /// The start of the span that holds `channel`.
@@ -240,7 +287,22 @@ impl Rung {
     /// Bits of the scales (as stored) and zero points of one span.
     pub fn scale_bits(&self) -> usize {
         let zero_point = if self.codes().symmetric() { 0 } else { usize::from(self.codes().bits()) };
-        self.groups() * (self.dtype.scale_type().bytes() * 8 + zero_point)
+        let scale = match self.format().scaling {
+            Scaling::Weights => self.dtype.scale_type().bytes() * 8,
+            Scaling::E8m0(_) | Scaling::E4m3 => 8,
+        };
+        self.groups() * (scale + zero_point)
+    }
+
+    /// Bits that a run of channels is stored in: scales, zero points, and with the first channel the global scale.
+    pub fn beside_bits(&self, channels: &std::ops::Range<usize>) -> usize {
+        let global = if self.holds_global(channels) { 32 } else { 0 };
+        self.spans_in(channels) * self.scale_bits() + global
+    }
+
+    /// Whether the global scale stands with those channels: the first.
+    pub fn holds_global(&self, channels: &std::ops::Range<usize>) -> bool {
+        self.global != Global::None && channels.contains(&0)
     }
 
     /// Bytes that the answer for `channels` channels holds in memory: codes, scales, zero points and sums.
@@ -249,8 +311,13 @@ impl Rung {
         channels * (self.packed_bytes() + SUMS_BYTES) + spans * self.groups() * 8
     }
 
-    /// Whether a span is more than one channel.
+    /// Whether channels wait for others.
     pub fn buffers(&self) -> bool {
+        self.shares() || self.global == Global::Found
+    }
+
+    /// Whether channels share scales.
+    pub fn shares(&self) -> bool {
         self.height > 1
     }
 }

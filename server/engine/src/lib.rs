@@ -9,6 +9,7 @@
 mod answer;
 mod arrow_in;
 mod coded_columns;
+mod coded_head;
 mod coded_rows;
 mod decode;
 mod execute;
@@ -17,6 +18,7 @@ mod names;
 mod plan;
 mod recipe;
 mod rows;
+mod scales;
 mod schemas;
 mod scheme;
 mod stream;
@@ -24,10 +26,12 @@ mod tally;
 
 pub use answer::Answer;
 pub use arrow_in::{ColumnError, unaligned_schema};
-pub use execute::{Cancel, Cancelled};
+pub use execute::{Cancel, Cancelled, amax};
 pub use layer::{Limits, Note};
 pub use plan::{Plan, PlanError};
-pub use quarrel_kernels::{Codes, Level, LevelError, Packing, packed_bytes};
+pub use quarrel_kernels::{
+    Codes, Format, Level, LevelError, MxRule, Packing, Scaling, e4m3_bits, e4m3_value, packed_bytes,
+};
 pub use recipe::STANDARD;
 pub use rows::LayerError;
 pub use scheme::{Granularity, PRESETS, Preset, Scheme, SchemeError};

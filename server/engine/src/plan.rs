@@ -1,7 +1,7 @@
 //! A command made into a plan. Every mistake of a command surfaces here, before any data comes; what a layer can get
 //! wrong surfaces in [`QuantizePlan::decide`], before any element of it is computed.
 
-use quarrel_kernels::{Arith, Decoded, Dtype};
+use quarrel_kernels::{Arith, Decoded, Dtype, Scaling};
 use quarrel_proto::{
     Reason,
     v1::{self, command::Verb as Asked, quantize::How},
@@ -9,7 +9,7 @@ use quarrel_proto::{
 
 use crate::{
     layer::{Decision, Note, Rung, Shape, note},
-    recipe::{Match, Target, Targets},
+    recipe::{Match, Target, Targets, profile},
     scheme::{Granularity, Scheme, SchemeError},
 };
 
@@ -81,6 +81,8 @@ struct Choice {
     schemes: Vec<Scheme>,
     thresholds: Option<Thresholds>,
     on_indivisible: OnIndivisible,
+    /// The greatest magnitude over the layers that share a global scale.
+    amax: Option<f32>,
 }
 
 /// The least quality that a rung of a ladder must reach. An exact layer passes.
@@ -179,13 +181,25 @@ impl Plan {
 
     /// Why `quantize` leaves a layer as it is, where that is known before any element is read. `dtype` is the wire's word.
     pub fn keeps(&self, name: &str, dims: &[u64], dtype: &str) -> Option<Note> {
-        let (Verb::Quantize(plan), Some(dtype)) = (&self.verb, Dtype::named(dtype)) else { return None };
-        let dims = dims.iter().map(|dim| i64::try_from(*dim).ok()).collect::<Option<_>>()?;
-        let shape = Shape::new(dims).ok()?;
-        match plan.decide(name, Some(&shape), shape.elements(), dtype) {
+        match self.decision(name, dims, dtype)? {
             Decision::Keep(note) => Some(note),
             Decision::Quantize(_) | Decision::Ladder(..) | Decision::Fail(_) => None,
         }
+    }
+
+    /// The scheme that `quantize` gives a layer, if it gives it just one. `dtype` is the wire's word.
+    pub fn scheme_of(&self, name: &str, dims: &[u64], dtype: &str) -> Option<Scheme> {
+        match self.decision(name, dims, dtype)? {
+            Decision::Quantize(rung) => Some(rung.scheme),
+            Decision::Keep(_) | Decision::Ladder(..) | Decision::Fail(_) => None,
+        }
+    }
+
+    fn decision(&self, name: &str, dims: &[u64], dtype: &str) -> Option<Decision> {
+        let (Verb::Quantize(plan), Some(dtype)) = (&self.verb, Dtype::named(dtype)) else { return None };
+        let dims = dims.iter().map(|dim| i64::try_from(*dim).ok()).collect::<Option<_>>()?;
+        let shape = Shape::new(dims).ok()?;
+        Some(plan.decide(name, Some(&shape), shape.elements(), dtype))
     }
 
     /// Every scheme that `quantize` may use, those of ladders included.
@@ -243,11 +257,13 @@ impl QuantizePlan {
                     channel_dims: command.channel_dims,
                     on_indivisible: command.on_indivisible.clone(),
                     fallback: command.fallback.clone(),
+                    amax: command.amax,
                 };
                 let (choice, rule) = Choice::new(&rule)?;
                 effective.how = Some(How::Scheme(rule.scheme));
                 effective.on_indivisible = rule.on_indivisible;
                 effective.fallback = rule.fallback;
+                effective.amax = rule.amax;
                 Layers::All(choice)
             }
             Some(How::Recipe(recipe)) => {
@@ -284,7 +300,7 @@ impl QuantizePlan {
         if laid.elements() == 0 {
             return Decision::Keep(note(Reason::Empty, name, format_args!("shape {laid} has no elements")));
         }
-        let rung = |scheme: &Scheme| Rung::new(*scheme, self.arith, dtype, name, laid);
+        let rung = |scheme: &Scheme| Rung::new(*scheme, self.arith, choice.amax, dtype, name, laid);
         let refuse = |note: Note| match (note.reason, choice.on_indivisible) {
             (Reason::GroupSizeIndivisible, OnIndivisible::Keep) => Decision::Keep(note),
             _ => Decision::Fail(note),
@@ -381,6 +397,17 @@ impl Choice {
                 "`on_indivisible` has no effect on scheme `{scheme}`, which has no groups"
             )));
         }
+        let is_global = schemes.iter().any(|scheme| scheme.format().scaling == Scaling::E4m3);
+        if rule.amax.is_some() && !is_global {
+            return Err(PlanError::Conflict(format!(
+                "`amax` has no effect on scheme `{scheme}`, which has no global scale: expected NVFP4A16"
+            )));
+        }
+        let amax = match rule.amax {
+            None => None,
+            Some(amax) if amax.is_finite() && amax >= 0.0 && (amax as f32).is_finite() => Some(amax as f32),
+            Some(amax) => return Err(option("amax", &amax.to_string(), "a finite f32, at least 0")),
+        };
         let effective = v1::Rule {
             targets: rule.targets.clone(),
             scheme: scheme.to_string(),
@@ -389,8 +416,9 @@ impl Choice {
             channel_dims: None,
             on_indivisible: grouped.then(|| rule.on_indivisible.clone().unwrap_or_else(|| "fail".to_owned())),
             fallback,
+            amax: amax.map(f64::from),
         };
-        Ok((Choice { schemes, thresholds, on_indivisible }, effective))
+        Ok((Choice { schemes, thresholds, on_indivisible, amax }, effective))
     }
 }
 
@@ -446,27 +474,6 @@ fn recipe_layers(recipe: &v1::Recipe) -> Result<(Layers, v1::Recipe), PlanError>
     Ok((Layers::Recipe { rules, ignore }, v1::Recipe { rules: effective, ignore: recipe.ignore.clone() }))
 }
 
-/// The recipes that have a name. Each leaves alone what `@standard` names.
-pub(crate) fn profile(name: &str) -> Result<v1::Recipe, PlanError> {
-    let (scheme, fallback) = match name {
-        "edge" => {
-            let schemes = vec!["int4/g128".to_owned(), "int8".to_owned()];
-            ("int2/g64", Some(v1::Ladder { schemes, sqnr_db_min: Some(18.0), cosine_min: None }))
-        }
-        "local" => ("W4A16", None),
-        "cloud" => ("W8A16", None),
-        _ => return Err(PlanError::Profile(crate::shorten(name, 100))),
-    };
-    let rule = v1::Rule {
-        targets: vec!["*".to_owned()],
-        scheme: scheme.to_owned(),
-        on_indivisible: Some("keep".to_owned()),
-        fallback,
-        ..Default::default()
-    };
-    Ok(v1::Recipe { rules: vec![rule], ignore: vec!["@standard".to_owned()] })
-}
-
 /// Options that belong to a rule have no place beside a recipe or a profile.
 fn refuse_beside(command: &v1::Quantize, how: &str) -> Result<(), PlanError> {
     let given = [
@@ -474,6 +481,7 @@ fn refuse_beside(command: &v1::Quantize, how: &str) -> Result<(), PlanError> {
         ("channel_dims", command.channel_dims.is_some()),
         ("on_indivisible", command.on_indivisible.is_some()),
         ("fallback", command.fallback.is_some()),
+        ("amax", command.amax.is_some()),
     ];
     match given.iter().find(|(_, given)| *given) {
         Some((name, _)) => Err(PlanError::Conflict(format!(

@@ -4,6 +4,7 @@
 //! the start of the name as Python's `re.match` does. Each is tried with and without a trailing `.weight`.
 
 use globset::GlobBuilder;
+use quarrel_proto::v1;
 use regex::{Regex, RegexBuilder};
 
 use crate::plan::PlanError;
@@ -124,6 +125,27 @@ fn unprefixed(regex: &str) -> &str {
 
 fn invalid(target: &str, why: &str) -> PlanError {
     PlanError::Target { target: crate::shorten(target, 200), why: crate::shorten(why, 500) }
+}
+
+/// The recipes that have a name. Each leaves alone what `@standard` names.
+pub(crate) fn profile(name: &str) -> Result<v1::Recipe, PlanError> {
+    let (scheme, fallback) = match name {
+        "edge" => {
+            let schemes = vec!["int4/g128".to_owned(), "int8".to_owned()];
+            ("int2/g64", Some(v1::Ladder { schemes, sqnr_db_min: Some(18.0), cosine_min: None }))
+        }
+        "local" => ("W4A16", None),
+        "cloud" => ("W8A16", None),
+        _ => return Err(PlanError::Profile(crate::shorten(name, 100))),
+    };
+    let rule = v1::Rule {
+        targets: vec!["*".to_owned()],
+        scheme: scheme.to_owned(),
+        on_indivisible: Some("keep".to_owned()),
+        fallback,
+        ..Default::default()
+    };
+    Ok(v1::Recipe { rules: vec![rule], ignore: vec!["@standard".to_owned()] })
 }
 
 #[cfg(test)]

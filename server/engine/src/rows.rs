@@ -403,7 +403,7 @@ impl Rows {
         }
         let layer = &open.layer;
         let (channels, what) = match &layer.decision {
-            Decision::Quantize(rung) => (rung.span_end(open.computed) - open.computed, rung.scheme.to_string()),
+            Decision::Quantize(rung) => (rung.together_end(open.computed) - open.computed, rung.scheme.to_string()),
             Decision::Ladder(rungs, _) => (rungs[0].channels, "a ladder".to_owned()),
             Decision::Keep(_) | Decision::Fail(_) => return Ok(None),
         };

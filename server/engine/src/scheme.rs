@@ -2,23 +2,34 @@
 //!
 //! ```text
 //! scheme  = (preset ["/g" N] | "int" N ["-asym"] ["/tensor" | "/channel" | "/g" N] | "fp8/" ("tensor" | "channel" | "b" R "x" C))
-//!           [";channel_dims=" N]
+//!           [";channel_dims=" N] [";mx=" ("floor" | "rceil" | "even")] [";solver=" ("absmax" | "mse")]
 //! ```
 //! The canonical form drops what is the default (`/channel` of `intN`, a preset's own group, one channel dimension) and
 //! parses back to itself. Formulas and layouts: `proto/SPEC.md`, section "Schemes".
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
-use quarrel_kernels::{Codes, Packing};
+use quarrel_kernels::{Codes, Format, MxRule, Packing, Scaling};
 use quarrel_proto::Reason;
 
 /// What numbers come out of a layer. A value that exists is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scheme {
     preset: Option<&'static Preset>,
-    codes: Codes,
+    format: Format,
     granularity: Granularity,
     channel_dims: NonZeroU32,
+    solver: Solver,
+}
+
+/// How a scale is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Solver {
+    /// So that the whole range of the numbers is covered.
+    #[default]
+    Absmax,
+    /// So that the squared error is least, of the range and narrower ones; integers only.
+    Mse,
 }
 
 /// Which elements share a scale.
@@ -44,7 +55,7 @@ pub enum Granularity {
 pub struct Preset {
     /// The ecosystem's name.
     pub name: &'static str,
-    codes: Codes,
+    format: Format,
     granularity: Granularity,
     /// Its activations are static and need calibration, which this service does not do.
     pub needs_calibration: bool,
@@ -56,7 +67,7 @@ pub enum SchemeError {
     /// No such scheme.
     #[error(
         "unknown scheme `{text}`: expected a preset ({presets}), `intN[-asym][/tensor|/channel|/gG]` with N of 2..8, \
-         or `fp8/tensor`, `fp8/channel`, `fp8/bRxC`",
+         or `fp8/tensor`, `fp8/channel`, `fp8/bRxC`, then options as in `;channel_dims=2`, of MX presets `;mx=rceil`, of integers `;solver=mse`",
         presets = preset_names()
     )]
     Unknown {
@@ -111,34 +122,53 @@ const fn nonzero(n: u32) -> NonZeroU32 {
     }
 }
 
-const fn int(bits: u8, symmetric: bool) -> Codes {
-    Codes::Int { bits, symmetric, packing: if bits == 8 { Packing::Plain } else { Packing::Dense } }
+const fn int(bits: u8, symmetric: bool) -> Format {
+    let packing = if bits == 8 { Packing::Plain } else { Packing::Dense };
+    Format { codes: Codes::Int { bits, symmetric, packing }, scaling: Scaling::Weights }
 }
 
+const FP8: Format = Format { codes: Codes::Fp8E4m3, scaling: Scaling::Weights };
+/// compressed-tensors' own rule is the default of every MX preset.
+const MX: Scaling = Scaling::E8m0(MxRule::Even);
+
 const G128: Granularity = Granularity::Group(nonzero(128));
+const G32: Granularity = Granularity::Group(nonzero(32));
+const G16: Granularity = Granularity::Group(nonzero(16));
 const B128: Granularity = Granularity::Block { rows: nonzero(128), columns: nonzero(128) };
 
 /// Presets of compressed-tensors 0.20, `quantization/quant_scheme.py`: their weights.
-pub static PRESETS: [Preset; 8] = [
-    Preset { name: "W4A16", codes: int(4, true), granularity: G128, needs_calibration: false },
-    Preset { name: "W4A16_ASYM", codes: int(4, false), granularity: G128, needs_calibration: false },
-    Preset {
-        name: "W8A16",
-        codes: Codes::Int { bits: 8, symmetric: true, packing: Packing::Dense },
-        granularity: G128,
-        needs_calibration: false,
-    },
-    Preset { name: "W8A8", codes: int(8, true), granularity: Granularity::Channel, needs_calibration: false },
-    Preset { name: "INT8", codes: int(8, true), granularity: Granularity::Channel, needs_calibration: false },
-    Preset { name: "FP8", codes: Codes::Fp8E4m3, granularity: Granularity::Tensor, needs_calibration: true },
-    Preset { name: "FP8_DYNAMIC", codes: Codes::Fp8E4m3, granularity: Granularity::Channel, needs_calibration: false },
-    Preset { name: "FP8_BLOCK", codes: Codes::Fp8E4m3, granularity: B128, needs_calibration: false },
+pub static PRESETS: [Preset; 12] = [
+    preset("W4A16", int(4, true), G128),
+    preset("W4A16_ASYM", int(4, false), G128),
+    preset(
+        "W8A16",
+        Format { codes: Codes::Int { bits: 8, symmetric: true, packing: Packing::Dense }, scaling: Scaling::Weights },
+        G128,
+    ),
+    preset("W8A8", int(8, true), Granularity::Channel),
+    preset("INT8", int(8, true), Granularity::Channel),
+    Preset { needs_calibration: true, ..preset("FP8", FP8, Granularity::Tensor) },
+    preset("FP8_DYNAMIC", FP8, Granularity::Channel),
+    preset("FP8_BLOCK", FP8, B128),
+    preset("NVFP4A16", Format { codes: Codes::Fp4E2m1, scaling: Scaling::E4m3 }, G16),
+    preset("MXFP4A16", Format { codes: Codes::Fp4E2m1, scaling: MX }, G32),
+    preset("MXFP6A16", Format { codes: Codes::Fp6E2m3, scaling: MX }, G32),
+    preset("MXFP8A16", Format { codes: Codes::Fp8E4m3, scaling: MX }, G32),
 ];
 
+const fn preset(name: &'static str, format: Format, granularity: Granularity) -> Preset {
+    Preset { name, format, granularity, needs_calibration: false }
+}
+
 impl Scheme {
+    /// What the codes and the scales are.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// What the codes are.
     pub fn codes(&self) -> Codes {
-        self.codes
+        self.format.codes
     }
 
     /// Which elements share a scale.
@@ -162,7 +192,10 @@ impl Scheme {
     /// [`SchemeError`] for zero, for a scheme that takes no group, and for one that names its group already.
     pub fn with_group_size(self, group_size: u32) -> Result<Scheme, SchemeError> {
         let size = NonZeroU32::new(group_size).ok_or(SchemeError::Zero { option: "group_size" })?;
-        match (self.preset, self.granularity, self.codes) {
+        match (self.preset, self.granularity, self.format.codes) {
+            (Some(preset), Granularity::Group(_), _) if !preset.takes_group() => {
+                return Err(SchemeError::NotGrouped { scheme: self.to_string(), group_size });
+            }
             (Some(preset), Granularity::Group(_), _) if preset.granularity == self.granularity => {}
             (None, Granularity::Channel, Codes::Int { .. }) => {}
             (_, Granularity::Group(_), _) => {
@@ -185,13 +218,43 @@ impl Scheme {
         Ok(Scheme { channel_dims, ..self })
     }
 
+    /// The scheme with another rule for its powers of two.
+    ///
+    /// # Errors
+    /// `None` if its scales are none.
+    fn with_mx(self, rule: MxRule) -> Option<Scheme> {
+        let Scaling::E8m0(_) = self.format.scaling else { return None };
+        Some(Scheme { format: Format { scaling: Scaling::E8m0(rule), ..self.format }, ..self })
+    }
+
+    /// How its scales are chosen.
+    pub fn solver(&self) -> Solver {
+        self.solver
+    }
+
+    /// The scheme with scales of least squared error; none if its codes are no integers.
+    fn with_mse(self) -> Option<Scheme> {
+        matches!(self.format.codes, Codes::Int { .. }).then_some(Scheme { solver: Solver::Mse, ..self })
+    }
+
     /// The checkpoint format of compressed-tensors that holds these bytes.
     pub fn checkpoint_format(&self) -> &'static str {
-        match self.codes {
-            Codes::Int { packing: Packing::Dense, .. } => "pack-quantized",
-            Codes::Int { packing: Packing::Plain, .. } => "int-quantized",
-            Codes::Fp8E4m3 => "float-quantized",
+        match (self.format.codes, self.format.scaling) {
+            (Codes::Int { packing: Packing::Dense, .. }, _) => "pack-quantized",
+            (Codes::Int { packing: Packing::Plain, .. }, _) => "int-quantized",
+            (Codes::Fp8E4m3, Scaling::E8m0(_)) => "mxfp8-quantized",
+            (Codes::Fp8E4m3, Scaling::Weights | Scaling::E4m3) => "float-quantized",
+            (Codes::Fp6E2m3, _) => "mxfp6-pack-quantized",
+            (Codes::Fp4E2m1, Scaling::E8m0(_)) => "mxfp4-pack-quantized",
+            (Codes::Fp4E2m1, Scaling::Weights | Scaling::E4m3) => "nvfp4-pack-quantized",
         }
+    }
+}
+
+impl Preset {
+    /// Whether its groups may have another size: those of MX and NVFP4 are part of the format.
+    fn takes_group(&self) -> bool {
+        matches!((self.granularity, self.format.scaling), (Granularity::Group(_), Scaling::Weights))
     }
 }
 
@@ -216,21 +279,46 @@ impl FromStr for Scheme {
         .ok_or_else(unknown)?;
         match options {
             None => Ok(scheme),
-            Some(option) => {
-                let dims = option.strip_prefix("channel_dims=").and_then(number).ok_or_else(unknown)?;
-                scheme.with_channel_dims(dims.get())
-            }
+            Some(options) => with_options(scheme, options).ok_or_else(unknown),
         }
     }
+}
+
+/// `key=value` in the order of the keys, each at most once.
+fn with_options(mut scheme: Scheme, options: &str) -> Option<Scheme> {
+    let mut last = "";
+    for option in options.split(';') {
+        let (key, value) = option.split_once('=')?;
+        if key <= last {
+            return None;
+        }
+        last = key;
+        scheme = match key {
+            "channel_dims" => scheme.with_channel_dims(number(value)?.get()).ok()?,
+            "solver" if value == "absmax" => scheme.with_mse().map(|_| scheme)?,
+            "solver" if value == "mse" => scheme.with_mse()?,
+            "mx" => scheme.with_mx(*MxRule::ALL.iter().find(|rule| rule.name() == value)?)?,
+            _ => return None,
+        };
+    }
+    Some(scheme)
 }
 
 fn preset_with(preset: &'static Preset, suffix: Option<&str>) -> Option<Scheme> {
     let granularity = match (suffix, preset.granularity) {
         (None, granularity) => granularity,
-        (Some(suffix), Granularity::Group(_)) => Granularity::Group(number(suffix.strip_prefix('g')?)?),
+        (Some(suffix), Granularity::Group(_)) if preset.takes_group() => {
+            Granularity::Group(number(suffix.strip_prefix('g')?)?)
+        }
         (Some(_), _) => return None,
     };
-    Some(Scheme { preset: Some(preset), codes: preset.codes, granularity, channel_dims: NonZeroU32::MIN })
+    Some(Scheme {
+        preset: Some(preset),
+        format: preset.format,
+        granularity,
+        channel_dims: NonZeroU32::MIN,
+        solver: Solver::Absmax,
+    })
 }
 
 fn fp8(suffix: &str) -> Option<Scheme> {
@@ -242,7 +330,7 @@ fn fp8(suffix: &str) -> Option<Scheme> {
             Granularity::Block { rows: number(rows)?, columns: number(columns)? }
         }
     };
-    Some(Scheme { preset: None, codes: Codes::Fp8E4m3, granularity, channel_dims: NonZeroU32::MIN })
+    Some(Scheme { preset: None, format: FP8, granularity, channel_dims: NonZeroU32::MIN, solver: Solver::Absmax })
 }
 
 fn integer(name: &str, suffix: Option<&str>) -> Option<Scheme> {
@@ -257,7 +345,13 @@ fn integer(name: &str, suffix: Option<&str>) -> Option<Scheme> {
         Some("tensor") => Granularity::Tensor,
         Some(group) => Granularity::Group(number(group.strip_prefix('g')?)?),
     };
-    Some(Scheme { preset: None, codes: int(bits, symmetric), granularity, channel_dims: NonZeroU32::MIN })
+    Some(Scheme {
+        preset: None,
+        format: int(bits, symmetric),
+        granularity,
+        channel_dims: NonZeroU32::MIN,
+        solver: Solver::Absmax,
+    })
 }
 
 /// Decimal digits without sign or leading zero.
@@ -270,13 +364,14 @@ fn number(text: &str) -> Option<NonZeroU32> {
 
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.preset, self.codes) {
+        match (self.preset, self.format.codes) {
             (Some(preset), _) => f.write_str(preset.name)?,
             (None, Codes::Int { bits, symmetric: true, .. }) => write!(f, "int{bits}")?,
             (None, Codes::Int { bits, symmetric: false, .. }) => write!(f, "int{bits}-asym")?,
             (None, Codes::Fp8E4m3) => f.write_str("fp8")?,
+            (None, Codes::Fp6E2m3 | Codes::Fp4E2m1) => unreachable!("FP4 and FP6 are presets"),
         }
-        match (self.preset, self.granularity, self.codes) {
+        match (self.preset, self.granularity, self.format.codes) {
             (Some(preset), granularity, _) if preset.granularity == granularity => {}
             (None, Granularity::Channel, Codes::Int { .. }) => {}
             (_, Granularity::Tensor, _) => f.write_str("/tensor")?,
@@ -284,9 +379,17 @@ impl fmt::Display for Scheme {
             (_, Granularity::Group(size), _) => write!(f, "/g{size}")?,
             (_, Granularity::Block { rows, columns }, _) => write!(f, "/b{rows}x{columns}")?,
         }
-        match self.channel_dims.get() {
-            1 => Ok(()),
-            dims => write!(f, ";channel_dims={dims}"),
+        if self.channel_dims != NonZeroU32::MIN {
+            write!(f, ";channel_dims={}", self.channel_dims)?;
+        }
+        if let (Some(preset), Scaling::E8m0(rule)) = (self.preset, self.format.scaling)
+            && preset.format != self.format
+        {
+            write!(f, ";mx={}", rule.name())?;
+        }
+        match self.solver {
+            Solver::Absmax => Ok(()),
+            Solver::Mse => f.write_str(";solver=mse"),
         }
     }
 }
@@ -311,6 +414,13 @@ mod tests {
             ("fp8/b128x128", "fp8/b128x128"),
             ("FP8_BLOCK;channel_dims=2", "FP8_BLOCK;channel_dims=2"),
             ("int8;channel_dims=1", "int8"),
+            ("MXFP4A16;mx=even", "MXFP4A16"),
+            ("MXFP8A16;mx=rceil", "MXFP8A16;mx=rceil"),
+            ("MXFP6A16;channel_dims=2;mx=floor", "MXFP6A16;channel_dims=2;mx=floor"),
+            ("NVFP4A16", "NVFP4A16"),
+            ("W4A16;solver=mse", "W4A16;solver=mse"),
+            ("W4A16;solver=absmax", "W4A16"),
+            ("int3-asym/g64;channel_dims=2;solver=mse", "int3-asym/g64;channel_dims=2;solver=mse"),
         ];
         for (text, canonical) in cases {
             let scheme: Scheme = text.parse().unwrap();
@@ -338,7 +448,16 @@ mod tests {
             "int4/b1x1",
             "int4;",
             "int4;channel_dims=0",
-            "int4;solver=mse",
+            "int4;mx=even",
+            "int4;solver=hqq",
+            "FP8_BLOCK;solver=mse",
+            "MXFP4A16;solver=mse",
+            "NVFP4A16;mx=even",
+            "MXFP4A16;mx=ceil",
+            "MXFP4A16;mx=floor;channel_dims=2",
+            "MXFP4A16;mx=floor;mx=floor",
+            "MXFP4A16/g32",
+            "NVFP4A16/g16",
             "int4/g99999999999",
             "w4a16",
             "int+4",
@@ -353,7 +472,7 @@ mod tests {
             |text: &str, size| text.parse::<Scheme>().unwrap().with_group_size(size).map(|scheme| scheme.to_string());
         assert_eq!(with("int4", 64).unwrap(), "int4/g64");
         assert_eq!(with("W4A16", 64).unwrap(), "W4A16/g64");
-        for text in ["W8A8", "FP8_BLOCK", "fp8/channel", "int4/tensor", "int4/g32", "W4A16/g64"] {
+        for text in ["W8A8", "FP8_BLOCK", "fp8/channel", "int4/tensor", "int4/g32", "W4A16/g64", "MXFP4A16"] {
             assert_eq!(with(text, 64).unwrap_err().reason(), Reason::OptionConflict, "{text}");
         }
         assert_eq!(with("int4", 0).unwrap_err().reason(), Reason::OptionInvalid);

@@ -6,7 +6,7 @@ use quarrel_kernels::{Codes, Metrics, Packing};
 use quarrel_proto::{column::status, v1};
 
 use crate::{
-    plan::profile,
+    recipe::profile,
     rows::Row,
     scheme::{Granularity, PRESETS, Scheme},
 };
@@ -101,6 +101,8 @@ fn describe(scheme: &Scheme) -> v1::Scheme {
         Codes::Int { bits, packing: Packing::Dense, .. } => (format!("int{bits}"), "dense-int32"),
         Codes::Int { bits, packing: Packing::Plain, .. } => (format!("int{bits}"), "int8"),
         Codes::Fp8E4m3 => ("fp8_e4m3".to_owned(), "fp8"),
+        Codes::Fp6E2m3 => ("fp6_e2m3".to_owned(), "dense-uint8"),
+        Codes::Fp4E2m1 => ("fp4_e2m1".to_owned(), "dense-uint8"),
     };
     let uses = |name: &str| {
         let recipe = profile(name).ok();
@@ -110,7 +112,8 @@ fn describe(scheme: &Scheme) -> v1::Scheme {
             std::iter::once(rule.scheme).chain(ladder)
         });
         texts.any(|text| {
-            text.parse::<Scheme>().is_ok_and(|used| used.codes() == scheme.codes() && used.preset() == scheme.preset())
+            text.parse::<Scheme>()
+                .is_ok_and(|used| used.format() == scheme.format() && used.preset() == scheme.preset())
         })
     };
     v1::Scheme {

@@ -67,6 +67,7 @@ fn code(reason: Reason) -> Code {
         | Reason::ChannelTooLarge
         | Reason::NonFinite
         | Reason::ScaleOverflow
+        | Reason::AmaxExceeded
         | Reason::GroupSizeIndivisible
         | Reason::RankUnsupported
         | Reason::NeedsCalibration

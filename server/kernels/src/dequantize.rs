@@ -1,7 +1,15 @@
 //! Values from codes: `(code - zero point) * scale` in f32, rounded once where a narrower type is asked for.
 
+use std::marker::PhantomData;
+
 use crate::{
-    Codes, Dtype, Level, Packing, TILE, element::widen, fp8, half, level::multiversion, pack, quantize::pieces,
+    Codes, Dtype, Grid, Level, Packing, TILE,
+    element::{LANES, widen},
+    level::multiversion,
+    minifloat::{self, E2m1, E2m3, E4m3, Minifloat},
+    pack,
+    quantize::pieces,
+    simd::{One, Simd},
 };
 
 /// The type that decoded values are written in.
@@ -45,61 +53,145 @@ pub struct Coded<'a> {
     pub column: usize,
     /// Columns that share a scale.
     pub group: usize,
-    /// The channel's scales, one a group.
-    pub scales: &'a [f32],
-    /// The channel's zero points, one a group; empty if symmetric.
-    pub zero_points: &'a [i32],
+    /// The channel's scales and zero points.
+    pub grid: Grid<'a>,
 }
 
 /// Decodes as many elements as `out` has room for, little-endian.
 ///
 /// # Panics
-/// If `packed`, `scales` or `zero_points` are too short for that.
+/// If `packed`, the scales or the zero points are too short for that.
 pub fn dequantize(level: Level, coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
+    let elements = out.len() / decoded.bytes();
+    assert!(coded.packed.len() >= pack::packed_bytes(coded.codes, elements), "bytes of the codes");
     run(level, coded, decoded, out);
 }
 
-multiversion! { fn run(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) = body; }
+multiversion! { fn run(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) = body<R>; }
 
 #[inline(always)]
-fn body(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
-    let (mut bytes, mut values) = ([0u8; TILE], [0f32; TILE]);
+fn body<R: Simd>(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
+    match decoded {
+        Decoded::F32 => tiles::<R, AsF32>(coded, out),
+        Decoded::Bf16 => tiles::<R, AsBf16>(coded, out),
+        Decoded::F16 => tiles::<R, AsF16>(coded, out),
+    }
+}
+
+#[inline(always)]
+fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
     let bits = coded.codes.bits();
-    for (tile, out) in out.chunks_mut(TILE * decoded.bytes()).enumerate() {
-        let len = out.len() / decoded.bytes();
+    let mut bytes = [0u8; TILE];
+    for (tile, out) in out.chunks_mut(TILE * N::BYTES).enumerate() {
+        let len = out.len() / N::BYTES;
         let packed = &coded.packed[tile * TILE / 8 * usize::from(bits)..];
-        let (bytes, values) = (&mut bytes[..len], &mut values[..len]);
-        pack::unpack(bits, packed, bytes);
+        pack::unpack(Level(R::KIND), bits, packed, &mut bytes[..len]);
         for piece in pieces(coded.column + tile * TILE, len, coded.group) {
-            let scale = coded.scales[piece.group];
-            let zero_point = coded.zero_points.get(piece.group).copied().unwrap_or(0);
-            let (bytes, values) = (&bytes[piece.start..piece.end], &mut values[piece.start..piece.end]);
+            let scale = coded.grid.scales[piece.group] / coded.grid.global;
+            let zero_points = coded.grid.zero_points;
+            let zero_point = if zero_points.is_empty() { 0 } else { zero_points[piece.group] };
+            let (bytes, out) = (&bytes[piece.start..piece.end], &mut out[piece.start * N::BYTES..piece.end * N::BYTES]);
             match coded.codes {
                 Codes::Int { packing: Packing::Dense, .. } => {
-                    let offset = (1i32 << (bits - 1)) + zero_point;
-                    each(bytes, values, |code| (i32::from(code) - offset) as f32 * scale);
+                    each::<R, N, Whole>(bytes, out, scale, zero_point + (1 << (bits - 1)));
                 }
-                Codes::Int { packing: Packing::Plain, .. } => {
-                    each(bytes, values, |code| (i32::from(code as i8) - zero_point) as f32 * scale);
-                }
-                Codes::Fp8E4m3 => each(bytes, values, |code| fp8::e4m3_to_f32(code) * scale),
+                Codes::Int { packing: Packing::Plain, .. } => each::<R, N, Signed>(bytes, out, scale, zero_point),
+                Codes::Fp8E4m3 => each::<R, N, Mini<E4m3>>(bytes, out, scale, 0),
+                Codes::Fp6E2m3 => each::<R, N, Mini<E2m3>>(bytes, out, scale, 0),
+                Codes::Fp4E2m1 => each::<R, N, Mini<E2m1>>(bytes, out, scale, 0),
             }
         }
-        narrow(values, decoded, out);
     }
 }
 
-#[inline(always)]
-fn each(codes: &[u8], values: &mut [f32], f: impl Fn(u8) -> f32) {
-    for (value, code) in values.iter_mut().zip(codes) {
-        *value = f(*code);
+/// What a code's byte stands for, before it is scaled.
+trait Unit {
+    /// `zero` is the byte's number that stands for zero.
+    fn unit<S: Simd>(codes: S::I, zero: S::I) -> S::F;
+}
+
+/// Offset binary.
+struct Whole;
+/// Two's complement.
+struct Signed;
+/// A small float.
+struct Mini<F>(PhantomData<F>);
+
+impl Unit for Whole {
+    #[inline(always)]
+    fn unit<S: Simd>(codes: S::I, zero: S::I) -> S::F {
+        S::float(S::sub_i(codes, zero))
     }
 }
 
+impl Unit for Signed {
+    #[inline(always)]
+    fn unit<S: Simd>(codes: S::I, zero: S::I) -> S::F {
+        // Offset by 128, and back.
+        let whole = S::xor(codes, S::splat_i(128));
+        S::float(S::sub_i(S::sub_i(whole, S::splat_i(128)), zero))
+    }
+}
+
+impl<F: Minifloat> Unit for Mini<F> {
+    #[inline(always)]
+    fn unit<S: Simd>(codes: S::I, _: S::I) -> S::F {
+        minifloat::decode::<S, F>(codes)
+    }
+}
+
+/// The type that values are written in.
+trait Narrow {
+    const BYTES: usize;
+    /// A register of values into the bytes of sixteen.
+    fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize);
+}
+
+struct AsF32;
+struct AsBf16;
+struct AsF16;
+
+impl Narrow for AsF32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
+        S::write(values, &mut out[from * 4..(from + S::W) * 4]);
+    }
+}
+
+impl Narrow for AsBf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
+        S::write_halves(S::bf16_bits(values), &mut out[from * 2..(from + S::W) * 2]);
+    }
+}
+
+impl Narrow for AsF16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
+        S::write_halves(S::f16_bits(values), &mut out[from * 2..(from + S::W) * 2]);
+    }
+}
+
+/// Decodes codes that share a scale.
 #[inline(always)]
-fn write<const N: usize>(values: &[f32], out: &mut [u8], f: impl Fn(f32) -> [u8; N]) {
-    for (bytes, value) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-        *bytes = f(*value);
+fn each<R: Simd, N: Narrow, U: Unit>(codes: &[u8], out: &mut [u8], scale: f32, zero: i32) {
+    let (sixteens, rest) = codes.as_chunks::<LANES>();
+    let (whole, tail) = out.split_at_mut(sixteens.len() * LANES * N::BYTES);
+    for (codes, out) in sixteens.iter().zip(whole.chunks_exact_mut(LANES * N::BYTES)) {
+        for from in (0..LANES).step_by(R::W) {
+            let unit = U::unit::<R>(R::load_bytes(codes, from), R::splat_i(zero as u32));
+            N::write::<R>(R::mul(unit, R::splat(scale)), out, from);
+        }
+    }
+    for (code, out) in rest.iter().zip(tail.chunks_exact_mut(N::BYTES)) {
+        let unit = U::unit::<One>([u32::from(*code)], [zero as u32]);
+        N::write::<One>([unit[0] * scale], out, 0);
     }
 }
 
@@ -115,24 +207,35 @@ pub fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
 /// # Panics
 /// If `out` is shorter than the elements.
 pub fn convert(level: Level, dtype: Dtype, bytes: &[u8], decoded: Decoded, out: &mut [u8]) {
+    assert!(out.len() >= bytes.len() / dtype.bytes() * decoded.bytes(), "bytes for the values");
     run_convert(level, dtype, bytes, decoded, out);
 }
 
-multiversion! { fn run_convert(dtype: Dtype, bytes: &[u8], decoded: Decoded, out: &mut [u8]) = convert_body; }
+multiversion! { fn run_convert(dtype: Dtype, bytes: &[u8], decoded: Decoded, out: &mut [u8]) = convert_body<R>; }
 
 #[inline(always)]
-fn convert_body(dtype: Dtype, bytes: &[u8], decoded: Decoded, out: &mut [u8]) {
+fn convert_body<R: Simd>(dtype: Dtype, bytes: &[u8], decoded: Decoded, out: &mut [u8]) {
     let mut tile = [0f32; TILE];
     for (bytes, out) in bytes.chunks(TILE * dtype.bytes()).zip(out.chunks_mut(TILE * decoded.bytes())) {
-        narrow(widen(dtype, bytes, &mut tile), decoded, out);
+        let values = widen(dtype, bytes, &mut tile);
+        match decoded {
+            Decoded::F32 => narrow::<R, AsF32>(values, out),
+            Decoded::Bf16 => narrow::<R, AsBf16>(values, out),
+            Decoded::F16 => narrow::<R, AsF16>(values, out),
+        }
     }
 }
 
 #[inline(always)]
-fn narrow(values: &[f32], decoded: Decoded, out: &mut [u8]) {
-    match decoded {
-        Decoded::F32 => write(values, out, f32::to_le_bytes),
-        Decoded::Bf16 => write(values, out, |value| half::f32_to_bf16(value).to_le_bytes()),
-        Decoded::F16 => write(values, out, |value| half::f32_to_f16(value).to_le_bytes()),
+fn narrow<R: Simd, N: Narrow>(values: &[f32], out: &mut [u8]) {
+    let (sixteens, rest) = values.as_chunks::<LANES>();
+    let (whole, tail) = out.split_at_mut(sixteens.len() * LANES * N::BYTES);
+    for (values, out) in sixteens.iter().zip(whole.chunks_exact_mut(LANES * N::BYTES)) {
+        for from in (0..LANES).step_by(R::W) {
+            N::write::<R>(R::load(values, from), out, from);
+        }
+    }
+    for (value, out) in rest.iter().zip(tail.chunks_exact_mut(N::BYTES)) {
+        N::write::<One>([*value], out, 0);
     }
 }

@@ -1,6 +1,11 @@
 //! Element types of weights, read from bytes at any alignment and widened to f32.
 
-use crate::{TILE, fp8, half};
+use crate::{
+    Level, TILE, half,
+    level::multiversion,
+    minifloat::{self, E4m3},
+    simd::Simd,
+};
 
 /// The element type of weights, as it stands in the column `dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,9 +65,18 @@ impl Dtype {
     }
 }
 
-/// An element in a loop: an f32, or one at any alignment.
+/// Elements side by side, in which sums have their lanes: one AVX-512 register, two of AVX2.
+pub(crate) const LANES: usize = 16;
+
+/// An element in a loop: an f32, or one of a narrower type, at any alignment.
 pub(crate) trait Value: Copy {
     fn get(self) -> f32;
+
+    /// `S::W` of sixteen elements, in a register.
+    fn lanes<S: Simd>(values: &[Self; LANES], from: usize) -> S::F;
+
+    /// The greatest magnitude, or an infinity or NaN if there is one.
+    fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32;
 }
 
 impl Value for f32 {
@@ -70,35 +84,177 @@ impl Value for f32 {
     fn get(self) -> f32 {
         self
     }
-}
 
-/// Sixteen elements in registers. Indexing the elements where they lie keeps LLVM from seeing a vector.
-#[inline(always)]
-pub(crate) fn gather<V: Value>(values: &[V; 16]) -> [f32; 16] {
-    let mut gathered = [0f32; 16];
-    for lane in 0..16 {
-        gathered[lane] = values[lane].get();
+    #[inline(always)]
+    fn lanes<S: Simd>(values: &[Self; LANES], from: usize) -> S::F {
+        S::load(values, from)
     }
-    gathered
+
+    #[inline(always)]
+    fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32 {
+        greatest_f32::<S, Self>(values)
+    }
 }
 
 /// A little-endian f32 at any alignment. Loops over it vectorise as over f32; loops over `[u8; 4]` do not.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
-pub(crate) struct Loose(u32);
+pub(crate) struct LooseF32(u32);
 
-impl Value for Loose {
+/// A little-endian bf16 at any alignment.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+pub(crate) struct LooseBf16(u16);
+
+/// A little-endian f16 at any alignment.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+pub(crate) struct LooseF16(u16);
+
+impl Value for LooseF32 {
     #[inline(always)]
     fn get(self) -> f32 {
         f32::from_bits(u32::from_le(self.0))
     }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(values: &[Self; LANES], from: usize) -> S::F {
+        S::load_loose(values, from)
+    }
+
+    #[inline(always)]
+    fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32 {
+        greatest_f32::<S, Self>(values)
+    }
 }
 
-/// The whole f32 values in `bytes`, where they lie.
+impl Value for LooseBf16 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from(u16::from_le(self.0)) << 16)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(values: &[Self; LANES], from: usize) -> S::F {
+        S::load_bf16(values, from)
+    }
+
+    #[inline(always)]
+    fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32 {
+        Self(greatest_u16::<S>(bytes_of(values)).to_le()).get()
+    }
+}
+
+impl Value for LooseF16 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        half::f16_to_f32(u16::from_le(self.0))
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(values: &[Self; LANES], from: usize) -> S::F {
+        S::load_f16(values, from)
+    }
+
+    #[inline(always)]
+    fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32 {
+        Self(greatest_u16::<S>(bytes_of(values)).to_le()).get()
+    }
+}
+
+/// Magnitudes are in the order of their bits.
 #[inline(always)]
-pub(crate) fn loose(bytes: &[u8]) -> &[Loose] {
-    // SAFETY: `Loose` is four bytes of alignment one, any bits are a value, and the slice stays within `bytes`.
-    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<Loose>(), bytes.len() / size_of::<Loose>()) }
+fn greatest_f32<S: Simd, V: Value>(values: &[V]) -> f32 {
+    let mask = S::splat_i(0x7fff_ffff);
+    let (sixteens, rest) = values.as_chunks::<LANES>();
+    let mut most = [0u32; LANES];
+    for from in (0..LANES).step_by(S::W) {
+        let mut found = S::splat_i(0);
+        for sixteen in sixteens {
+            found = S::max_i(S::and(S::bits(V::lanes::<S>(sixteen, from)), mask), found);
+        }
+        S::store_i(found, &mut most, from);
+    }
+    let rest = rest.iter().map(|value| value.get().to_bits() & 0x7fff_ffff);
+    f32::from_bits(rest.fold(S::greatest_i(&most), u32::max))
+}
+
+/// The greatest of the halves without their signs, two in a lane.
+#[inline(always)]
+fn greatest_u16<S: Simd>(bytes: &[u8]) -> u16 {
+    let mask = S::splat_i(0x7fff_7fff);
+    let (sixteens, rest) = loose::<LooseF32>(bytes).as_chunks::<LANES>();
+    let mut most = [0u32; LANES];
+    for from in (0..LANES).step_by(S::W) {
+        let mut found = S::splat_i(0);
+        for sixteen in sixteens {
+            found = S::max_halves(S::and(S::bits(S::load_loose(sixteen, from)), mask), found);
+        }
+        S::store_i(found, &mut most, from);
+    }
+    let (halves, _) = bytes[bytes.len() - bytes.len() % 4 - rest.len() * 4..].as_chunks::<2>();
+    let rest = halves.iter().map(|bytes| u16::from_le_bytes(*bytes) & 0x7fff);
+    let low = most.map(|both| both & 0xffff);
+    let high = most.map(|both| both >> 16);
+    rest.fold(S::greatest_i(&low).max(S::greatest_i(&high)) as u16, u16::max)
+}
+
+/// The bytes of elements.
+#[inline(always)]
+fn bytes_of<V: Loose>(values: &[V]) -> &[u8] {
+    // SAFETY: a `Loose` type is plain bytes, all of them initialised, and the slice is the same memory.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
+}
+
+/// The whole values of a type in `bytes`, where they lie.
+#[inline(always)]
+pub(crate) fn loose<V: Loose>(bytes: &[u8]) -> &[V] {
+    const { assert!(align_of::<V>() == 1) };
+    // SAFETY: a `Loose` type is plain bytes of alignment one, any bits are a value, and the slice stays within `bytes`.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<V>(), bytes.len() / size_of::<V>()) }
+}
+
+/// A type that [`loose`] may see in any bytes: of alignment one, with no invalid bits.
+pub(crate) trait Loose: Value {
+    const ZERO: Self;
+}
+
+impl Loose for LooseF32 {
+    const ZERO: LooseF32 = LooseF32(0);
+}
+
+impl Loose for LooseBf16 {
+    const ZERO: LooseBf16 = LooseBf16(0);
+}
+
+impl Loose for LooseF16 {
+    const ZERO: LooseF16 = LooseF16(0);
+}
+
+/// A tile's elements as they are, if registers take their type; else widened to f32, in `wide`.
+#[inline(always)]
+pub(crate) fn in_registers<'a>(level: Level, dtype: Dtype, bytes: &'a [u8], wide: &'a mut [f32; TILE]) -> &'a [u8] {
+    match dtype {
+        Dtype::F32 | Dtype::Bf16 | Dtype::F16 => bytes,
+        Dtype::F64 | Dtype::F8E4m3 | Dtype::F8E5m2 => {
+            widen_tile(level, dtype, bytes, wide);
+            bytes_of_f32(&wide[..bytes.len() / dtype.bytes()])
+        }
+    }
+}
+
+multiversion! { fn widen_tile(dtype: Dtype, bytes: &[u8], wide: &mut [f32; TILE]) -> () = widen_body<R>; }
+
+#[inline(always)]
+fn widen_body<R: Simd>(dtype: Dtype, bytes: &[u8], wide: &mut [f32; TILE]) {
+    widen(dtype, bytes, wide);
+}
+
+/// The bytes of numbers.
+#[inline(always)]
+fn bytes_of_f32(values: &[f32]) -> &[u8] {
+    // SAFETY: an f32 is four bytes, all of them initialised, and the slice is the same memory.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
 }
 
 /// Widens up to [`TILE`] elements into `out`, and returns them.
@@ -109,7 +265,7 @@ pub(crate) fn widen<'a>(dtype: Dtype, bytes: &[u8], out: &'a mut [f32; TILE]) ->
         Dtype::F16 => widen_each(bytes, out, |b: [u8; 2]| half::f16_to_f32(u16::from_le_bytes(b))),
         Dtype::Bf16 => widen_each(bytes, out, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
         Dtype::F64 => widen_each(bytes, out, |b: [u8; 8]| f64::from_le_bytes(b) as f32),
-        Dtype::F8E4m3 => widen_each(bytes, out, |b: [u8; 1]| fp8::e4m3_to_f32(b[0])),
+        Dtype::F8E4m3 => widen_each(bytes, out, |b: [u8; 1]| minifloat::decode_one::<E4m3>(b[0])),
         Dtype::F8E5m2 => widen_each(bytes, out, |b: [u8; 1]| half::f16_to_f32(u16::from(b[0]) << 8)),
     }
 }

@@ -1,5 +1,7 @@
 //! f16 and bf16 in plain integer steps, without branches, so that the loops around them vectorise.
 
+use crate::simd::{One, Simd};
+
 /// Widens binary16, exactly; NaN payloads keep their top bits.
 #[inline(always)]
 pub(crate) fn f16_to_f32(bits: u16) -> f32 {
@@ -24,23 +26,27 @@ pub(crate) fn f32_to_f16(value: f32) -> u16 {
     let odd = (magnitude >> 13) & 1;
     let normal = magnitude.wrapping_sub((127 - 15) << 23).wrapping_add(0xfff + odd) >> 13;
     let finite = if magnitude < (127 - 14) << 23 { subnormal } else { normal };
-    let large = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+    // NaN is made quiet and keeps the top bits of its payload, as F16C does.
+    let large = if magnitude > 0x7f80_0000 { 0x7e00 | (magnitude >> 13 & 0x3ff) } else { 0x7c00 };
     sign | (if magnitude >= 0x4780_0000 { large } else { finite }) as u16
-}
-
-/// The nearest bfloat16, ties to even, overflowing to infinity; as its bits. NaN stays NaN.
-#[inline(always)]
-pub(crate) fn f32_to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let odd = (bits >> 16) & 1;
-    let rounded = bits.wrapping_add(0x7fff + odd) >> 16;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 { (bits >> 16) | 0x40 } else { rounded }) as u16
 }
 
 /// A type in which a result is rounded.
 pub(crate) trait Round {
-    /// The nearest value of the type, ties to even.
-    fn round(value: f32) -> f32;
+    /// Whether rounding to it changes nothing.
+    const IS_F32: bool = false;
+    /// Whether elements of bf16 are rounded to it; of f16.
+    const READS_BF16: bool = false;
+    const READS_F16: bool = false;
+
+    /// The nearest value of the type, ties to even; infinite beyond. Not for NaN.
+    fn lanes<S: Simd>(values: S::F) -> S::F;
+
+    /// The same of one number.
+    #[inline(always)]
+    fn round(value: f32) -> f32 {
+        Self::lanes::<One>([value])[0]
+    }
 }
 
 /// No rounding beyond f32's own.
@@ -51,23 +57,31 @@ pub(crate) struct ToF16;
 pub(crate) struct ToBf16;
 
 impl Round for ToF32 {
+    const IS_F32: bool = true;
+    const READS_BF16: bool = true;
+    const READS_F16: bool = true;
+
     #[inline(always)]
-    fn round(value: f32) -> f32 {
-        value
+    fn lanes<S: Simd>(values: S::F) -> S::F {
+        values
     }
 }
 
 impl Round for ToF16 {
+    const READS_F16: bool = true;
+
     #[inline(always)]
-    fn round(value: f32) -> f32 {
-        f16_to_f32(f32_to_f16(value))
+    fn lanes<S: Simd>(values: S::F) -> S::F {
+        S::round_f16(values)
     }
 }
 
 impl Round for ToBf16 {
+    const READS_BF16: bool = true;
+
     #[inline(always)]
-    fn round(value: f32) -> f32 {
-        f32::from_bits(u32::from(f32_to_bf16(value)) << 16)
+    fn lanes<S: Simd>(values: S::F) -> S::F {
+        S::round_bf16(values)
     }
 }
 
@@ -100,9 +114,9 @@ mod tests {
             let value = f32::from_bits(bits);
             if !value.is_nan() {
                 assert_eq!(f32_to_f16(value), ::half::f16::from_f32_const(value).to_bits(), "{value:e}");
-                assert_eq!(f32_to_bf16(value), ::half::bf16::from_f32_const(value).to_bits(), "{value:e}");
+                assert_eq!(ToBf16::round(value), ::half::bf16::from_f32_const(value).to_f32_const(), "{value:e}");
             } else {
-                assert!(ToF16::round(value).is_nan() && ToBf16::round(value).is_nan());
+                assert!(f16_to_f32(f32_to_f16(value)).is_nan());
             }
         }
     }

@@ -11,7 +11,7 @@ pub struct Level(pub(crate) Kind);
 pub(crate) enum Kind {
     /// The target's baseline.
     Scalar,
-    /// AVX2.
+    /// AVX2, F16C and the bit instructions that came with them.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -41,7 +41,7 @@ impl Level {
         {
             use std::arch::is_x86_feature_detected as has;
             let bits = has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt");
-            if has!("avx2") && bits {
+            if has!("avx2") && has!("f16c") && bits {
                 levels.push(Level(Kind::Avx2));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                     levels.push(Level(Kind::Avx512));
@@ -83,23 +83,24 @@ impl fmt::Debug for Level {
 
 /// Compiles one body at every level and defines `$name(level, args...)`, which runs it at the given one.
 ///
-/// The body must be `#[inline(always)]` all the way down, so that every loop in it is compiled with the level's features.
+/// The body's first type parameter is the level's registers (`crate::simd`). It must be `#[inline(always)]` all the way down,
+/// so that every loop in it is compiled with the level's features.
 macro_rules! multiversion {
-    (fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path;) => {
+    (fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident<R $(, $param:ty)*>;) => {
         #[inline]
         fn $name(level: $crate::Level, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+            #[target_feature(enable = "avx2,f16c,bmi1,bmi2,lzcnt,popcnt")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
-                $body($($arg),*)
+                $body::<$crate::simd::Avx2 $(, $param)*>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,bmi1,bmi2,lzcnt,popcnt")]
             fn avx512($($arg: $ty),*) $(-> $ret)? {
-                $body($($arg),*)
+                $body::<$crate::simd::Avx512 $(, $param)*>($($arg),*)
             }
             match level.0 {
-                $crate::level::Kind::Scalar => $body($($arg),*),
+                $crate::level::Kind::Scalar => $body::<$crate::simd::Array<4> $(, $param)*>($($arg),*),
                 // SAFETY: a `Level` is made in `Level::available` alone, which asked the CPU for these features.
                 #[cfg(target_arch = "x86_64")]
                 $crate::level::Kind::Avx2 => unsafe { avx2($($arg),*) },
@@ -111,3 +112,16 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+/// Asks for memory that will be read soon.
+#[inline(always)]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 CPU has it, and it reads nothing: any address would do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}

@@ -2,19 +2,33 @@
 //!
 //! Eight codes of `b` bits are `b` bytes, so that is the unit here: eight bytes in a `u64`, folded pairwise.
 
-use crate::{Codes, Packing};
+use crate::{Codes, Level, Packing, level::multiversion, simd::Simd};
 
 /// The bytes that `elements` codes of one channel take.
 pub fn packed_bytes(codes: Codes, elements: usize) -> usize {
     match codes {
         Codes::Int { packing: Packing::Plain, .. } | Codes::Fp8E4m3 => elements,
         Codes::Int { bits, packing: Packing::Dense, .. } => (elements * usize::from(bits)).div_ceil(32) * 4,
+        // Groups of 16 and 32 fill whole words, so there is nothing to pad.
+        Codes::Fp4E2m1 | Codes::Fp6E2m3 => (elements * usize::from(codes.bits())).div_ceil(8),
     }
 }
 
 /// Packs unsigned codes of `bits` bits, one a byte, into `out`; the padding is zero.
+pub(crate) fn pack(level: Level, bits: u8, codes: &[u8], out: &mut [u8]) {
+    pack_run(level, bits, codes, out);
+}
+
+/// Unpacks `codes.len()` codes, the inverse of [`pack`]. `packed` holds at least the bytes that hold them.
+pub(crate) fn unpack(level: Level, bits: u8, packed: &[u8], codes: &mut [u8]) {
+    unpack_run(level, bits, packed, codes);
+}
+
+multiversion! { fn pack_run(bits: u8, codes: &[u8], out: &mut [u8]) -> () = pack_body<R>; }
+multiversion! { fn unpack_run(bits: u8, packed: &[u8], codes: &mut [u8]) -> () = unpack_body<R>; }
+
 #[inline(always)]
-pub(crate) fn pack(bits: u8, codes: &[u8], out: &mut [u8]) {
+fn pack_body<R: Simd>(bits: u8, codes: &[u8], out: &mut [u8]) {
     match bits {
         2 => pack_as::<2>(codes, out),
         3 => pack_as::<3>(codes, out),
@@ -54,9 +68,8 @@ fn fold<const BITS: usize>(eight: [u8; 8]) -> u64 {
     (x & 0xffff_ffff) | ((x >> 32) << (4 * BITS))
 }
 
-/// Unpacks `codes.len()` codes, the inverse of [`pack`]. `packed` holds at least the bytes that hold them.
 #[inline(always)]
-pub(crate) fn unpack(bits: u8, packed: &[u8], codes: &mut [u8]) {
+fn unpack_body<R: Simd>(bits: u8, packed: &[u8], codes: &mut [u8]) {
     match bits {
         2 => unpack_as::<2>(packed, codes),
         3 => unpack_as::<3>(packed, codes),
@@ -70,23 +83,30 @@ pub(crate) fn unpack(bits: u8, packed: &[u8], codes: &mut [u8]) {
 
 #[inline(always)]
 fn unpack_as<const BITS: usize>(packed: &[u8], codes: &mut [u8]) {
-    let (eights, rest) = codes.as_chunks_mut::<8>();
-    for (bytes, eight) in packed.chunks(BITS).zip(eights.iter_mut()) {
-        *eight = unfold::<BITS>(bytes);
+    // Eight bytes are read for each eight codes, so the last few are read from a copy.
+    let wide = (packed.len().saturating_sub(8) / BITS).min(codes.len() / 8);
+    let (eights, rest) = codes.split_at_mut(wide * 8);
+    for (index, eight) in eights.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let (bytes, _) = packed[index * BITS..].split_first_chunk::<8>().expect("eight bytes follow");
+        *eight = unfold::<BITS>(u64::from_le_bytes(*bytes));
     }
-    if !rest.is_empty() {
-        let eight = unfold::<BITS>(&packed[eights.len() * BITS..][..(rest.len() * BITS).div_ceil(8)]);
-        rest.copy_from_slice(&eight[..rest.len()]);
+    for (bytes, eight) in packed[wide * BITS..].chunks(BITS).zip(rest.chunks_mut(8)) {
+        let mut padded = [0u8; 8];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        eight.copy_from_slice(&unfold::<BITS>(u64::from_le_bytes(padded))[..eight.len()]);
     }
 }
 
+/// The inverse of [`fold`], of the lowest `8 * BITS` bits.
 #[inline(always)]
-fn unfold<const BITS: usize>(bytes: &[u8]) -> [u8; 8] {
-    let mut padded = [0u8; 8];
-    padded[..bytes.len()].copy_from_slice(bytes);
-    let x = u64::from_le_bytes(padded);
-    let mask = (1u64 << BITS) - 1;
-    std::array::from_fn(|i| (x >> (i * BITS) & mask) as u8)
+fn unfold<const BITS: usize>(x: u64) -> [u8; 8] {
+    let low = |bits: usize| (1u64 << bits) - 1;
+    let x = (x & low(4 * BITS)) | (x >> (4 * BITS) & low(4 * BITS)) << 32;
+    let pair = low(2 * BITS) | low(2 * BITS) << 32;
+    let x = (x & pair) | (x >> (2 * BITS) & pair) << 16;
+    let one = low(BITS) * 0x0001_0001_0001_0001;
+    let x = (x & one) | (x >> BITS & one) << 8;
+    x.to_le_bytes()
 }
 
 #[cfg(test)]
@@ -100,7 +120,7 @@ mod tests {
                 let codes: Vec<u8> = (0..len).map(|i| (i * 37 + 11) as u8 & (((1u16 << bits) - 1) as u8)).collect();
                 let int = Codes::Int { bits, symmetric: true, packing: Packing::Dense };
                 let mut packed = vec![0xaa; packed_bytes(int, len)];
-                pack(bits, &codes, &mut packed);
+                pack(Level::detect(), bits, &codes, &mut packed);
                 let bit = |i: usize| packed[i / 8] >> (i % 8) & 1;
                 for (i, code) in codes.iter().enumerate() {
                     let read = (0..usize::from(bits)).fold(0, |sum, k| sum | bit(i * usize::from(bits) + k) << k);
@@ -108,7 +128,7 @@ mod tests {
                 }
                 assert!((len * usize::from(bits)..packed.len() * 8).all(|i| bit(i) == 0), "padding");
                 let mut back = vec![0; len];
-                unpack(bits, &packed, &mut back);
+                unpack(Level::detect(), bits, &packed, &mut back);
                 assert_eq!(back, codes);
             }
         }
@@ -118,7 +138,7 @@ mod tests {
     fn the_words_are_those_of_compressed_tensors() {
         // Read off compressed-tensors 0.20's pack_to_int32.
         let mut words = [0u8; 4];
-        pack(4, &[-8i8, -7, -6, -5, 0, 1, 6, 7].map(|code| (code + 8) as u8), &mut words);
+        pack(Level::detect(), 4, &[-8i8, -7, -6, -5, 0, 1, 6, 7].map(|code| (code + 8) as u8), &mut words);
         assert_eq!(u32::from_le_bytes(words), 0xfe98_3210);
     }
 }

@@ -1,12 +1,21 @@
 //! Codes from elements and their scales, and the error they make.
+//!
+//! A tile of 256 columns at a time: codes as bytes, sums in lanes while the elements are in registers, then the bytes
+//! packed. Lanes are sixteen whatever a register holds: narrower levels go over the tile once for each registerful, so
+//! that as few sums are alive at once as there are registers for, and the sums are the same bits.
+
+use std::{marker::PhantomData, ops::Range};
 
 use crate::{
-    Arith, Codes, Dtype, Level, Packing, Sums, TILE,
-    element::{Value, loose, widen},
-    fp8,
+    Arith, Codes, Dtype, Format, Level, Scaling, Sums, TILE,
+    coder::{Coder, Divided, Exact, Limits, Mini, PowerOfTwo, Scaled, Swift, Watch},
+    element::{LANES, Loose, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose},
     half::{Round, ToBf16, ToF16, ToF32},
-    level::multiversion,
+    level::{multiversion, prefetch},
+    minifloat::{E2m1, E2m3, E4m3, Minifloat},
     pack,
+    simd::Simd,
+    sums::{Lanes, Registers},
 };
 
 /// Consecutive elements of one output channel.
@@ -20,9 +29,22 @@ pub struct Part<'a> {
     pub column: usize,
     /// Columns that share a scale: column `c` belongs to group `c / group`.
     pub group: usize,
+    /// What will be read next, or nothing: it is asked for from memory while this part is computed.
+    pub ahead: &'a [u8],
 }
 
-/// Columns `first + start .. first + end` of a tile, which share a scale.
+/// A channel's scales and zero points.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid<'a> {
+    /// One a group, as they are stored.
+    pub scales: &'a [f32],
+    /// One a group; empty if symmetric.
+    pub zero_points: &'a [i32],
+    /// What the scales are divided by: the layer's with [`Scaling::E4m3`], else 1.
+    pub global: f32,
+}
+
+/// Columns `start .. end` of a tile, which share a scale.
 pub(crate) struct Piece {
     pub group: usize,
     pub start: usize,
@@ -43,13 +65,15 @@ impl<'a> Part<'a> {
 #[inline(always)]
 pub(crate) fn pieces(first: usize, len: usize, group: usize) -> impl Iterator<Item = Piece> {
     let mut start = 0;
+    let mut index = first / group;
+    // The end of the group counted from `first`; an end beyond any tile stands for those beyond.
+    let mut end = (group - first % group).min(TILE);
     std::iter::from_fn(move || {
         (start < len).then(|| {
-            let column = first + start;
-            let index = column / group;
-            let end = len.min((index + 1) * group - first);
-            let piece = Piece { group: index, start, end };
-            start = end;
+            let piece = Piece { group: index, start, end: end.min(len) };
+            start = piece.end;
+            index += 1;
+            end = start + group.min(TILE);
             piece
         })
     })
@@ -57,159 +81,246 @@ pub(crate) fn pieces(first: usize, len: usize, group: usize) -> impl Iterator<It
 
 /// Writes the packed codes of a part into `out` and returns what the codes lose.
 ///
-/// `scales` (and `zero_points`, empty if symmetric) are the channel's, one a group. `out` holds exactly
-/// [`pack::packed_bytes`] bytes for the part's elements. With dense packing, a part that does not end its channel
-/// must be a multiple of [`TILE`] long.
+/// `grid` is the channel's. `out` holds exactly [`pack::packed_bytes`] bytes for the part's elements. With dense packing, a
+/// part that does not end its channel must be a multiple of [`TILE`] long.
 ///
 /// # Panics
-/// If `scales`, `zero_points` or `out` are too short.
-pub fn quantize(
-    level: Level,
-    codes: Codes,
-    arith: Arith,
-    part: &Part<'_>,
-    scales: &[f32],
-    zero_points: &[i32],
-    out: &mut [u8],
-) -> Sums {
-    let grid = Grid { scales, zero_points };
-    match (arith, part.dtype) {
-        (Arith::WeightDtype, Dtype::Bf16) => bf16(level, codes, part, grid, out),
-        (Arith::WeightDtype, Dtype::F16) => f16(level, codes, part, grid, out),
-        _ => f32(level, codes, part, grid, out),
+/// If the scales or the zero points are too short, or `out` is not as long as it says.
+pub fn quantize(level: Level, format: Format, arith: Arith, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
+    assert_room(format.codes, part, out);
+    match (format.scaling, arith, part.dtype) {
+        (Scaling::Weights, Arith::WeightDtype, Dtype::Bf16) => bf16(level, format, part, grid, out),
+        (Scaling::Weights, Arith::WeightDtype, Dtype::F16) => f16(level, format, part, grid, out),
+        _ => f32(level, format, part, grid, out),
     }
 }
 
-/// A channel's scales and zero points.
-#[derive(Clone, Copy)]
-struct Grid<'a> {
-    scales: &'a [f32],
-    zero_points: &'a [i32],
+/// Writes the codes that [`quantize`] writes and measures nothing, in f32.
+///
+/// # Panics
+/// As [`quantize`].
+pub fn encode(level: Level, format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) {
+    assert_room(format.codes, part, out);
+    unmeasured(level, format, part, grid, out);
 }
 
-multiversion! { fn f32(codes: Codes, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = body::<ToF32>; }
-multiversion! { fn bf16(codes: Codes, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = body::<ToBf16>; }
-multiversion! { fn f16(codes: Codes, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = body::<ToF16>; }
+/// The loops stop where either ends: then codes would be missing in silence.
+fn assert_room(codes: Codes, part: &Part<'_>, out: &[u8]) {
+    assert_eq!(out.len(), pack::packed_bytes(codes, part.bytes.len() / part.dtype.bytes()), "bytes for the codes");
+}
+
+type Measured = Sums;
+type Unmeasured = ();
+
+multiversion! { fn f32(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = body<R, Measured>; }
+multiversion! { fn bf16(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = narrow<R, ToBf16>; }
+multiversion! { fn f16(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = narrow<R, ToF16>; }
+multiversion! { fn unmeasured(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> () = body<R, Unmeasured>; }
+
+/// What is made of a tile's lanes: sums, or nothing, and then the compiler leaves out what only they need.
+trait Measure: Default {
+    /// Whether anything is made of them.
+    const SUMS: bool;
+
+    fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decoded: &[f32; TILE]);
+}
+
+impl Measure for Measured {
+    const SUMS: bool = true;
+
+    #[inline(always)]
+    fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decoded: &[f32; TILE]) {
+        self.add_tile::<S, V>(values, lanes, decoded);
+    }
+}
+
+impl Measure for Unmeasured {
+    const SUMS: bool = false;
+
+    #[inline(always)]
+    fn add<S: Simd, V: Value>(&mut self, _: &[V], _: &Lanes, _: &[f32; TILE]) {}
+}
 
 #[inline(always)]
-fn body<Step: Round>(codes: Codes, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
-    match codes {
+fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> M {
+    match (format.codes, format.scaling) {
+        (Codes::Int { bits, packing, symmetric }, _) => {
+            let limits = Limits::of(bits, packing);
+            let zero_point = |group: usize| if grid.zero_points.is_empty() { 0 } else { grid.zero_points[group] };
+            let exact = |group: usize| Exact::<ToF32>::new(grid.scales[group], zero_point(group), limits);
+            if symmetric {
+                tiles::<R, M, ToF32, _, _>(part, out, bits, |group| Swift::new(grid.scales[group], limits), exact)
+            } else {
+                tiles::<R, M, ToF32, _, _>(part, out, bits, exact, exact)
+            }
+        }
+        (Codes::Fp8E4m3, Scaling::Weights) => mini::<R, M, E4m3, ToF32, Divided>(part, grid, out),
+        (Codes::Fp8E4m3, Scaling::E8m0(_)) => mini::<R, M, E4m3, ToF32, PowerOfTwo>(part, grid, out),
+        (Codes::Fp6E2m3, Scaling::E8m0(_)) => mini::<R, M, E2m3, ToF32, PowerOfTwo>(part, grid, out),
+        (Codes::Fp4E2m1, Scaling::E8m0(_)) => mini::<R, M, E2m1, ToF32, PowerOfTwo>(part, grid, out),
+        (Codes::Fp4E2m1, Scaling::E4m3) => mini::<R, M, E2m1, ToF32, Divided>(part, grid, out),
+        (Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Weights) | (Codes::Fp8E4m3 | Codes::Fp6E2m3, Scaling::E4m3) => {
+            panic!("no format has {:?} under {:?}", format.codes, format.scaling)
+        }
+    }
+}
+
+/// Rounding every intermediate to the weights' own type. Where scales are powers of two that changes nothing, and a global
+/// scale is an f32, so that compressed-tensors too computes in f32 then.
+#[inline(always)]
+fn narrow<R: Simd, Step: Round>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
+    match format.codes {
         Codes::Int { bits, packing, .. } => {
-            let (low, high) = codes.limits();
-            let offset = match packing {
-                Packing::Dense => 1i32 << (bits - 1),
-                Packing::Plain => 0,
-            };
-            tile_by_tile(part, grid, out, bits, |scale, zero_point| Int::<Step> {
-                scale,
-                zero_point: zero_point as f32,
-                low,
-                high,
-                offset,
-                step: std::marker::PhantomData,
-            })
+            let limits = Limits::of(bits, packing);
+            let zero_point = |group: usize| if grid.zero_points.is_empty() { 0 } else { grid.zero_points[group] };
+            let exact = |group: usize| Exact::<Step>::new(grid.scales[group], zero_point(group), limits);
+            tiles::<R, Measured, Step, _, _>(part, out, bits, exact, exact)
         }
-        Codes::Fp8E4m3 => {
-            tile_by_tile(part, grid, out, 8, |scale, _| Fp8::<Step> { scale, step: std::marker::PhantomData })
-        }
+        Codes::Fp8E4m3 => mini::<R, Measured, E4m3, Step, Divided>(part, grid, out),
+        Codes::Fp6E2m3 | Codes::Fp4E2m1 => panic!("no format has {:?} under {:?}", format.codes, format.scaling),
     }
-}
-
-/// What one group does to an element.
-trait Coder {
-    /// The code as a byte, the value it stands for, and whether the element lay outside the codes' range.
-    fn code(&self, value: f32) -> (u8, f32, bool);
-}
-
-struct Int<Step> {
-    scale: f32,
-    zero_point: f32,
-    low: f32,
-    high: f32,
-    offset: i32,
-    step: std::marker::PhantomData<Step>,
-}
-
-impl<Step: Round> Coder for Int<Step> {
-    #[inline(always)]
-    fn code(&self, value: f32) -> (u8, f32, bool) {
-        let exact = Step::round(Step::round(value / self.scale) + self.zero_point);
-        let inside = clamp(exact, self.low, self.high).round_ties_even();
-        // SAFETY: `clamp` returned a number within the codes' limits, at most 128 in magnitude, whatever came in.
-        let code: i32 = unsafe { inside.to_int_unchecked() };
-        ((code + self.offset) as u8, (inside - self.zero_point) * self.scale, exact < self.low || exact > self.high)
-    }
-}
-
-struct Fp8<Step> {
-    scale: f32,
-    step: std::marker::PhantomData<Step>,
-}
-
-impl<Step: Round> Coder for Fp8<Step> {
-    #[inline(always)]
-    fn code(&self, value: f32) -> (u8, f32, bool) {
-        let exact = Step::round(value / self.scale);
-        let code = fp8::e4m3_from_f32(clamp(exact, -fp8::E4M3_MAX, fp8::E4M3_MAX));
-        (code, fp8::e4m3_to_f32(code) * self.scale, exact.abs() > fp8::E4M3_MAX)
-    }
-}
-
-/// Two instructions, and a number within the limits even for NaN, which f32::clamp does not promise.
-#[inline(always)]
-fn clamp(value: f32, low: f32, high: f32) -> f32 {
-    let value = if value > low { value } else { low };
-    if value < high { value } else { high }
 }
 
 #[inline(always)]
-fn tile_by_tile<C: Coder>(
+fn mini<R: Simd, M: Measure, F: Minifloat, Step: Round, D: Scaled>(
     part: &Part<'_>,
     grid: Grid<'_>,
     out: &mut [u8],
+) -> M {
+    let coder = |group: usize| {
+        let scale = grid.scales[group] / grid.global;
+        Mini::<F, Step, D> { scale, by: D::by(scale), parameters: PhantomData }
+    };
+    tiles::<R, M, Step, _, _>(part, out, F::BITS as u8, coder, coder)
+}
+
+/// Codes a part by `swift`, and again by `exact` where that is in doubt. `Step` tells which element types there are.
+#[inline(always)]
+fn tiles<R: Simd, M: Measure, Step: Round, A: Coder, B: Coder>(
+    part: &Part<'_>,
+    out: &mut [u8],
     bits: u8,
-    coder: impl Fn(f32, i32) -> C,
-) -> Sums {
-    let mut sums = Sums::default();
-    let (mut tile, mut codes) = ([0f32; TILE], [0u8; TILE]);
+    swift: impl Fn(usize) -> A,
+    exact: impl Fn(usize) -> B,
+) -> M {
+    match part.dtype {
+        Dtype::Bf16 if Step::READS_BF16 => tiles_of::<R, M, LooseBf16, A, B>(part, out, bits, swift, exact),
+        Dtype::F16 if Step::READS_F16 => tiles_of::<R, M, LooseF16, A, B>(part, out, bits, swift, exact),
+        _ if Step::IS_F32 => tiles_of::<R, M, LooseF32, A, B>(part, out, bits, swift, exact),
+        dtype => unreachable!("{} is not rounded to a narrower type", dtype.name()),
+    }
+}
+
+#[inline(always)]
+fn tiles_of<R: Simd, M: Measure, V: Loose, A: Coder, B: Coder>(
+    part: &Part<'_>,
+    out: &mut [u8],
+    bits: u8,
+    swift: impl Fn(usize) -> A,
+    exact: impl Fn(usize) -> B,
+) -> M {
+    let mut sums = M::default();
+    let (mut wide, mut bytes, mut decoded) = ([0f32; TILE], [0u8; TILE], [0f32; TILE]);
     let tile_bytes = TILE / 8 * usize::from(bits);
-    for ((first, bytes), out) in part.tiles().zip(out.chunks_mut(tile_bytes)) {
-        let len = match part.dtype {
-            // Read where they lie: a copy into the tile would cost as much as the division.
-            Dtype::F32 => code_tile(first, loose(bytes), part.group, grid, &coder, &mut codes, &mut sums),
-            dtype => {
-                let values = widen(dtype, bytes, &mut tile);
-                code_tile(first, values, part.group, grid, &coder, &mut codes, &mut sums)
-            }
-        };
-        pack::pack(bits, &codes[..len], out);
+    let mut ahead = part.ahead.chunks(TILE * part.dtype.bytes());
+    for ((first, tile), out) in part.tiles().zip(out.chunks_mut(tile_bytes)) {
+        prefetch(ahead.next().unwrap_or_default());
+        let values = loose::<V>(in_registers(Level(R::KIND), part.dtype, tile, &mut wide));
+        // Codes of eight bits lie in the output as they lie here.
+        let is_packed = bits == 8 && out.len() == values.len();
+        let codes = if is_packed { &mut *out } else { &mut bytes[..values.len()] };
+        let (mut lanes, sure) = code_tile::<R, M, V, A>(first, values, part.group, &swift, codes, &mut decoded);
+        if !sure {
+            (lanes, _) = code_tile::<R, M, V, B>(first, values, part.group, &exact, codes, &mut decoded);
+        }
+        sums.add::<R, V>(values, &lanes, &decoded);
+        if !is_packed {
+            pack::pack(Level(R::KIND), bits, &bytes[..values.len()], out);
+        }
     }
     sums
 }
 
-/// Codes of one tile, a byte each; returns how many.
+/// Codes of one tile, a byte each, their values, and its sums; and whether no code is in doubt.
+///
+/// Lane `i % 16` takes column `i`; where a piece fills no whole sixteen, zeros stand for the others, which are coded as zero
+/// and add nothing.
 #[inline(always)]
-fn code_tile<V: Value, C: Coder>(
+fn code_tile<R: Simd, M: Measure, V: Loose, C: Coder>(
     first: usize,
     values: &[V],
     group: usize,
-    grid: Grid<'_>,
-    coder: &impl Fn(f32, i32) -> C,
-    codes: &mut [u8; TILE],
-    sums: &mut Sums,
-) -> usize {
-    let mut decoded = [0f32; TILE];
-    for piece in pieces(first, values.len(), group) {
-        let coder = coder(grid.scales[piece.group], grid.zero_points.get(piece.group).copied().unwrap_or(0));
-        let values = &values[piece.start..piece.end];
-        let (codes, decoded) = (&mut codes[piece.start..piece.end], &mut decoded[piece.start..piece.end]);
-        let mut saturated = 0u32;
-        for ((value, code), decoded) in values.iter().zip(codes).zip(decoded.iter_mut()) {
-            let outside;
-            (*code, *decoded, outside) = coder.code(value.get());
-            saturated += u32::from(outside);
+    coder: &impl Fn(usize) -> C,
+    codes: &mut [u8],
+    decoded: &mut [f32; TILE],
+) -> (Lanes, bool) {
+    let mut lanes = Lanes::new();
+    let mut sure = true;
+    for from in (0..LANES).step_by(R::W) {
+        let mut sums = Registers::<R>::new();
+        for piece in pieces(first, values.len(), group) {
+            let coder = coder(piece.group);
+            let mut watch = Watch::<R>::new();
+            // Columns before the first whole sixteen, those of whole ones, and those behind.
+            let start = piece.start.next_multiple_of(LANES).min(piece.end);
+            let end = start + (piece.end - start) / LANES * LANES;
+            code_few::<R, M, V, C>(&coder, piece.start..start, values, from, codes, decoded, &mut sums, &mut watch);
+            let (sixteens, _) = values[start..end].as_chunks::<LANES>();
+            let (code_sixteens, _) = codes[start..end].as_chunks_mut::<LANES>();
+            let (decoded_sixteens, _) = decoded[start..end].as_chunks_mut::<LANES>();
+            for ((x, codes), decoded) in sixteens.iter().zip(code_sixteens).zip(decoded_sixteens) {
+                code_sixteen::<R, M, V, C>(&coder, x, from, codes, decoded, &mut sums, &mut watch);
+            }
+            code_few::<R, M, V, C>(&coder, end..piece.end, values, from, codes, decoded, &mut sums, &mut watch);
+            sure &= watch.is_sure(&coder);
         }
-        sums.add(values, decoded, saturated);
+        lanes.put(from, sums);
     }
-    values.len()
+    (lanes, sure)
+}
+
+/// Codes a registerful of the columns of one sixteen that a piece fills in part.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "one loop's body, in one place for its two ends")]
+fn code_few<R: Simd, M: Measure, V: Loose, C: Coder>(
+    coder: &C,
+    columns: Range<usize>,
+    values: &[V],
+    from: usize,
+    codes: &mut [u8],
+    decoded: &mut [f32; TILE],
+    sums: &mut Registers<R>,
+    watch: &mut Watch<R>,
+) {
+    let lane = columns.start % LANES;
+    let held = from.max(lane)..(from + R::W).min(lane + columns.len());
+    if held.is_empty() {
+        return;
+    }
+    let (mut x, mut few_codes, mut few_decoded) = ([V::ZERO; LANES], [0; LANES], [0.0; LANES]);
+    x[lane..lane + columns.len()].copy_from_slice(&values[columns.clone()]);
+    code_sixteen::<R, M, V, C>(coder, &x, from, &mut few_codes, &mut few_decoded, sums, watch);
+    let at = columns.start - lane + held.start..columns.start - lane + held.end;
+    codes[at.clone()].copy_from_slice(&few_codes[held.clone()]);
+    decoded[at].copy_from_slice(&few_decoded[held]);
+}
+
+/// Codes a registerful of sixteen elements.
+#[inline(always)]
+fn code_sixteen<R: Simd, M: Measure, V: Loose, C: Coder>(
+    coder: &C,
+    x: &[V; LANES],
+    from: usize,
+    codes: &mut [u8; LANES],
+    decoded: &mut [f32; LANES],
+    sums: &mut Registers<R>,
+    watch: &mut Watch<R>,
+) {
+    let x = V::lanes::<R>(x, from);
+    let coded = coder.code::<R>(x, sums, watch);
+    R::store_bytes(coded.codes, codes, from);
+    if M::SUMS {
+        sums.add(x, coded.decoded);
+        R::store(coded.decoded, decoded, from);
+    }
 }

@@ -1,10 +1,11 @@
 //! The range of each scale group, and whether its numbers are finite.
 
 use crate::{
-    Dtype, Level, Part, TILE,
-    element::{Value, gather, loose, widen},
+    Codes, Dtype, Level, Part, TILE,
+    element::{LANES, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose, widen},
     level::multiversion,
     quantize::pieces,
+    simd::{Array, Simd},
 };
 
 /// The least and the greatest of a group's elements, with zero among them.
@@ -43,69 +44,97 @@ impl Range {
     }
 }
 
-/// Widens `ranges` by the part's elements. `ranges[0]` is the group of the part's first column, and so on.
+/// Widens `ranges` by the part's elements. `ranges[0]` is the group of the part's first column, and so on. For symmetric
+/// codes both ends are the greatest magnitude, which is all that counts there.
 ///
 /// # Panics
 /// If a group that the part touches has no place in `ranges`.
-pub fn ranges(level: Level, part: &Part<'_>, ranges: &mut [Range]) {
-    run(level, part, ranges);
+pub fn ranges(level: Level, codes: Codes, part: &Part<'_>, ranges: &mut [Range]) {
+    match codes.symmetric() {
+        true => magnitudes(level, part, ranges),
+        false => extents(level, part, ranges),
+    }
 }
 
-multiversion! { fn run(part: &Part<'_>, ranges: &mut [Range]) = body; }
+multiversion! { fn magnitudes(part: &Part<'_>, ranges: &mut [Range]) = body<R, Magnitude>; }
+multiversion! { fn extents(part: &Part<'_>, ranges: &mut [Range]) = body<R, Extent>; }
+
+/// What is looked for in the elements of a piece.
+trait Sought {
+    fn of<R: Simd, V: Value>(values: &[V]) -> Range;
+}
 
 #[inline(always)]
-fn body(part: &Part<'_>, ranges: &mut [Range]) {
-    let mut tile = [0f32; TILE];
+fn body<R: Simd, S: Sought>(part: &Part<'_>, ranges: &mut [Range]) {
     // Columns counted from the start of the first group.
     let before = part.column - part.column % part.group;
+    let mut wide = [0f32; TILE];
     for (first, bytes) in part.tiles().map(|(first, bytes)| (first - before, bytes)) {
+        let bytes = in_registers(Level(R::KIND), part.dtype, bytes, &mut wide);
         match part.dtype {
-            // Read where they lie: a copy into the tile would cost as much as the rest.
-            Dtype::F32 => tile_of(first, loose(bytes), part.group, ranges),
-            dtype => tile_of(first, widen(dtype, bytes, &mut tile), part.group, ranges),
+            Dtype::Bf16 => tile_of::<R, S, LooseBf16>(first, loose(bytes), part.group, ranges),
+            Dtype::F16 => tile_of::<R, S, LooseF16>(first, loose(bytes), part.group, ranges),
+            Dtype::F32 | Dtype::F64 | Dtype::F8E4m3 | Dtype::F8E5m2 => {
+                tile_of::<R, S, LooseF32>(first, loose(bytes), part.group, ranges);
+            }
         }
     }
 }
 
 #[inline(always)]
-fn tile_of<V: Value>(first: usize, values: &[V], group: usize, ranges: &mut [Range]) {
+fn tile_of<R: Simd, S: Sought, V: Value>(first: usize, values: &[V], group: usize, ranges: &mut [Range]) {
     for piece in pieces(first, values.len(), group) {
         let range = &mut ranges[piece.group];
-        *range = range.with(of(&values[piece.start..piece.end]));
+        *range = range.with(S::of::<R, V>(&values[piece.start..piece.end]));
     }
 }
 
-/// Sixteen lanes: one AVX-512 register, two of AVX2. Least and greatest do not depend on the order.
-#[inline(always)]
-fn of<V: Value>(values: &[V]) -> Range {
-    const LANES: usize = 16;
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let (mut min, mut max, mut bits) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
-    for chunk in chunks {
-        let chunk = gather(chunk);
-        for lane in 0..LANES {
-            let value = chunk[lane];
+/// The greatest magnitude. Magnitudes are in the order of their bits, and those of infinity and NaN come last.
+struct Magnitude;
+
+impl Sought for Magnitude {
+    #[inline(always)]
+    fn of<R: Simd, V: Value>(values: &[V]) -> Range {
+        let greatest = V::greatest_magnitude::<R>(values);
+        Range { min: -greatest, max: greatest, finite: greatest.is_finite() }
+    }
+}
+
+/// The least and the greatest.
+struct Extent;
+
+impl Sought for Extent {
+    /// Least and greatest do not depend on the order.
+    #[inline(always)]
+    fn of<R: Simd, V: Value>(values: &[V]) -> Range {
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        let (mut min, mut max, mut bits) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
+        for chunk in chunks {
+            let chunk = V::lanes::<Array<LANES>>(chunk, 0);
+            for lane in 0..LANES {
+                let value = chunk[lane];
+                min[lane] = least(value, min[lane]);
+                max[lane] = greatest(value, max[lane]);
+                bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
+            }
+        }
+        for lane in 0..rest.len() {
+            let value = rest[lane].get();
             min[lane] = least(value, min[lane]);
             max[lane] = greatest(value, max[lane]);
             bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
         }
-    }
-    for lane in 0..rest.len() {
-        let value = rest[lane].get();
-        min[lane] = least(value, min[lane]);
-        max[lane] = greatest(value, max[lane]);
-        bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            min[lane] = least(min[lane], min[lane + width]);
-            max[lane] = greatest(max[lane], max[lane + width]);
-            bits[lane] = bits[lane].max(bits[lane + width]);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                min[lane] = least(min[lane], min[lane + width]);
+                max[lane] = greatest(max[lane], max[lane + width]);
+                bits[lane] = bits[lane].max(bits[lane + width]);
+            }
+            width /= 2;
         }
-        width /= 2;
+        Range { min: min[0], max: max[0], finite: bits[0] < 0x7f80_0000 }
     }
-    Range { min: min[0], max: max[0], finite: bits[0] < 0x7f80_0000 }
 }
 
 // One instruction each, which f32::min and max, with their rule for NaN, are not. The second operand wins a tie.

@@ -1,20 +1,21 @@
 //! What quantizing lost: sums over elements and their decoded values, and the metrics that follow from them.
 //!
-//! A piece of at most [`TILE`](crate::TILE) elements is summed in f32, over sixteen lanes and a fixed tree; pieces are
+//! A tile of at most [`TILE`](crate::TILE) columns is summed in f32, over sixteen lanes and a fixed tree; tiles are
 //! added in f64 in the order of the columns, parts of a channel in order, channels in order. The order never depends on
 //! CPU level, threads or how rows were cut, so the sums are the same bits everywhere. Where squares would leave
-//! the range in which f32 is exact enough, the piece is summed in f64 instead, by the same tree.
+//! the range in which f32 is exact enough, the tile is summed in f64 instead, column by column.
 
-use std::ops::{AddAssign, Mul, RangeInclusive, Sub};
+use std::ops::RangeInclusive;
 
-use crate::element::{Value, gather};
+use crate::{
+    TILE,
+    element::{LANES, Value},
+    simd::Simd,
+};
 
 /// Sums of at most 256 squares that f32 holds well: far from overflow, and so far from underflow that terms lost there
 /// do not count.
 const SAFE: RangeInclusive<f32> = 1e-25..=1e30;
-
-/// Partial sums side by side: one AVX-512 register, two of AVX2.
-const LANES: usize = 16;
 
 /// Sums over elements `x` and their decoded values `y`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -42,11 +43,11 @@ pub struct Sums {
 pub struct Metrics {
     /// How many elements.
     pub elements: u64,
-    /// Mean squared error; undefined for no elements.
+    /// Mean squared error; undefined for no elements, and where a decoded value is beyond f32.
     pub mse: Option<f64>,
-    /// 10 log10(signal / noise) in dB; undefined without signal or without noise.
+    /// 10 log10(signal / noise) in dB; undefined without signal or without noise, and where a decoded value is beyond f32.
     pub sqnr_db: Option<f64>,
-    /// Cosine of the angle between x and y; undefined if either is all zero.
+    /// Cosine of the angle between x and y; undefined if either is all zero, and where a decoded value is beyond f32.
     pub cosine: Option<f64>,
     /// The greatest |x - y|.
     pub max_abs_error: f64,
@@ -71,41 +72,35 @@ impl Sums {
         }
     }
 
-    /// Adds a piece of at most a tile.
+    /// Adds a tile, whose elements and decoded values are in `lanes`, and the latter in `decoded`, for where f32 is not
+    /// exact enough.
     #[inline(always)]
-    pub(crate) fn add<V: Value>(&mut self, values: &[V], decoded: &[f32], saturated: u32) {
-        let piece: Piece<f32> = sum(values, decoded);
-        // A sum of exactly zero is exact where all its terms are zero, and they are where the greatest of them is.
-        let exact = (SAFE.contains(&piece.signal) || piece.amax == 0.0)
-            && (SAFE.contains(&piece.decoded) || piece.decoded == 0.0)
-            && (SAFE.contains(&piece.noise) || piece.max_abs_error == 0.0);
-        let (signal, squares, noise, product) = if exact {
-            (f64::from(piece.signal), f64::from(piece.decoded), f64::from(piece.noise), f64::from(piece.product))
-        } else {
-            let wide: Piece<f64> = sum(values, decoded);
-            (wide.signal, wide.decoded, wide.noise, wide.product)
+    pub(crate) fn add_tile<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decoded: &[f32; TILE]) {
+        let folded = lanes.folded::<S>();
+        // Of x·y the sum is (x² + y² - (x - y)²) / 2, which is as exact as these unless little of the signal is left.
+        // Values that all decode to zero have a sum of zero that is exact. So has the noise of values that all are exact, but
+        // that is not told from noise that was lost, nor are elements that all are zero.
+        let is_exact = SAFE.contains(&folded.signal)
+            && SAFE.contains(&folded.noise)
+            && (SAFE.contains(&folded.decoded) && 2.0 * folded.product() >= f64::from(folded.signal)
+                || decoded[..values.len()].iter().all(|y| *y == 0.0));
+        *self = match is_exact {
+            true => self.then(&folded.sums(values.len())),
+            false => self.then(&exactly(values, folded.outside, decoded)),
         };
-        *self = self.then(&Sums {
-            elements: values.len() as u64,
-            signal,
-            decoded: squares,
-            product,
-            noise,
-            max_abs_error: piece.max_abs_error,
-            amax: piece.amax,
-            saturated: u64::from(saturated),
-        });
     }
 
     /// The metrics of these elements.
     pub fn metrics(&self) -> Metrics {
-        let cosine = (self.signal > 0.0 && self.decoded > 0.0)
+        let is_defined = self.noise.is_finite() && self.decoded.is_finite();
+        let cosine = (is_defined && self.signal > 0.0 && self.decoded > 0.0)
             .then(|| (self.product / (self.signal.sqrt() * self.decoded.sqrt())).clamp(-1.0, 1.0));
         Metrics {
             elements: self.elements,
-            mse: (self.elements > 0).then(|| self.noise / self.elements as f64),
+            mse: (is_defined && self.elements > 0).then(|| self.noise / self.elements as f64),
             // libm's log10 and not the C library's, whose last bit differs from machine to machine.
-            sqnr_db: (self.signal > 0.0 && self.noise > 0.0).then(|| 10.0 * libm::log10(self.signal / self.noise)),
+            sqnr_db: (is_defined && self.signal > 0.0 && self.noise > 0.0)
+                .then(|| 10.0 * libm::log10(self.signal / self.noise)),
             cosine,
             max_abs_error: f64::from(self.max_abs_error),
             amax: f64::from(self.amax),
@@ -114,75 +109,131 @@ impl Sums {
     }
 }
 
-/// The sums of a piece in `T`.
-struct Piece<T> {
-    signal: T,
-    decoded: T,
-    noise: T,
-    product: T,
-    max_abs_error: f32,
-    amax: f32,
+/// A registerful of a tile's sums while it is computed.
+pub(crate) struct Registers<S: Simd> {
+    signal: S::F,
+    decoded: S::F,
+    noise: S::F,
+    worst: S::F,
+    most: S::F,
+    outside: u32,
 }
 
-/// Sums a piece: lane `i % 16` takes element `i`, and lanes fold as a binary tree.
-///
-/// Plain loops throughout: the standard library's array combinators do not inline into a function with target features.
-#[inline(always)]
-fn sum<T, V: Value>(values: &[V], decoded: &[f32]) -> Piece<T>
-where
-    T: From<f32> + Copy + Default + AddAssign + Mul<Output = T> + Sub<Output = T>,
-{
-    let mut lanes = [[T::default(); LANES]; 4];
-    let mut greatest = [[0f32; LANES]; 2];
-    let (value_chunks, value_rest) = values.as_chunks::<LANES>();
-    let (decoded_chunks, decoded_rest) = decoded.as_chunks::<LANES>();
-    for (x, y) in value_chunks.iter().zip(decoded_chunks) {
-        let x = gather(x);
-        for lane in 0..LANES {
-            element(&mut lanes, &mut greatest, lane, x[lane], y[lane]);
-        }
+impl<S: Simd> Registers<S> {
+    #[inline(always)]
+    pub(crate) fn new() -> Registers<S> {
+        let zero = S::splat(0.0);
+        Registers { signal: zero, decoded: zero, noise: zero, worst: zero, most: zero, outside: 0 }
     }
-    for lane in 0..value_rest.len().min(decoded_rest.len()) {
-        element(&mut lanes, &mut greatest, lane, value_rest[lane].get(), decoded_rest[lane]);
+
+    /// Adds elements and their decoded values.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, x: S::F, y: S::F) {
+        let error = S::sub(x, y);
+        let (signal, noise) = (S::mul(x, x), S::mul(error, error));
+        self.signal = S::add(self.signal, signal);
+        self.decoded = S::add(self.decoded, S::mul(y, y));
+        self.noise = S::add(self.noise, noise);
+        self.worst = S::max(noise, self.worst);
+        self.most = S::max(signal, self.most);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            for sum in &mut lanes {
-                let upper = sum[lane + width];
-                sum[lane] += upper;
-            }
-            for most in &mut greatest {
-                most[lane] = greater(most[lane], most[lane + width]);
-            }
-        }
-        width /= 2;
-    }
-    let [signal, decoded, noise, product] = lanes;
-    let [errors, magnitudes] = greatest;
-    Piece {
-        signal: signal[0],
-        decoded: decoded[0],
-        noise: noise[0],
-        product: product[0],
-        max_abs_error: errors[0],
-        amax: magnitudes[0],
+
+    /// Counts elements outside the codes' range.
+    #[inline(always)]
+    pub(crate) fn count(&mut self, outside: u32) {
+        self.outside += outside;
     }
 }
 
-#[inline(always)]
-fn element<T>(lanes: &mut [[T; LANES]; 4], greatest: &mut [[f32; LANES]; 2], lane: usize, x: f32, y: f32)
-where
-    T: From<f32> + Copy + AddAssign + Mul<Output = T> + Sub<Output = T>,
-{
-    greatest[0][lane] = greater((x - y).abs(), greatest[0][lane]);
-    greatest[1][lane] = greater(x.abs(), greatest[1][lane]);
-    let (x, y) = (T::from(x), T::from(y));
-    let error = x - y;
-    lanes[0][lane] += x * x;
-    lanes[1][lane] += y * y;
-    lanes[2][lane] += error * error;
-    lanes[3][lane] += x * y;
+/// A tile's sums in sixteen lanes, however many registers they took.
+pub(crate) struct Lanes {
+    signal: [f32; LANES],
+    decoded: [f32; LANES],
+    noise: [f32; LANES],
+    /// The greatest (x - y)² and x²: their roots are |x - y| and |x| again, exactly, unless they are subnormal or infinite.
+    worst: [f32; LANES],
+    most: [f32; LANES],
+    outside: u32,
+}
+
+impl Lanes {
+    #[inline(always)]
+    pub(crate) fn new() -> Lanes {
+        let zeros = [0f32; LANES];
+        Lanes { signal: zeros, decoded: zeros, noise: zeros, worst: zeros, most: zeros, outside: 0 }
+    }
+
+    /// Puts registers into the lanes from `from` on.
+    #[inline(always)]
+    pub(crate) fn put<S: Simd>(&mut self, from: usize, registers: Registers<S>) {
+        S::store(registers.signal, &mut self.signal, from);
+        S::store(registers.decoded, &mut self.decoded, from);
+        S::store(registers.noise, &mut self.noise, from);
+        S::store(registers.worst, &mut self.worst, from);
+        S::store(registers.most, &mut self.most, from);
+        self.outside += registers.outside;
+    }
+
+    #[inline(always)]
+    fn folded<S: Simd>(&self) -> Folded {
+        Folded {
+            signal: S::sum(&self.signal),
+            decoded: S::sum(&self.decoded),
+            noise: S::sum(&self.noise),
+            worst: S::greatest(&self.worst),
+            most: S::greatest(&self.most),
+            outside: self.outside,
+        }
+    }
+}
+
+/// The sums of a tile.
+struct Folded {
+    signal: f32,
+    decoded: f32,
+    noise: f32,
+    worst: f32,
+    most: f32,
+    outside: u32,
+}
+
+impl Folded {
+    #[inline(always)]
+    fn product(&self) -> f64 {
+        let (signal, decoded, noise) = (f64::from(self.signal), f64::from(self.decoded), f64::from(self.noise));
+        if self.decoded == 0.0 { 0.0 } else { (signal + decoded - noise) / 2.0 }
+    }
+
+    #[inline(always)]
+    fn sums(&self, elements: usize) -> Sums {
+        Sums {
+            elements: elements as u64,
+            signal: f64::from(self.signal),
+            decoded: f64::from(self.decoded),
+            product: self.product(),
+            noise: f64::from(self.noise),
+            max_abs_error: self.worst.sqrt(),
+            amax: self.most.sqrt(),
+            saturated: u64::from(self.outside),
+        }
+    }
+}
+
+/// The sums of a tile in f64, column by column.
+#[inline(never)]
+fn exactly<V: Value>(values: &[V], outside: u32, decoded: &[f32; TILE]) -> Sums {
+    let mut sums = Sums { elements: values.len() as u64, saturated: u64::from(outside), ..Sums::default() };
+    for (index, value) in values.iter().enumerate() {
+        let (x, y) = (value.get(), decoded[index]);
+        sums.max_abs_error = greater((x - y).abs(), sums.max_abs_error);
+        sums.amax = greater(x.abs(), sums.amax);
+        let (x, y) = (f64::from(x), f64::from(y));
+        sums.signal += x * x;
+        sums.decoded += y * y;
+        sums.product += x * y;
+        sums.noise += (x - y) * (x - y);
+    }
+    sums
 }
 
 /// One instruction, which f32::max with its rule for NaN is not.
@@ -194,6 +245,23 @@ fn greater(a: f32, b: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::One;
+
+    fn measured(values: &[f32], decoded: &[f32]) -> Sums {
+        let mut lanes = Lanes::new();
+        for lane in 0..LANES {
+            let mut sums = Registers::<One>::new();
+            for (x, y) in values.iter().zip(decoded).skip(lane).step_by(LANES) {
+                sums.add([*x], [*y]);
+            }
+            lanes.put(lane, sums);
+        }
+        let mut padded = [0f32; TILE];
+        padded[..decoded.len()].copy_from_slice(decoded);
+        let mut sums = Sums::default();
+        sums.add_tile::<One, f32>(values, &lanes, &padded);
+        sums
+    }
 
     #[test]
     fn sums_are_within_a_millionth_of_exact_at_every_magnitude() {
@@ -202,8 +270,7 @@ mod tests {
             let value = |i: usize| ((i as f64 * 0.618_034).fract() * 100.0 - 50.0) * unit;
             let values: Vec<f32> = (0..256).map(|i| value(i) as f32).collect();
             let decoded: Vec<f32> = values.iter().map(|x| ((f64::from(*x) / unit).round() * unit) as f32).collect();
-            let mut sums = Sums::default();
-            sums.add(&values, &decoded, 0);
+            let sums = measured(&values, &decoded);
             let sum = |f: fn(f64, f64) -> f64| -> f64 {
                 values.iter().zip(&decoded).map(|(x, y)| f(f64::from(*x), f64::from(*y))).sum()
             };
@@ -212,24 +279,22 @@ mod tests {
             assert!(close(sums.decoded, sum(|_, y| y * y)), "{exponent}");
             assert!(close(sums.product, sum(|x, y| x * y)), "{exponent}");
             assert!(close(sums.noise, sum(|x, y| (x - y) * (x - y))), "{exponent}");
+            let worst = values.iter().zip(&decoded).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+            assert_eq!(sums.max_abs_error, worst, "{exponent}");
+            assert_eq!(sums.amax, values.iter().map(|x| x.abs()).fold(0.0, f32::max), "{exponent}");
         }
     }
 
     #[test]
     fn an_error_far_below_the_signal_is_not_lost() {
-        let mut sums = Sums::default();
-        sums.add(&[1.0, 1e-30], &[1.0, 0.0], 0);
+        let sums = measured(&[1.0, 1e-30], &[1.0, 0.0]);
         assert!((sums.noise / 1e-60 - 1.0).abs() < 1e-6);
         assert!(sums.metrics().sqnr_db.is_some_and(|db| (db - 600.0).abs() < 1e-3));
     }
 
     #[test]
     fn undefined_metrics_are_none_and_never_nan() {
-        let zeros = {
-            let mut s = Sums::default();
-            s.add(&[0.0; 5], &[0.0; 5], 0);
-            s.metrics()
-        };
+        let zeros = measured(&[0.0; 5], &[0.0; 5]).metrics();
         assert_eq!((zeros.mse, zeros.sqnr_db, zeros.cosine), (Some(0.0), None, None));
         let none = Sums::default().metrics();
         assert_eq!((none.mse, none.sqnr_db, none.cosine), (None, None, None));

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import flight
 
@@ -148,6 +149,7 @@ class Client:
         on_indivisible: str | None = None,
         return_kept: bool | None = None,
         fallback: Mapping[str, Any] | None = None,
+        amax: float | np.floating[Any] | None = None,
         progress: Asked = None,
     ) -> Results:
         """Quantizes layers: an iterator of `QuantizedLayer`, in order, that begins when it is first asked.
@@ -158,7 +160,7 @@ class Client:
                 read run by run, whose tensors without floats come back as kept (`not_float`); or a pyarrow Table,
                 RecordBatch or RecordBatchReader with the columns of the contract. An iterable is consumed in another
                 thread; what it raises is raised here.
-            scheme: for every layer of rank 2 or more: `W4A16`, `int8`, `int4/g32`, .. (`schemes()`).
+            scheme: for every layer of rank 2 or more: `W4A16`, `int8`, `NVFP4A16`, `int4/g32`, .. (`schemes()`).
             recipe: rules from names to schemes, `{"rules": [{"targets": ["*.q_proj"], "scheme": "int8"}], "ignore":
                 ["@standard"]}`, or the path of such a file, .json or .yaml.
             profile: a recipe with a name: `edge`, `local`, `cloud`.
@@ -171,6 +173,8 @@ class Client:
             on_indivisible: `fail`, or `keep` layers whose columns the groups do not divide.
             return_kept: whether kept layers carry their weights.
             fallback: `{"schemes": [..], "sqnr_db_min": dB, "cosine_min": c}`: tried in order until one is good enough.
+            amax: of NVFP4, the greatest magnitude over all layers that are to have one global scale, such as q, k and v
+                of one attention; by default each layer's own. In a recipe, a rule's.
             progress: True for a bar on standard error, or a function that is called with a `Progress`.
 
         Raises:
@@ -194,6 +198,7 @@ class Client:
             on_indivisible=on_indivisible,
             return_kept=return_kept,
             fallback=fallback,
+            amax=amax,
         )
         return Results(Answers(self._begin(how), source_of(layers, self._cuts(how)), progress), self)
 
@@ -233,7 +238,7 @@ class Client:
         return Cuts.of(how, self._info.limits)
 
     def _begin(self, how: dict[str, Any]) -> Callable[[Source], Stream]:
-        words = json.dumps(how).encode()
+        words = json.dumps(how, default=command.number).encode()
         heartbeat = self._info.limits["idle_seconds"] / HEARTBEATS
 
         def begin(source: Source) -> Stream:

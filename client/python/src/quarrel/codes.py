@@ -18,9 +18,11 @@ from quarrel.errors import UnsupportedError
 
 _SCHEME = re.compile(
     r"(?P<name>[^/;]+)(?:/(?:(?P<tensor>tensor)|channel|g(?P<group>\d+)|b(?P<high>\d+)x(?P<wide>\d+)))?"
-    r"(?:;channel_dims=(?P<dims>\d+))?"
+    r"(?:;channel_dims=(?P<dims>\d+))?(?:;mx=(?:floor|rceil|even))?(?:;solver=(?:absmax|mse))?"
 )
 _INTEGERS = re.compile(r"int(?P<bits>[2-8])(?:-asym)?")
+# Schemes whose codes are numbers with an exponent, by the start of their names in lower case.
+_FLOATS = ("fp8", "nvfp4", "mxfp")
 # Bits of a code, whether it is dense, and what shares a scale: a group's columns, a block's sides, the tensor.
 _PRESETS: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "W4A16": (4, True, {"group": 128}),
@@ -31,6 +33,10 @@ _PRESETS: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "FP8": (8, False, {"tensor": True}),
     "FP8_DYNAMIC": (8, False, {}),
     "FP8_BLOCK": (8, False, {"block": (128, 128)}),
+    "NVFP4A16": (4, True, {"group": 16}),
+    "MXFP4A16": (4, True, {"group": 32}),
+    "MXFP6A16": (6, True, {"group": 32}),
+    "MXFP8A16": (8, False, {"group": 32}),
     "fp8": (8, False, {}),
 }
 UNPACKED_CODES = 1 << 20
@@ -43,7 +49,7 @@ class Layout:
 
     bits: int
     dense: bool
-    float8: bool
+    floats: bool
     channel_dims: int = 1
     group: int | None = None
     block: tuple[int, int] | None = None
@@ -70,7 +76,7 @@ class Layout:
             shares = {"block": (int(found["high"]), int(found["wide"]))}
         elif found["tensor"]:
             shares = {"tensor": True}
-        return cls(bits, dense, name.lower().startswith("fp8"), int(found["dims"] or 1), **shares)
+        return cls(bits, dense, name.lower().startswith(_FLOATS), int(found["dims"] or 1), **shares)
 
     def channels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The dimensions that are channels; a layer of rank 1 is one channel."""
@@ -88,16 +94,18 @@ class Layout:
         return *channels, columns // self.group if self.group else 1
 
     def unpack(self, packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Codes in the layer's shape: int8, or the bits of FP8 as uint8."""
+        """Codes in the layer's shape: int8, or the bits of FP4, FP6 and FP8 as uint8."""
+        kind = np.dtype(np.uint8 if self.floats else np.int8)
         if not self.dense:
-            return packed.view(np.uint8 if self.float8 else np.int8).reshape(shape)
+            return packed.view(kind).reshape(shape)
         channels = math.prod(self.channels(shape))
         columns = math.prod(shape) // max(channels, 1)
-        codes = np.empty((channels, columns), np.int8)
+        codes = np.empty((channels, columns), kind)
         rows = packed.reshape(channels, -1)
         # Code i lies in bits [i*b, i*b+b) of its channel: in one byte and perhaps the next, little-endian.
         first = np.arange(columns) * self.bits
         byte, shift = first >> 3, (first & 7).astype(np.uint8)
+        offset = np.uint8(0 if self.floats else 1 << (self.bits - 1))
         step = max(1, UNPACKED_CODES // max(columns, 1))
         for start in range(0, channels, step):
             low = rows[start : start + step, byte] >> shift
@@ -105,7 +113,7 @@ class Layout:
                 following = np.minimum(byte + 1, rows.shape[1] - 1)
                 low |= (rows[start : start + step, following].astype(np.uint16) << (8 - shift)).astype(np.uint8)
             unsigned = low & np.uint8((1 << self.bits) - 1)
-            codes[start : start + step] = (unsigned - np.uint8(1 << (self.bits - 1))).view(np.int8)
+            codes[start : start + step] = (unsigned - offset).view(kind)
         return codes.reshape(shape)
 
 

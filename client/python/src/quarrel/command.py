@@ -7,7 +7,10 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from quarrel.codes import has_groups
+from quarrel.elements import WORDS
 from quarrel.errors import InvalidInputError, cut
 
 STANDARD = ["@standard"]
@@ -16,7 +19,7 @@ STANDARD = ["@standard"]
 _RIGHT = 'Write a recipe as `{"rules": [{"targets": ["*"], "scheme": "int8"}], "ignore": ["@standard"]}`.'
 
 # These say how a scheme is laid over layers: beside a scheme, or in the one rule that stands for it.
-_OF_A_RULE = ("group_size", "channel_dims", "on_indivisible", "fallback")
+_OF_A_RULE = ("group_size", "channel_dims", "on_indivisible", "fallback", "amax")
 
 
 def quantize(
@@ -61,7 +64,7 @@ def _written(name: str, value: Any) -> Any:
         TypeError, InvalidInputError: it cannot, for its type or its numbers. Both name the option.
     """
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, default=number)
     except TypeError as error:
         raise TypeError(cut(f"`{name}` is `{value!r}`, which JSON cannot hold: {error}")) from None
     except (ValueError, RecursionError) as error:
@@ -70,6 +73,17 @@ def _written(name: str, value: Any) -> Any:
             f"`{name}` is {shown}, which JSON cannot hold: {error}", advice="Give finite numbers, in a few levels."
         ) from None
     return value
+
+
+def number(value: Any) -> float:
+    """What `json` does not know, if it is one of numpy's floats: `amax` is, as `abs(array).max()` gives it.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, np.generic) and value.dtype.name in WORDS:
+        return float(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _recipe(recipe: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from quarrel.client import Client
 
 Status = Literal["quantized", "kept", "failed"]
+GLOBAL_SCALE = "weight_global_scale"
+"""The name of a tensor in `extra_tensors`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Metrics:
 
     `mse`: mean (x-y)^2. `sqnr_db`: 10 log10(sum x^2 / sum (x-y)^2), in dB; None if the codes are exact. `cosine`: of
     the angle between x and y. `max_abs_error`, `amax`: max |x-y|, max |x|. `saturated`: weights beyond the codes'
-    range. `bits_per_weight`: of codes with padding, scales, and zero points. None where undefined.
+    range. `bits_per_weight`: of codes with padding, scales, zero points, and a global scale. None where undefined.
     """
 
     elements: int
@@ -72,6 +74,21 @@ class _Rows:
         """
         self._need_codes("packed")
         return _joined([bytes_of(batch.column("quantized_data")) for batch in self._batches])
+
+    @property
+    def global_scale(self) -> npt.NDArray[np.float32] | None:
+        """Of NVFP4, one number, by which the scales are divided: a code stands for its value times
+        `scales / global_scale`. Of a layer's runs the first has it. None for other runs, and for other schemes.
+
+        Raises:
+            InvalidInputError: the layer is not quantized.
+        """
+        self._need_codes("global_scale")
+        for batch in self._batches:
+            for tensor in batch.column("extra_tensors").flatten().to_pylist():
+                if tensor["name"] == GLOBAL_SCALE:
+                    return np.frombuffer(tensor["data"], "<f4")
+        return None
 
     def to_arrow(self) -> pa.Table:
         """The wire's rows, for `Client.dequantize`, Parquet, or whatever reads Arrow. Nothing is copied."""
@@ -218,6 +235,8 @@ class QuantizedLayer(_Rows):
         """Codes in the layer's shape: int8, the signed numbers that dense bytes stand for too.
 
         FP8: the bits as uint8, for `.view(ml_dtypes.float8_e4m3fn)`, or of a torch tensor `.view(torch.float8_e4m3fn)`.
+        FP4 and FP6: the bits of each code in a byte of its own, for `.view(ml_dtypes.float4_e2m1fn)` and
+        `.view(ml_dtypes.float6_e2m3fn)`.
 
         Raises:
             InvalidInputError: the layer is not quantized.
@@ -229,6 +248,7 @@ class QuantizedLayer(_Rows):
     def scales(self) -> npt.NDArray[np.float32]:
         """Scales, widened exactly from the type they are stored in: [1] per tensor, [channels, 1] per channel,
         [channels, groups], or [rows, columns] of blocks. With `channel_dims` D, D dimensions stand for the channels.
+        Of NVFP4, a code's scale is `scales / global_scale`.
 
         Raises:
             InvalidInputError: the layer is not quantized.
@@ -259,13 +279,13 @@ class QuantizedLayer(_Rows):
         return data.view(numpy_type(self.dtype)).reshape(self.shape)
 
     def to_numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """`codes`, `scales` and, if asymmetric, `zero_points`; of a kept layer `weights`, if it has them."""
+        """`codes`, `scales`, and where they are not None `zero_points` and `global_scale`; of a kept layer `weights`."""
         if self.status != "quantized":
             weights = self.weights
             return {} if weights is None else {"weights": weights}
         arrays = {"codes": self.codes, "scales": self.scales}
-        zero_points = self.zero_points
-        return arrays if zero_points is None else {**arrays, "zero_points": zero_points}
+        others = {"zero_points": self.zero_points, "global_scale": self.global_scale}
+        return arrays | {name: array for name, array in others.items() if array is not None}
 
     def dequantize(self, dtype: str = "f32") -> npt.NDArray[Any]:
         """The weights that the codes stand for, in the layer's shape: computed by the server that made them.

@@ -203,6 +203,11 @@ REASONS: dict[str, Reason] = {
         InvalidInputError,
         "Send the layer as f32, or ignore it; with `on_error` `continue` the other layers are quantized.",
     ),
+    "amax_exceeded": Reason(
+        "A weight's magnitude is greater than the command's `amax`.",
+        InvalidInputError,
+        "Give the greatest magnitude over all layers that share the global scale, or leave `amax` out.",
+    ),
     "group_size_indivisible": Reason(
         "The group size does not divide the columns.",
         InvalidInputError,

@@ -47,7 +47,8 @@ class ServerInfo:
 @dataclass(frozen=True)
 class Scheme:
     """A scheme that a server knows. `granularity` is `tensor`, `channel`, `group` or `block`; `packing` is
-    `dense-int32`, `int8` or `fp8`; `checkpoint_format` that of compressed-tensors, where one holds these bytes.
+    `dense-int32`, `dense-uint8`, `int8` or `fp8`; `checkpoint_format` that of compressed-tensors, where one holds these
+    bytes.
     """
 
     name: str
@@ -64,7 +65,10 @@ class Scheme:
 
 
 def summary(text: bytes) -> Summary:
-    return _typed(Summary, json.loads(text))
+    said = json.loads(text)
+    if isinstance(said.get("worst_sqnr_db"), str):  # `-Infinity`, of a layer whose codes stand for more than f32 holds
+        said["worst_sqnr_db"] = float(said["worst_sqnr_db"])
+    return _typed(Summary, said)
 
 
 def server_info(text: bytes) -> ServerInfo:

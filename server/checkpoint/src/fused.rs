@@ -1,0 +1,83 @@
+//! Layers that inference engines fuse into one, and so must share NVFP4's global scale: a first pass over the file finds the
+//! greatest magnitude of each set, and rules give it to the quantizer as a fact.
+//!
+//! The sets are those of llm-compressor 0.14, `FUSED_LAYER_NAMES`.
+
+use std::collections::BTreeMap;
+
+use quarrel_engine::{Level, Plan, Scaling, Scheme, amax};
+use quarrel_proto::v1::{self, command::Verb, quantize::How};
+
+use crate::{
+    error::CheckpointError,
+    fate::float_word,
+    source::{Source, Tensor},
+};
+
+/// Names of modules under one parent that are fused.
+const SETS: [&[&str]; 4] =
+    [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"], &["q_a_proj", "kv_a_proj_with_mqa"]];
+
+/// Bytes of a tensor that are read at a time.
+const STEP_BYTES: u64 = 4 << 20;
+
+/// The command with a rule more for each fused set that gets a scheme with a global scale. Where a set's numbers are not
+/// finite there is none: the quantizer says which.
+///
+/// # Errors
+/// [`CheckpointError::Command`] for a command that gets something wrong, [`CheckpointError::Io`].
+pub fn with_shared_scales(source: &Source, command: v1::Quantize) -> Result<v1::Quantize, CheckpointError> {
+    let verb = Verb::Quantize(command.clone());
+    let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
+        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+    let Some(How::Recipe(mut recipe)) = command.how.clone() else { return Ok(command) };
+    let mut rules = Vec::new();
+    for (scheme, tensors) in sets(source, &plan) {
+        if let [_, _, ..] = tensors.as_slice()
+            && let Some(amax) = greatest(source, &tensors)?
+        {
+            rules.push(v1::Rule {
+                targets: tensors.iter().map(|tensor| tensor.name.clone()).collect(),
+                scheme: scheme.to_string(),
+                amax: Some(amax.into()),
+                ..Default::default()
+            });
+        }
+    }
+    recipe.rules.splice(0..0, rules);
+    Ok(v1::Quantize { how: Some(How::Recipe(recipe)), ..command })
+}
+
+/// The fused sets among what is quantized with a global scale, in the order of their names.
+fn sets<'a>(source: &'a Source, plan: &Plan) -> Vec<(Scheme, Vec<&'a Tensor>)> {
+    let mut found: BTreeMap<(&str, usize, String), (Scheme, Vec<&Tensor>)> = BTreeMap::new();
+    for tensor in source.tensors() {
+        let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
+        let (parent, name) = module.rsplit_once('.').unwrap_or(("", module));
+        let set = SETS.iter().position(|set| set.contains(&name));
+        let scheme = float_word(tensor.dtype).and_then(|word| plan.scheme_of(&tensor.name, &tensor.shape, word));
+        if let (Some(set), Some(scheme)) = (set, scheme)
+            && scheme.format().scaling == Scaling::E4m3
+        {
+            found.entry((parent, set, scheme.to_string())).or_insert((scheme, Vec::new())).1.push(tensor);
+        }
+    }
+    found.into_values().collect()
+}
+
+/// The greatest magnitude over the tensors, if all of their numbers are finite.
+fn greatest(source: &Source, tensors: &[&Tensor]) -> Result<Option<f32>, CheckpointError> {
+    let mut most = 0f32;
+    for tensor in tensors {
+        let Some(word) = float_word(tensor.dtype) else { return Ok(None) };
+        for start in (0..tensor.bytes()).step_by(STEP_BYTES as usize) {
+            let range = start..tensor.bytes().min(start + STEP_BYTES);
+            let bytes = source.read(tensor, range).map_err(CheckpointError::io("cannot read", source.path()))?;
+            match amax(Level::detect(), word, &bytes) {
+                Some(found) => most = most.max(found),
+                None => return Ok(None),
+            }
+        }
+    }
+    Ok(Some(most))
+}

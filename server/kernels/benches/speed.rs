@@ -1,0 +1,277 @@
+//! How fast the kernels are on one core: 4096 x 4096 weights, output buffers warm, the best of many rounds, beside the C
+//! library's memcpy in the same rounds. One JSON object a line; `make bench-kernels` reads them and puts the peers beside.
+//!
+//! The way of a channel is the engine's: ranges, scales, codes, while the channel is in the cache.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark's own arguments")]
+
+use std::{hint::black_box, time::Instant};
+
+use quarrel_kernels::{
+    Arith, Coded, Codes, Decoded, Dtype, Format, Grid, Level, MxRule, Packing, Part, Range, Scaling, dequantize,
+    encode, global_scale, packed_bytes, qparams, quantize, ranges,
+};
+
+const SIDE: usize = 4096;
+const COPIED: usize = 64 << 20;
+
+/// A format as the engine lays it over a layer.
+#[derive(Clone, Copy)]
+struct Laid {
+    name: &'static str,
+    format: Format,
+    /// Columns that share a scale.
+    group: usize,
+    /// Channels that do.
+    height: usize,
+}
+
+fn formats() -> Vec<Laid> {
+    let laid = |name, codes, scaling, group, height| Laid { name, format: Format { codes, scaling }, group, height };
+    let int = |name, bits, symmetric, packing, group| {
+        laid(name, Codes::Int { bits, symmetric, packing }, Scaling::Weights, group, 1)
+    };
+    let fp8 = |name, group, height| laid(name, Codes::Fp8E4m3, Scaling::Weights, group, height);
+    let mx = |name, codes| laid(name, codes, Scaling::E8m0(MxRule::Even), 32, 1);
+    vec![
+        int("W8A8", 8, true, Packing::Plain, SIDE),
+        int("W8A16", 8, true, Packing::Dense, 128),
+        int("W4A16", 4, true, Packing::Dense, 128),
+        int("W4A16_ASYM", 4, false, Packing::Dense, 128),
+        fp8("FP8_DYNAMIC", SIDE, 1),
+        fp8("FP8_BLOCK", 128, 128),
+        laid("NVFP4A16", Codes::Fp4E2m1, Scaling::E4m3, 16, SIDE),
+        mx("MXFP4A16", Codes::Fp4E2m1),
+        mx("MXFP6A16", Codes::Fp6E2m3),
+        mx("MXFP8A16", Codes::Fp8E4m3),
+        int("int2", 2, true, Packing::Dense, SIDE),
+        int("int3", 3, true, Packing::Dense, SIDE),
+        int("int4", 4, true, Packing::Dense, SIDE),
+        int("int5", 5, true, Packing::Dense, SIDE),
+        int("int6", 6, true, Packing::Dense, SIDE),
+        int("int7", 7, true, Packing::Dense, SIDE),
+        int("int8", 8, true, Packing::Plain, SIDE),
+    ]
+}
+
+struct Asked {
+    level: Level,
+    dtypes: Vec<Dtype>,
+    formats: Vec<String>,
+    rounds: usize,
+}
+
+/// Buffers of one format and element type, and the best times so far.
+struct Bench<'a> {
+    laid: Laid,
+    dtype: Dtype,
+    weights: &'a [u8],
+    found: Vec<Range>,
+    scales: Vec<f32>,
+    zero_points: Vec<i32>,
+    global: f32,
+    packed: Vec<u8>,
+    values: Vec<u8>,
+    best: [f64; 3],
+}
+
+const OPS: [&str; 3] = ["quantize", "quantize+metrics", "dequantize"];
+
+fn main() {
+    let asked = Asked::parse();
+    let stored: Vec<(Dtype, Vec<u8>)> = asked.dtypes.iter().map(|dtype| (*dtype, weights(*dtype))).collect();
+    let mut benches: Vec<Bench<'_>> = Vec::new();
+    for (dtype, weights) in &stored {
+        for format in formats() {
+            if asked.formats.is_empty() || asked.formats.iter().any(|name| name == format.name) {
+                benches.push(Bench::new(format, *dtype, weights));
+            }
+        }
+    }
+    let (from, mut to) = (vec![1u8; COPIED], vec![2u8; COPIED]);
+    let mut copy = f64::INFINITY;
+    for _ in 0..asked.rounds {
+        copy = copy.min(timed(|| black_box(&mut to).copy_from_slice(black_box(&from))));
+        for bench in &mut benches {
+            bench.round(asked.level);
+        }
+        copy = copy.min(timed(|| black_box(&mut to).copy_from_slice(black_box(&from))));
+    }
+    let level = asked.level.name();
+    line("memcpy", "copy", "u8", level, copy, COPIED, COPIED, COPIED);
+    for bench in &benches {
+        let (weights, codes, values) = (bench.weights.len(), bench.packed.len(), bench.values.len());
+        for (op, seconds) in OPS.iter().zip(bench.best) {
+            let (bytes_in, bytes_out) = if *op == "dequantize" { (codes, values) } else { (weights, codes) };
+            line(bench.laid.name, op, bench.dtype.name(), level, seconds, SIDE * SIDE, bytes_in, bytes_out);
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "the fields of a line, in order")]
+fn line(
+    format: &str,
+    op: &str,
+    dtype: &str,
+    level: &str,
+    seconds: f64,
+    elements: usize,
+    bytes_in: usize,
+    bytes_out: usize,
+) {
+    println!(
+        r#"{{"format": "{format}", "op": "{op}", "dtype": "{dtype}", "level": "{level}", "seconds": {seconds:.9}, "elements": {elements}, "bytes_in": {bytes_in}, "bytes_out": {bytes_out}}}"#
+    );
+}
+
+fn timed(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
+}
+
+impl Asked {
+    fn parse() -> Asked {
+        let mut asked = Asked { level: Level::detect(), dtypes: Vec::new(), formats: Vec::new(), rounds: 5 };
+        // Cargo says `--bench` to every benchmark.
+        let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+        while let Some(word) = words.next() {
+            let value = words.next().unwrap_or_else(|| panic!("`{word}` needs a value"));
+            match word.as_str() {
+                "--level" => asked.level = Level::named(&value).unwrap(),
+                "--dtype" => asked.dtypes.push(Dtype::named(&value).unwrap()),
+                "--format" => asked.formats.push(value),
+                "--rounds" => asked.rounds = value.parse().unwrap(),
+                _ => panic!("unknown argument `{word}`: expected --level, --dtype, --format or --rounds"),
+            }
+        }
+        if asked.dtypes.is_empty() {
+            asked.dtypes = vec![Dtype::F32, Dtype::Bf16];
+        }
+        asked
+    }
+}
+
+/// Nearly normal numbers, the same in every run, as bytes of a type.
+fn weights(dtype: Dtype) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5
+    };
+    let mut values = Vec::with_capacity(SIDE * SIDE * dtype.bytes());
+    for _ in 0..SIDE * SIDE {
+        let value = (uniform() + uniform() + uniform() + uniform()) * 0.05;
+        match dtype {
+            Dtype::F32 => values.extend(value.to_le_bytes()),
+            Dtype::Bf16 => values.extend(half::bf16::from_f32(value).to_le_bytes()),
+            Dtype::F16 => values.extend(half::f16::from_f32(value).to_le_bytes()),
+            Dtype::F64 | Dtype::F8E4m3 | Dtype::F8E5m2 => panic!("expected f32, bf16 or f16"),
+        }
+    }
+    values
+}
+
+impl<'a> Bench<'a> {
+    fn new(laid: Laid, dtype: Dtype, weights: &'a [u8]) -> Bench<'a> {
+        let height = if laid.format.scaling == Scaling::E4m3 { 1 } else { laid.height };
+        let scales = SIDE.div_ceil(height) * SIDE.div_ceil(laid.group);
+        Bench {
+            laid,
+            dtype,
+            weights,
+            found: vec![Range::default(); scales],
+            scales: vec![1.0; scales],
+            zero_points: vec![0; scales],
+            global: 1.0,
+            packed: vec![1; SIDE * packed_bytes(laid.format.codes, SIDE)],
+            values: vec![1; SIDE * SIDE * decoded(dtype).bytes()],
+            best: [f64::INFINITY; 3],
+        }
+    }
+
+    fn round(&mut self, level: Level) {
+        for op in 0..OPS.len() {
+            let seconds = timed(|| match op {
+                0 => self.quantize(level, Measuring::No),
+                1 => self.quantize(level, Measuring::Yes),
+                _ => self.dequantize(level),
+            });
+            self.best[op] = self.best[op].min(seconds);
+        }
+    }
+
+    /// Span by span: the ranges of its channels, then its scales, then the codes of its channels.
+    fn quantize(&mut self, level: Level, measuring: Measuring) {
+        let Laid { format, group, height, .. } = self.laid;
+        let groups = SIDE.div_ceil(group);
+        // Under a global scale, each channel has scales of its own all the same.
+        let shared = if format.scaling == Scaling::E4m3 { 1 } else { height };
+        let channel_bytes = SIDE * self.dtype.bytes();
+        let packed_bytes = packed_bytes(format.codes, SIDE);
+        let (weights, dtype) = (self.weights, self.dtype);
+        let part = |channel: usize| {
+            let (bytes, ahead) = weights[channel * channel_bytes..].split_at(channel_bytes);
+            let ahead = &ahead[..ahead.len().min(channel_bytes)];
+            Part { dtype, bytes, column: 0, group, ahead }
+        };
+        let slots = |channel: usize| channel / shared * groups..(channel / shared + 1) * groups;
+        self.found.fill(Range::default());
+        for first in (0..SIDE).step_by(height) {
+            let channels = first..first + height;
+            for channel in channels.clone() {
+                ranges(level, format.codes, &part(channel), &mut self.found[slots(channel)]);
+            }
+            let slots_of_span = slots(first).start..slots(first + height - 1).end;
+            if format.scaling == Scaling::E4m3 {
+                let amax = self.found[slots_of_span.clone()].iter().fold(0f32, |most, range| most.max(range.amax()));
+                self.global = global_scale(Arith::F32, dtype, format.codes, amax);
+            }
+            for slot in slots_of_span {
+                let params = qparams(format, Arith::F32, dtype, self.found[slot], self.global).unwrap();
+                (self.scales[slot], self.zero_points[slot]) = (params.scale, params.zero_point);
+            }
+            for channel in channels {
+                let out = &mut self.packed[channel * packed_bytes..][..packed_bytes];
+                let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots(channel)] };
+                let grid = Grid { scales: &self.scales[slots(channel)], zero_points, global: self.global };
+                match measuring {
+                    Measuring::Yes => {
+                        black_box(quantize(level, format, Arith::F32, &part(channel), grid, out));
+                    }
+                    Measuring::No => encode(level, format, &part(channel), grid, out),
+                }
+            }
+        }
+    }
+
+    fn dequantize(&mut self, level: Level) {
+        let Laid { format, group, height, .. } = self.laid;
+        let groups = SIDE.div_ceil(group);
+        let shared = if format.scaling == Scaling::E4m3 { 1 } else { height };
+        let packed_bytes = packed_bytes(format.codes, SIDE);
+        let decoded = decoded(self.dtype);
+        for (channel, values) in self.values.chunks_exact_mut(SIDE * decoded.bytes()).enumerate() {
+            let slots = channel / shared * groups..(channel / shared + 1) * groups;
+            let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots.clone()] };
+            let packed = &self.packed[channel * packed_bytes..][..packed_bytes];
+            let grid = Grid { scales: &self.scales[slots], zero_points, global: self.global };
+            dequantize(level, &Coded { codes: format.codes, packed, column: 0, group, grid }, decoded, values);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Measuring {
+    Yes,
+    No,
+}
+
+/// What codes of such weights are turned back into.
+fn decoded(dtype: Dtype) -> Decoded {
+    match dtype {
+        Dtype::Bf16 => Decoded::Bf16,
+        Dtype::F16 => Decoded::F16,
+        Dtype::F32 | Dtype::F64 | Dtype::F8E4m3 | Dtype::F8E5m2 => Decoded::F32,
+    }
+}

@@ -1,0 +1,127 @@
+//! One register of numbers, whatever its width: what the loops of this crate are written in.
+//!
+//! Every operation is IEEE's or a plain integer one, so that the same loop gives the same bits at each width. [`Array`] is the
+//! specification and the fallback, and with one lane the way of elements that fill no register; the others are the same in
+//! intrinsics.
+//! Arrays alone, compiled for each level, were three to six times slower here: LLVM does not keep more than a few of
+//! them in registers.
+
+mod array;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+pub(crate) use array::Array;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+
+use crate::{
+    element::{LANES, LooseBf16, LooseF16, LooseF32},
+    level::Kind,
+};
+
+/// A register's width and operations.
+///
+/// The methods of a level may only be called where the CPU has its features: inside `level::multiversion!`.
+pub(crate) trait Simd: Copy {
+    /// Its lanes; a divisor of [`LANES`].
+    const W: usize;
+    /// The level that it belongs to: for what is no loop of registers.
+    const KIND: Kind;
+    /// A register of f32.
+    type F: Copy;
+    /// A register of u32.
+    type I: Copy;
+
+    fn splat(value: f32) -> Self::F;
+    fn splat_i(value: u32) -> Self::I;
+    /// Elements `from .. from + W` of sixteen.
+    fn load(values: &[f32; LANES], from: usize) -> Self::F;
+    fn load_loose(values: &[LooseF32; LANES], from: usize) -> Self::F;
+    fn load_bf16(values: &[LooseBf16; LANES], from: usize) -> Self::F;
+    fn load_f16(values: &[LooseF16; LANES], from: usize) -> Self::F;
+    /// Sixteen bytes' `from .. from + W`, widened.
+    fn load_bytes(bytes: &[u8; LANES], from: usize) -> Self::I;
+    fn store(values: Self::F, out: &mut [f32; LANES], from: usize);
+    fn store_i(values: Self::I, out: &mut [u32; LANES], from: usize);
+    /// The lowest byte of each lane.
+    fn store_bytes(values: Self::I, out: &mut [u8; LANES], from: usize);
+    /// Little-endian, at any alignment, into exactly as many bytes.
+    fn write(values: Self::F, out: &mut [u8]);
+    /// The lowest half of each lane, so too.
+    fn write_halves(values: Self::I, out: &mut [u8]);
+
+    fn add(a: Self::F, b: Self::F) -> Self::F;
+    fn sub(a: Self::F, b: Self::F) -> Self::F;
+    fn mul(a: Self::F, b: Self::F) -> Self::F;
+    fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`: b where either is NaN.
+    fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// `a > b ? a : b`: b where either is NaN.
+    fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// Whether `a < b` in each lane.
+    fn all_less(a: Self::F, b: Self::F) -> bool;
+    /// The sum of sixteen lanes as a binary tree: lane i and lane i + 8, then i + 4, i + 2, i + 1.
+    fn sum(lanes: &[f32; LANES]) -> f32;
+    /// The greatest of sixteen lanes.
+    fn greatest(lanes: &[f32; LANES]) -> f32;
+    /// The greatest of sixteen lanes, of numbers below 2^31.
+    fn greatest_i(lanes: &[u32; LANES]) -> u32;
+    /// How many lanes are above `above` or below `below`.
+    fn count_outside(a: Self::F, below: Self::F, above: Self::F) -> u32;
+    /// How many lanes are above `above`.
+    fn count_above(a: Self::F, above: Self::F) -> u32;
+    /// `then` where `a <= bound`, else `otherwise`.
+    fn select_at_most(a: Self::F, bound: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
+    /// The greater of `most` and the magnitude of `a`.
+    fn max_magnitude(most: Self::F, a: Self::F) -> Self::F;
+    /// The nearest f16, ties to even, as a number; infinite beyond.
+    fn round_f16(a: Self::F) -> Self::F;
+    /// The same as its bits; NaN as `half::f32_to_f16` says.
+    fn f16_bits(a: Self::F) -> Self::I;
+
+    fn bits(a: Self::F) -> Self::I;
+    fn number(a: Self::I) -> Self::F;
+    /// The nearest f32 of each integer below 2^24.
+    fn float(a: Self::I) -> Self::F;
+    fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I;
+    fn and(a: Self::I, b: Self::I) -> Self::I;
+    fn or(a: Self::I, b: Self::I) -> Self::I;
+    fn xor(a: Self::I, b: Self::I) -> Self::I;
+    /// The greater, of numbers below 2^31.
+    fn max_i(a: Self::I, b: Self::I) -> Self::I;
+    /// The greater of each half of a lane, of numbers below 2^15.
+    fn max_halves(a: Self::I, b: Self::I) -> Self::I;
+    fn shl<const N: u32>(a: Self::I) -> Self::I;
+    fn shr<const N: u32>(a: Self::I) -> Self::I;
+
+    #[inline(always)]
+    fn abs(a: Self::F) -> Self::F {
+        Self::number(Self::and(Self::bits(a), Self::splat_i(0x7fff_ffff)))
+    }
+
+    /// The bits of the nearest bfloat16, ties to even; infinite beyond. NaN is made quiet and keeps the top bits of its payload.
+    #[inline(always)]
+    fn bf16_bits(a: Self::F) -> Self::I {
+        let bits = Self::bits(a);
+        let odd = Self::and(Self::shr::<16>(bits), Self::splat_i(1));
+        let rounded = Self::add_i(Self::add_i(bits, Self::splat_i(0x7fff)), odd);
+        let quiet = Self::or(bits, Self::splat_i(0x40_0000));
+        let infinity = Self::splat(f32::INFINITY);
+        let chosen = Self::select_at_most(a, infinity, Self::number(rounded), Self::number(quiet));
+        Self::shr::<16>(Self::bits(chosen))
+    }
+
+    /// The nearest bfloat16 as a number.
+    #[inline(always)]
+    fn round_bf16(a: Self::F) -> Self::F {
+        Self::number(Self::shl::<16>(Self::bf16_bits(a)))
+    }
+}
+
+/// One lane: an element by itself.
+pub(crate) type One = Array<1>;

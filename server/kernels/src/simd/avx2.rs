@@ -1,0 +1,127 @@
+//! Eight lanes, with AVX2 and F16C.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+use crate::{
+    element::{LANES, LooseBf16, LooseF16, LooseF32},
+    level::Kind,
+};
+
+/// AVX2 and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// Functions of one intrinsic, or of a few.
+macro_rules! intrinsics {
+    ($(fn $op:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
+        $(#[inline(always)]
+        fn $op($($arg: $ty),*) -> $ret {
+            // SAFETY: reached only through `level::multiversion!` with a `Level` that proves the features.
+            unsafe { $body }
+        })*
+    };
+}
+
+/// The address of element `from`, with the `W` elements that will be read or written there inside the sixteen.
+macro_rules! at {
+    ($values:ident, $from:ident) => {{
+        assert!($from + Self::W <= LANES);
+        $values.as_ptr().add($from)
+    }};
+    (mut $values:ident, $from:ident) => {{
+        assert!($from + Self::W <= LANES);
+        $values.as_mut_ptr().add($from)
+    }};
+}
+
+impl Simd for Avx2 {
+    const W: usize = 8;
+    const KIND: Kind = Kind::Avx2;
+    type F = __m256;
+    type I = __m256i;
+
+    intrinsics! {
+        fn splat(value: f32) -> __m256 = _mm256_set1_ps(value);
+        fn splat_i(value: u32) -> __m256i = _mm256_set1_epi32(value as i32);
+        fn load(values: &[f32; LANES], from: usize) -> __m256 = _mm256_loadu_ps(at!(values, from));
+        fn load_loose(values: &[LooseF32; LANES], from: usize) -> __m256 = _mm256_loadu_ps(at!(values, from).cast());
+        fn load_bf16(values: &[LooseBf16; LANES], from: usize) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at!(values, from).cast()))));
+        fn load_f16(values: &[LooseF16; LANES], from: usize) -> __m256 = _mm256_cvtph_ps(_mm_loadu_si128(at!(values, from).cast()));
+        fn load_bytes(bytes: &[u8; LANES], from: usize) -> __m256i = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at!(bytes, from).cast()));
+        fn store(values: __m256, out: &mut [f32; LANES], from: usize) -> () = _mm256_storeu_ps(at!(mut out, from), values);
+        fn store_i(values: __m256i, out: &mut [u32; LANES], from: usize) -> () = _mm256_storeu_si256(at!(mut out, from).cast(), values);
+        fn store_bytes(values: __m256i, out: &mut [u8; LANES], from: usize) -> () = {
+            let low = _mm256_shuffle_epi8(values, _mm256_set1_epi64x(0x0c08_0400));
+            let low = _mm256_permutevar8x32_epi32(low, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+            _mm_storel_epi64(at!(mut out, from).cast(), _mm256_castsi256_si128(low))
+        };
+        fn write(values: __m256, out: &mut [u8]) -> () = {
+            assert!(out.len() == 4 * Self::W);
+            _mm256_storeu_ps(out.as_mut_ptr().cast(), values)
+        };
+        fn write_halves(values: __m256i, out: &mut [u8]) -> () = {
+            let low = _mm256_shuffle_epi8(values, _mm256_set1_epi64x(0x0d0c_0908_0504_0100));
+            let low = _mm256_permute4x64_epi64::<0b1000>(low);
+            assert!(out.len() == 2 * Self::W);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(low))
+        };
+        fn add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+        fn sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+        fn mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        fn div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+        fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+        fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        fn all_less(a: __m256, b: __m256) -> bool = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) == 0xff;
+        fn sum(lanes: &[f32; LANES]) -> f32 = {
+            let eight = _mm256_add_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        fn greatest(lanes: &[f32; LANES]) -> f32 = {
+            let eight = _mm256_max_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        fn greatest_i(lanes: &[u32; LANES]) -> u32 = {
+            let eight = _mm256_max_epi32(_mm256_loadu_si256(lanes.as_ptr().cast()), _mm256_loadu_si256(lanes.as_ptr().add(8).cast()));
+            let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
+            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two))) as u32
+        };
+        fn count_outside(a: __m256, below: __m256, above: __m256) -> u32 = {
+            let outside = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, above), _mm256_cmp_ps::<_CMP_LT_OQ>(a, below));
+            _mm256_movemask_ps(outside).count_ones()
+        };
+        fn count_above(a: __m256, above: __m256) -> u32 =
+            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, above)).count_ones();
+        fn select_at_most(a: __m256, bound: __m256, then: __m256, otherwise: __m256) -> __m256 =
+            _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LE_OQ>(a, bound));
+        fn max_magnitude(most: __m256, a: __m256) -> __m256 = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), a), most);
+        fn round_f16(a: __m256) -> __m256 = _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
+        fn f16_bits(a: __m256) -> __m256i = _mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
+        fn bits(a: __m256) -> __m256i = _mm256_castps_si256(a);
+        fn number(a: __m256i) -> __m256 = _mm256_castsi256_ps(a);
+        fn float(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);
+        fn add_i(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
+        fn sub_i(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
+        fn and(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
+        fn or(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
+        fn xor(a: __m256i, b: __m256i) -> __m256i = _mm256_xor_si256(a, b);
+        fn max_halves(a: __m256i, b: __m256i) -> __m256i = _mm256_max_epi16(a, b);
+        fn max_i(a: __m256i, b: __m256i) -> __m256i = _mm256_max_epi32(a, b);
+    }
+
+    #[inline(always)]
+    fn shl<const N: u32>(a: __m256i) -> __m256i {
+        // SAFETY: as in `intrinsics!`.
+        unsafe { _mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(a: __m256i) -> __m256i {
+        // SAFETY: as in `intrinsics!`.
+        unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+}

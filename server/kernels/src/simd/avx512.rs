@@ -1,0 +1,121 @@
+//! Sixteen lanes, with AVX-512 F and BW.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+use crate::{
+    element::{LANES, LooseBf16, LooseF16, LooseF32},
+    level::Kind,
+};
+
+/// AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+/// Functions of one intrinsic, or of a few.
+macro_rules! intrinsics {
+    ($(fn $op:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
+        $(#[inline(always)]
+        fn $op($($arg: $ty),*) -> $ret {
+            // SAFETY: reached only through `level::multiversion!` with a `Level` that proves the features.
+            unsafe { $body }
+        })*
+    };
+}
+
+/// The address of element `from`, with the `W` elements that will be read or written there inside the sixteen.
+macro_rules! at {
+    ($values:ident, $from:ident) => {{
+        assert!($from + Self::W <= LANES);
+        $values.as_ptr().add($from)
+    }};
+    (mut $values:ident, $from:ident) => {{
+        assert!($from + Self::W <= LANES);
+        $values.as_mut_ptr().add($from)
+    }};
+}
+
+impl Simd for Avx512 {
+    const W: usize = 16;
+    const KIND: Kind = Kind::Avx512;
+    type F = __m512;
+    type I = __m512i;
+
+    intrinsics! {
+        fn splat(value: f32) -> __m512 = _mm512_set1_ps(value);
+        fn splat_i(value: u32) -> __m512i = _mm512_set1_epi32(value as i32);
+        fn load(values: &[f32; LANES], from: usize) -> __m512 = _mm512_loadu_ps(at!(values, from));
+        fn load_loose(values: &[LooseF32; LANES], from: usize) -> __m512 = _mm512_loadu_ps(at!(values, from).cast());
+        fn load_bf16(values: &[LooseBf16; LANES], from: usize) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at!(values, from).cast()))));
+        fn load_f16(values: &[LooseF16; LANES], from: usize) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(at!(values, from).cast()));
+        fn load_bytes(bytes: &[u8; LANES], from: usize) -> __m512i = _mm512_cvtepu8_epi32(_mm_loadu_si128(at!(bytes, from).cast()));
+        fn store(values: __m512, out: &mut [f32; LANES], from: usize) -> () = _mm512_storeu_ps(at!(mut out, from), values);
+        fn store_i(values: __m512i, out: &mut [u32; LANES], from: usize) -> () = _mm512_storeu_si512(at!(mut out, from).cast(), values);
+        fn store_bytes(values: __m512i, out: &mut [u8; LANES], from: usize) -> () = _mm_storeu_si128(at!(mut out, from).cast(), _mm512_cvtepi32_epi8(values));
+        fn write(values: __m512, out: &mut [u8]) -> () = {
+            assert!(out.len() == 4 * Self::W);
+            _mm512_storeu_ps(out.as_mut_ptr().cast(), values)
+        };
+        fn write_halves(values: __m512i, out: &mut [u8]) -> () = {
+            assert!(out.len() == 2 * Self::W);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(values))
+        };
+        fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        fn mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        fn all_less(a: __m512, b: __m512) -> bool = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) == 0xffff;
+        fn sum(lanes: &[f32; LANES]) -> f32 = {
+            let eight = _mm256_add_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        fn greatest(lanes: &[f32; LANES]) -> f32 = {
+            let eight = _mm256_max_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        fn greatest_i(lanes: &[u32; LANES]) -> u32 = {
+            let eight = _mm256_max_epi32(_mm256_loadu_si256(lanes.as_ptr().cast()), _mm256_loadu_si256(lanes.as_ptr().add(8).cast()));
+            let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
+            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two))) as u32
+        };
+        fn count_outside(a: __m512, below: __m512, above: __m512) -> u32 = {
+            let outside = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, above) | _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, below);
+            outside.count_ones()
+        };
+        fn count_above(a: __m512, above: __m512) -> u32 =
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, above).count_ones();
+        fn select_at_most(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =
+            _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, bound), then);
+        fn max_magnitude(most: __m512, a: __m512) -> __m512 = _mm512_range_ps::<0b1011>(a, most);
+        fn round_f16(a: __m512) -> __m512 = _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
+        fn f16_bits(a: __m512) -> __m512i = _mm512_cvtepu16_epi32(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
+        fn bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
+        fn number(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
+        fn float(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+        fn add_i(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        fn sub_i(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+        fn and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        fn or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        fn xor(a: __m512i, b: __m512i) -> __m512i = _mm512_xor_si512(a, b);
+        fn max_halves(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi16(a, b);
+        fn max_i(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
+    }
+
+    #[inline(always)]
+    fn shl<const N: u32>(a: __m512i) -> __m512i {
+        // SAFETY: as in `intrinsics!`.
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(a: __m512i) -> __m512i {
+        // SAFETY: as in `intrinsics!`.
+        unsafe { _mm512_srli_epi32::<N>(a) }
+    }
+}
