@@ -202,7 +202,11 @@ async fn read<V: Verb>(layer: &V::Layer, cut: Cut, channels: Range<u64>) -> Resu
     let layer = layer.clone();
     match tokio::task::spawn_blocking(move || V::read(&layer, cut, channels)).await {
         Ok(row) => row,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // It never began, since the runtime is stopping: so is this task, and nobody waits for the row.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
