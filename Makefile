@@ -10,7 +10,7 @@ DIST := target/dist/quarrel
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python lint proto golden test-interop bench bench-python bench-kernels choosing docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python test-asan test-valgrind lint proto golden test-interop bench bench-python bench-kernels choosing docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,6 +28,17 @@ test-rust: build
 
 test-python: build $(VENV)/installed
 	$(PY) -m pytest tests
+
+# The option is unstable, the sanitizer is not: it comes with every toolchain. The standard library is not instrumented.
+test-asan: ## The kernels' tests under AddressSanitizer, every CPU level (minutes)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
+		cargo test --release --locked --package quarrel-kernels --lib --tests --target $$(rustc -vV | sed -n 's/^host: //p')
+
+# Valgrind has no AVX-512, and is fifty times slower: fewer lengths and cases.
+test-valgrind: ## The kernels' tests under valgrind, which must be installed: levels scalar and avx2 (minutes)
+	valgrind --version
+	QUARREL_TEST_LEVELS=scalar,avx2 QUARREL_TEST_QUICK=1 cargo test --release --locked --package quarrel-kernels \
+		--test conformance --config 'target."cfg(unix)".runner = "valgrind --error-exitcode=1"'
 
 lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors
 	cargo fmt --all --check

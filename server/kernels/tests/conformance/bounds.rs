@@ -8,7 +8,7 @@ use quarrel_kernels::{Decoded, Dtype, convert, first_non_finite};
 use crate::{
     asked,
     channel::{Case, Places, channel},
-    data::{ARITHS, GROUPS, formats, numbers, store},
+    data::{ARITHS, FORMATS, GROUPS, numbers, store},
     place::Place,
 };
 
@@ -18,7 +18,7 @@ const ENDS: [Place; 2] = [Place::BeforeGuard, Place::AfterGuard];
 fn quantizing_and_back_stays_within_its_buffers() {
     for (len, dtype) in asked::lengths().flat_map(|len| Dtype::ALL.map(|dtype| (len, dtype))) {
         let bytes = store(dtype, &numbers(len, 1));
-        for (turn, format) in formats().into_iter().enumerate() {
+        for (turn, format) in FORMATS.into_iter().enumerate() {
             let case = Case { format, arith: ARITHS[len % 2], dtype, group: GROUPS[(len + turn) % 7] };
             let own = channel(asked::scalar(), &case, &bytes, None, Places::OWN);
             for (level, end) in asked::levels().iter().flat_map(|level| ENDS.map(|end| (level, end))) {

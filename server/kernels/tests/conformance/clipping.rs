@@ -8,12 +8,12 @@ use quarrel_kernels::{
 use crate::{
     asked,
     channel::{Case, Grid},
-    data::{ARITHS, GROUPS, formats, numbers, store},
+    data::{ARITHS, FORMATS, GROUPS, numbers, store},
     oracle,
 };
 
 fn integers() -> impl Iterator<Item = Format> {
-    formats().into_iter().filter(|format| matches!(format.codes, Codes::Int { .. }))
+    FORMATS.into_iter().filter(|format| matches!(format.codes, Codes::Int { .. }))
 }
 
 /// Each group's errors under each range, from every level, which agree.

@@ -68,25 +68,24 @@ fn neighbours(units: f64, scale: f32, steps: i32) -> [f32; 16] {
     })
 }
 
+/// How far a product can be from the quotient, for codes of so many bits: 3 of these; it is in doubt within 4.
+fn unit(half: i32) -> f64 {
+    f64::from(half + 1) * 2f64.powi(-24)
+}
+
 #[test]
 fn ties_and_all_that_is_near_them_are_divided() {
     for bits in BITS {
         let half = 1i32 << (bits - 1);
         for (turn, scale) in every_exponent().enumerate() {
             let level = asked::levels()[turn % asked::levels().len()];
-            // The steps of a 256th part of codes are enough at each scale: the next scale takes the others.
-            for code in
-                (-half - 1..half).filter(|code| bits < 6 || (code + turn as i32) % 8 == 0 || code.abs() > half - 3)
+            // Of many codes, an eighth at each scale; the next scale takes others.
+            let chosen = |code: &i32| bits < 6 || (code + turn as i32) % 8 == 0 || code.abs() > half - 3;
+            for (code, away) in (-half - 1..half).filter(chosen).flat_map(|code| (-6..=6).map(move |away| (code, away)))
             {
-                let tie = f64::from(code) + 0.5;
-                // A product is within 3 * 2^-24 of the quotient, relatively. Up to twelve times that far from the tie.
-                let unit = f64::from(half + 1) * 2f64.powi(-24);
-                for away in -6..=6 {
-                    let at = tie + f64::from(away * 2) * unit;
-                    let outward = if away < 0 { -1 } else { 1 };
-                    let outward = if scale > 0.0 { outward } else { -outward };
-                    check(level, bits, &neighbours(at, scale, outward), 16, &[scale]);
-                }
+                let from = f64::from(code) + 0.5 + f64::from(away * 2) * unit(half);
+                let steps = if away < 0 { -1 } else { 1 };
+                check(level, bits, &neighbours(from, scale, steps), 16, &[scale]);
             }
         }
     }
@@ -99,10 +98,9 @@ fn an_element_alone_is_coded_as_by_division() {
         for (turn, scale) in every_exponent().enumerate().step_by(7) {
             let level = asked::levels()[turn % asked::levels().len()];
             for code in [-half - 1, -half, -2, -1, 0, 1, half / 2, half - 3, half - 2, half - 1] {
-                let unit = f64::from(half + 1) * 2f64.powi(-24);
                 for away in -12..=12 {
-                    let tie = f64::from(code) + 0.5 + f64::from(away) / 2.0 * unit;
-                    for value in neighbours(tie, scale, 1) {
+                    let from = f64::from(code) + 0.5 + f64::from(away) / 2.0 * unit(half);
+                    for value in neighbours(from, scale, 1) {
                         check(level, bits, &[value], 1, &[scale]);
                     }
                 }

@@ -6,7 +6,7 @@ use quarrel_kernels::Dtype;
 use crate::{
     asked,
     channel::{Case, Grid, Places, channel},
-    data::{ARITHS, Element, GROUPS, anchored, elements, formats, grid, scales, store},
+    data::{ARITHS, Element, FORMATS, GROUPS, anchored, elements, grid, scales, store},
     oracle,
 };
 
@@ -23,7 +23,7 @@ fn check(case: &Case, bytes: &[u8], given: Option<&Grid>) {
 }
 
 fn cases(dtype: Dtype, group: usize) -> impl Iterator<Item = Case> {
-    formats().into_iter().flat_map(move |format| ARITHS.map(|arith| Case { format, arith, dtype, group }))
+    FORMATS.into_iter().flat_map(move |format| ARITHS.map(|arith| Case { format, arith, dtype, group }))
 }
 
 fn dtypes() -> impl Strategy<Value = Dtype> {

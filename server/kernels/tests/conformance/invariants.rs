@@ -6,7 +6,7 @@ use quarrel_kernels::{Arith, Codes, Dtype, Level, TILE};
 use crate::{
     asked,
     channel::{Case, Outcome, Places, channel, in_parts},
-    data::{ARITHS, GROUPS, elements, formats, numbers, store},
+    data::{ARITHS, FORMATS, GROUPS, elements, numbers, store},
     oracle,
 };
 
@@ -22,7 +22,7 @@ fn whole(level: Level, case: &Case, bytes: &[u8]) -> Outcome {
 #[test]
 fn a_channel_cut_at_tiles_is_the_channel() {
     let every_tile = |columns: usize| (0..columns).step_by(TILE).collect();
-    for (turn, format) in formats().into_iter().enumerate() {
+    for (turn, format) in FORMATS.into_iter().enumerate() {
         for (columns, dtype) in [(1_000, Dtype::F32), (513, Dtype::Bf16), (768, Dtype::F16), (600, Dtype::F64)] {
             for (group, arith) in GROUPS.iter().flat_map(|group| ARITHS.map(|arith| (*group, arith))) {
                 let case = Case { format, arith, dtype, group };
@@ -43,7 +43,7 @@ fn a_channel_cut_at_tiles_is_the_channel() {
 #[test]
 fn groups_in_another_order_have_the_same_codes_in_that_order() {
     let order = [4, 0, 3, 6, 1, 5, 2];
-    for (turn, format) in formats().into_iter().enumerate() {
+    for (turn, format) in FORMATS.into_iter().enumerate() {
         for (group, kind) in [1, 16, 32, 100, 128].into_iter().flat_map(|group| [2, 3, 7].map(|kind| (group, kind))) {
             let case = Case { format, arith: Arith::F32, dtype: Dtype::F32, group };
             let values = numbers(7 * group, kind);
@@ -67,7 +67,7 @@ proptest! {
 
     #[test]
     fn what_was_decoded_has_the_same_codes_again(elements in elements(), group in prop::sample::select(&GROUPS[..])) {
-        for (turn, format) in formats().into_iter().enumerate() {
+        for (turn, format) in FORMATS.into_iter().enumerate() {
             let case = Case { format, arith: Arith::F32, dtype: Dtype::F32, group };
             // Of a scale that is itself subnormal, decoded values have lost bits that the codes have.
             let values: Vec<f32> = elements.iter().map(|element| element.value(format.codes, 0.37, 0)).collect();
@@ -91,7 +91,7 @@ proptest! {
 
 #[test]
 fn zero_decodes_to_zero() {
-    for (turn, format) in formats().into_iter().enumerate() {
+    for (turn, format) in FORMATS.into_iter().enumerate() {
         for (group, arith) in GROUPS.iter().flat_map(|group| ARITHS.map(|arith| (*group, arith))) {
             let mut values = numbers(300, turn);
             values.iter_mut().step_by(3).for_each(|value| *value = 0.0);

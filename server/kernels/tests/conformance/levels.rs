@@ -5,7 +5,7 @@ use quarrel_kernels::Dtype;
 use crate::{
     asked,
     channel::{Case, Places, channel},
-    data::{ARITHS, GROUPS, formats, numbers, store},
+    data::{ARITHS, FORMATS, GROUPS, numbers, store},
     oracle,
     place::Place,
 };
@@ -16,7 +16,7 @@ fn every_level_gives_the_bits_of_the_scalar_one_at_every_length() {
         for (of, dtype) in Dtype::ALL.into_iter().enumerate() {
             // Ten kinds of numbers and seven groups: each length meets each kind and, with it, different groups.
             let bytes = store(dtype, &numbers(len, len + of));
-            for (turn, format) in formats().into_iter().enumerate() {
+            for (turn, format) in FORMATS.into_iter().enumerate() {
                 let groups = if dtype == Dtype::F32 { &GROUPS[..] } else { &GROUPS[(len + of + turn) % 7..][..1] };
                 for (group, arith) in groups.iter().flat_map(|group| ARITHS.map(|arith| (*group, arith))) {
                     let case = Case { format, arith, dtype, group };
@@ -35,7 +35,7 @@ fn every_level_gives_the_bits_of_the_scalar_one_at_every_length() {
 fn every_length_is_coded_as_the_formula_says() {
     for len in asked::lengths() {
         let bytes = store(Dtype::F32, &numbers(len, len * 3));
-        for (turn, format) in formats().into_iter().enumerate() {
+        for (turn, format) in FORMATS.into_iter().enumerate() {
             let case = Case { format, arith: ARITHS[len % 2], dtype: Dtype::F32, group: GROUPS[(len + turn) % 7] };
             let outcome = channel(asked::scalar(), &case, &bytes, None, Places::OWN);
             outcome.assert_agrees(&oracle::channel(&case, &bytes, None), || format!("{len} elements, {case:?}"));
@@ -47,7 +47,7 @@ fn every_length_is_coded_as_the_formula_says() {
 fn alignment_changes_nothing_and_nothing_is_written_beside_a_buffer() {
     for (len, dtype) in [77, 300].into_iter().flat_map(|len| Dtype::ALL.map(|dtype| (len, dtype))) {
         let bytes = store(dtype, &numbers(len, 1));
-        for (turn, format) in formats().into_iter().enumerate() {
+        for (turn, format) in FORMATS.into_iter().enumerate() {
             let case = Case { format, arith: ARITHS[turn % 2], dtype, group: [32, 100, 300][turn % 3] };
             let aligned = channel(asked::scalar(), &case, &bytes, None, Places::OWN);
             for shift in (0..64).step_by(asked::stride(13)) {

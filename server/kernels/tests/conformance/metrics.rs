@@ -5,7 +5,8 @@ use quarrel_kernels::{Arith, Codes, Dtype, Format, MxRule, Packing, Scaling, Sum
 use crate::{
     asked,
     channel::{Case, Grid, Places, channel},
-    data::{formats, numbers, store},
+    data::{FORMATS, numbers, store},
+    oracle,
 };
 
 /// The sums of `values`, coded by a format as one group.
@@ -19,7 +20,7 @@ const INT4: Format =
 
 #[test]
 fn metrics_are_those_of_the_sums() {
-    for format in formats() {
+    for format in FORMATS {
         let sums = sums(format, &numbers(1000, 0), None);
         let metrics = sums.metrics();
         let near = |got: Option<f64>, expected: f64| (got.unwrap() - expected).abs() <= 1e-12 * expected.abs();
@@ -29,6 +30,26 @@ fn metrics_are_those_of_the_sums() {
         assert_eq!(metrics.max_abs_error, f64::from(sums.max_abs_error));
         assert_eq!(metrics.amax, f64::from(sums.amax));
         assert_eq!((metrics.elements, metrics.saturated), (1000, sums.saturated));
+    }
+}
+
+#[test]
+fn sums_are_within_a_millionth_at_every_magnitude() {
+    // A tile whose groups are alike, and tiles whose groups grow smaller, so that the squares of some are lost before those of
+    // others.
+    for (format, shrinking) in FORMATS.into_iter().flat_map(|format| [0, 1, 5].map(|shrinking| (format, shrinking))) {
+        for exponent in (-149..128).step_by(asked::stride(11)) {
+            let case = Case { format, arith: Arith::F32, dtype: Dtype::F32, group: 32 };
+            let unit = |index: usize| 0.31 * 2f64.powi(exponent - shrinking * (index / 32) as i32);
+            let values: Vec<f32> = numbers(256, 0)
+                .iter()
+                .enumerate()
+                .map(|(index, value)| (f64::from(*value) * unit(index)) as f32)
+                .collect();
+            let bytes = store(case.dtype, &values);
+            let outcome = channel(*asked::levels().last().unwrap(), &case, &bytes, None, Places::OWN);
+            outcome.assert_agrees(&oracle::channel(&case, &bytes, None), || format!("2^{exponent}, {case:?}"));
+        }
     }
 }
 
@@ -50,7 +71,7 @@ fn what_is_undefined_is_none() {
 fn an_element_that_decodes_to_infinity_makes_no_metric_nan() {
     // Of the greatest f32, -127.5 steps round to -128, which are more than an f32 holds.
     for scaling in [Scaling::Weights, Scaling::E8m0(MxRule::Even), Scaling::E8m0(MxRule::Rceil)] {
-        for format in formats().into_iter().filter(|format| format.scaling == scaling && format.codes.symmetric()) {
+        for format in FORMATS.into_iter().filter(|format| format.scaling == scaling && format.codes.symmetric()) {
             let metrics = sums(format, &[-f32::MAX, 1.0], None).metrics();
             let all = [metrics.mse, metrics.sqnr_db, metrics.cosine, Some(metrics.max_abs_error), Some(metrics.amax)];
             assert!(all.iter().flatten().all(|metric| !metric.is_nan()), "{format:?}: {metrics:?}");
