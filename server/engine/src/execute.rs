@@ -285,7 +285,7 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
     } else {
         let found: Vec<_> =
             cells.par_iter().map(|cell| cancel.check().map(|()| cell.find_ranges(level))).collect::<Result<_, _>>()?;
-        let ranges = find_scales(works, &cells, found, &mut arrays.scales, &mut arrays.zero_points, &mut all);
+        let ranges = find_scales(level, works, &cells, found, &mut arrays.scales, &mut arrays.zero_points, &mut all);
         if works.iter().any(|(_, rung)| rung.scheme.solver() == Solver::Mse) {
             solve(level, works, &cells, &ranges, &mut arrays.scales, &mut arrays.zero_points, cancel)?;
         }
@@ -416,7 +416,7 @@ impl Cell<'_> {
                 let zero_points = zero_points.next().unwrap_or_default();
                 found.fill(kernels::Range::default());
                 ranges(level, rung.codes(), &part, &mut found);
-                if let Err(kind) = scales_of(rung, &found, global, scales, zero_points) {
+                if let Err(kind) = scales_of(level, rung, &found, global, scales, zero_points) {
                     let kind = self.locate(kind, channel, part.bytes);
                     faults.push(Fault { channels: channel..channel + 1, kind });
                     return Sums::default();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use quarrel_kernels::{Arith, Codes, Dtype, Format, Scaling, global_scale, packed_bytes};
+use quarrel_kernels::{Arith, Codes, Dtype, Format, Scaler, Scaling, global_scale, packed_bytes};
 use quarrel_proto::Reason;
 
 use crate::{
@@ -213,6 +213,11 @@ impl Rung {
     /// What the codes and the scales are.
     pub fn format(&self) -> Format {
         self.scheme.format()
+    }
+
+    /// How ranges become scales, under that global scale.
+    pub fn scaler(&self, global: f32) -> Scaler {
+        Scaler { format: self.format(), arith: self.arith, dtype: self.dtype, global }
     }
 
     /// What the scales are divided by, if the greatest magnitude is `amax`.

@@ -1,6 +1,6 @@
 //! From the ranges of cells to the scales of spans; and to narrower ones, where those make less error.
 
-use quarrel_kernels::{self as kernels, CLIPS, Level, Qparams, clipped, qparams, squared_errors};
+use quarrel_kernels::{self as kernels, CLIPS, Level, Qparams, ScaleOverflow, clipped, squared_errors};
 use rayon::prelude::*;
 
 use crate::{
@@ -26,6 +26,7 @@ pub(crate) enum Unfit {
 
 /// The scales and zero points of one span.
 pub(crate) fn scales_of(
+    level: Level,
     rung: &Rung,
     found: &[kernels::Range],
     global: f32,
@@ -40,20 +41,12 @@ pub(crate) fn scales_of(
     {
         return Err(Unfit::AmaxExceeded(range.amax(), given));
     }
-    for (group, range) in found.iter().enumerate() {
-        let params =
-            qparams(rung.format(), rung.arith, rung.dtype, *range, global).map_err(|_| Unfit::ScaleOverflow)?;
-        scales[group] = params.scale;
-        if let Some(zero_point) = zero_points.get_mut(group) {
-            *zero_point = params.zero_point;
-        }
-    }
-    Ok(())
+    rung.scaler(global).write(level, found, scales, zero_points).map_err(|ScaleOverflow| Unfit::ScaleOverflow)
 }
 
 /// The scales of a group under the ranges that are tried.
 pub(crate) fn clips(rung: &Rung, range: kernels::Range) -> [Qparams; CLIPS] {
-    clipped(rung.format(), rung.arith, rung.dtype, range)
+    clipped(rung.scaler(1.0), range)
 }
 
 /// Of each group the scale with the least error; of equal errors that of the widest range.
@@ -128,6 +121,7 @@ pub(crate) fn solve(
 
 /// Ranges of cells to scales of spans, and the ranges of each work's groups. A span at fault gets scales of one, so that its codes mean nothing and harm nothing.
 pub(crate) fn find_scales(
+    level: Level,
     works: &[(&Work, &Rung)],
     cells: &[Cell<'_>],
     found: Vec<Vec<Seen>>,
@@ -176,7 +170,8 @@ pub(crate) fn find_scales(
                 true => &mut [][..],
                 false => &mut zero_points[zero_points_from + span * groups..][..groups],
             };
-            if let Err(unfit) = scales_of(rung, &spread[span * groups..][..groups], global, scales, zero_points) {
+            if let Err(unfit) = scales_of(level, rung, &spread[span * groups..][..groups], global, scales, zero_points)
+            {
                 let kind = match (unfit, first_bad) {
                     (Unfit::NonFinite, Some((at, value))) => FaultKind::NonFinite(at, value),
                     (Unfit::NonFinite | Unfit::ScaleOverflow, _) => FaultKind::ScaleOverflow,

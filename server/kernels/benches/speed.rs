@@ -8,8 +8,8 @@
 use std::{hint::black_box, time::Instant};
 
 use quarrel_kernels::{
-    Arith, Coded, Codes, Decoded, Dtype, Format, Grid, Level, MxRule, Packing, Part, Range, Scaling, dequantize,
-    encode, global_scale, packed_bytes, qparams, quantize, ranges,
+    Arith, Coded, Codes, Decoded, Dtype, Format, Grid, Level, MxRule, Packing, Part, Range, Scaler, Scaling,
+    dequantize, encode, global_scale, packed_bytes, quantize, ranges,
 };
 
 const SIDE: usize = 4096;
@@ -227,10 +227,11 @@ impl<'a> Bench<'a> {
                 let amax = self.found[slots_of_span.clone()].iter().fold(0f32, |most, range| most.max(range.amax()));
                 self.global = global_scale(Arith::F32, dtype, format.codes, amax);
             }
-            for slot in slots_of_span {
-                let params = qparams(format, Arith::F32, dtype, self.found[slot], self.global).unwrap();
-                (self.scales[slot], self.zero_points[slot]) = (params.scale, params.zero_point);
-            }
+            let zero_points =
+                if format.codes.symmetric() { &mut [][..] } else { &mut self.zero_points[slots_of_span.clone()] };
+            Scaler { format, arith: Arith::F32, dtype, global: self.global }
+                .write(level, &self.found[slots_of_span.clone()], &mut self.scales[slots_of_span], zero_points)
+                .unwrap();
             for channel in channels {
                 let out = &mut self.packed[channel * packed_bytes..][..packed_bytes];
                 let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots(channel)] };

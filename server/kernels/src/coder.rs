@@ -18,45 +18,13 @@ pub(crate) struct Coded<S: Simd> {
     pub(crate) decoded: S::F,
 }
 
-/// Whether the codes of a piece are sure.
-pub(crate) struct Watch<S: Simd> {
-    /// The greatest distance of an element from its code, in codes.
-    doubt: S::F,
-    /// The least element, and 0.
-    lowest: S::F,
-}
-
-impl<S: Simd> Watch<S> {
-    #[inline(always)]
-    pub(crate) fn new() -> Watch<S> {
-        Watch { doubt: S::splat(0.0), lowest: S::splat(0.0) }
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_sure(&self, coder: &impl Coder) -> bool {
-        let Bounds { doubt, lowest } = coder.bounds();
-        S::all_less(self.doubt, S::splat(doubt)) & S::all_less(S::splat(lowest), self.lowest)
-    }
-}
-
-/// Within these a piece's codes are sure; else its tile is coded again, exactly.
-pub(crate) struct Bounds {
-    /// The doubt must be less.
-    doubt: f32,
-    /// The least element must be greater.
-    lowest: f32,
-}
-
 /// What one group does to its elements.
 pub(crate) trait Coder {
     /// Codes elements, and counts those that lie outside the codes' range.
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>, watch: &mut Watch<S>) -> Coded<S>;
+    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S>;
 
-    /// Of a coder that is always sure there are none.
-    #[inline(always)]
-    fn bounds(&self) -> Bounds {
-        Bounds { doubt: f32::INFINITY, lowest: f32::NEG_INFINITY }
-    }
+    /// The value that one of these codes stands for: the same bits as above.
+    fn decode(&self, code: u8) -> f32;
 }
 
 #[derive(Clone, Copy)]
@@ -78,6 +46,12 @@ impl Limits<f32> {
         Limits { low: -half, high: half - 1.0, shift: ROUNDING + offset }
     }
 
+    /// The integer that a code stands for.
+    fn whole(&self, code: u8) -> f32 {
+        let offset = self.shift - ROUNDING;
+        if offset == 0.0 { f32::from(code as i8) } else { f32::from(code) - offset }
+    }
+
     #[inline(always)]
     fn lanes<S: Simd>(&self) -> Limits<S::F> {
         Limits { low: S::splat(self.low), high: S::splat(self.high), shift: S::splat(self.shift) }
@@ -87,97 +61,69 @@ impl Limits<f32> {
 /// 1.5 * 2^23: f32 numbers of that size are integers.
 const ROUNDING: f32 = 12_582_912.0;
 
-/// Integers, by division.
-pub(crate) struct Exact<Step> {
+/// Integers whose zero is zero.
+///
+/// By division: with AVX2 or AVX-512 it takes no longer than what else is done to an element. The reciprocal, with a
+/// watch for products near to half-way between two codes, was no faster, and slower for bf16, where many are half-way.
+pub(crate) struct Symmetric<Step> {
+    scale: f32,
+    limits: Limits<f32>,
+    step: PhantomData<Step>,
+}
+
+impl<Step> Symmetric<Step> {
+    #[inline(always)]
+    pub(crate) fn new(scale: f32, limits: Limits<f32>) -> Symmetric<Step> {
+        Symmetric { scale, limits, step: PhantomData }
+    }
+}
+
+impl<Step: Round> Coder for Symmetric<Step> {
+    #[inline(always)]
+    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S> {
+        let Limits { low, high, shift } = self.limits.lanes::<S>();
+        let scale = S::splat(self.scale);
+        let exact = Step::lanes::<S>(S::div(values, scale));
+        let near = clamp::<S>(exact, low, high);
+        sums.count(S::count_differing(exact, near));
+        let sum = S::add(near, shift);
+        Coded { codes: S::bits(sum), decoded: S::mul(S::sub(sum, shift), scale) }
+    }
+
+    fn decode(&self, code: u8) -> f32 {
+        self.limits.whole(code) * self.scale
+    }
+}
+
+/// Integers with a zero point.
+pub(crate) struct Asymmetric<Step> {
     scale: f32,
     zero_point: f32,
     limits: Limits<f32>,
     step: PhantomData<Step>,
 }
 
-impl<Step> Exact<Step> {
+impl<Step> Asymmetric<Step> {
     #[inline(always)]
-    pub(crate) fn new(scale: f32, zero_point: i32, limits: Limits<f32>) -> Exact<Step> {
-        Exact { scale, zero_point: zero_point as f32, limits, step: PhantomData }
+    pub(crate) fn new(scale: f32, zero_point: i32, limits: Limits<f32>) -> Asymmetric<Step> {
+        Asymmetric { scale, zero_point: zero_point as f32, limits, step: PhantomData }
     }
 }
 
-impl<Step: Round> Coder for Exact<Step> {
+impl<Step: Round> Coder for Asymmetric<Step> {
     #[inline(always)]
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>, _: &mut Watch<S>) -> Coded<S> {
+    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S> {
         let Limits { low, high, shift } = self.limits.lanes::<S>();
         let (scale, zero_point) = (S::splat(self.scale), S::splat(self.zero_point));
         let exact = Step::lanes::<S>(S::add(Step::lanes::<S>(S::div(values, scale)), zero_point));
-        sums.count(S::count_outside(exact, low, high));
-        let sum = S::add(clamp::<S>(exact, low, high), shift);
-        let decoded = S::mul(S::sub(S::sub(sum, shift), zero_point), scale);
-        Coded { codes: S::bits(sum), decoded }
-    }
-}
-
-/// Symmetric integers by multiplication with the reciprocal, several times faster than division.
-///
-/// With r = 1/s and x*r rounded each, the product is within 3 * 2^-24 of the rounded quotient, relatively. So the codes are
-/// the same unless the product is that near to half-way between two, which is the doubt. Half-way to the lowest code lies the
-/// least element of half of all groups, since scales are made such; so there the element itself is compared.
-pub(crate) struct Swift {
-    scale: f32,
-    reciprocal: f32,
-    /// The quotient is above the highest code if the element is greater.
-    above: f32,
-    /// The code is the lowest if the element is not greater.
-    lowest: f32,
-    limits: Limits<f32>,
-}
-
-impl Swift {
-    #[inline(always)]
-    pub(crate) fn new(scale: f32, limits: Limits<f32>) -> Swift {
-        let (above, lowest) = (reach(limits.high, scale), -attain(-limits.low - 0.5, scale));
-        Swift { scale, reciprocal: 1.0 / scale, above, lowest, limits }
-    }
-}
-
-/// The greatest x of which x/scale, rounded, is not above `limit`: quotients up to half-way to the next number round to
-/// `limit`, half-way too, since its last bit is even. The product is exact in f64: 24 bits times 25.
-#[inline(always)]
-fn reach(limit: f32, scale: f32) -> f32 {
-    let next = f32::from_bits(limit.to_bits() + 1);
-    let product = f64::from(scale) * ((f64::from(limit) + f64::from(next)) / 2.0);
-    let nearest = product as f32;
-    if f64::from(nearest) > product { f32::from_bits(nearest.to_bits() - 1) } else { nearest }
-}
-
-/// The least x of which x/scale, rounded, is at least `limit`, whose last bit is even.
-#[inline(always)]
-fn attain(limit: f32, scale: f32) -> f32 {
-    let last = f32::from_bits(limit.to_bits() - 1);
-    let product = f64::from(scale) * ((f64::from(limit) + f64::from(last)) / 2.0);
-    let nearest = product as f32;
-    if f64::from(nearest) < product { f32::from_bits(nearest.to_bits() + 1) } else { nearest }
-}
-
-impl Coder for Swift {
-    #[inline(always)]
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>, watch: &mut Watch<S>) -> Coded<S> {
-        let Limits { low, high, shift } = self.limits.lanes::<S>();
-        sums.count(S::count_above(values, S::splat(self.above)));
-        let inner = clamp::<S>(S::mul(values, S::splat(self.reciprocal)), S::splat(self.limits.low + 0.6), high);
-        let near = S::select_at_most(values, S::splat(self.lowest), low, inner);
+        let near = clamp::<S>(exact, low, high);
+        sums.count(S::count_differing(exact, near));
         let sum = S::add(near, shift);
-        let whole = S::sub(sum, shift);
-        watch.doubt = S::max_magnitude(watch.doubt, S::sub(near, whole));
-        watch.lowest = S::min(values, watch.lowest);
-        Coded { codes: S::bits(sum), decoded: S::mul(whole, S::splat(self.scale)) }
+        Coded { codes: S::bits(sum), decoded: S::mul(S::sub(S::sub(sum, shift), zero_point), scale) }
     }
 
-    /// Elements below the lowest code's range, which this does not count, are as rare as they are few: absmax scales have none.
-    #[inline(always)]
-    fn bounds(&self) -> Bounds {
-        // Outside this range the reciprocal is subnormal or infinite, and not as exact.
-        let is_exact = self.scale >= f32::MIN_POSITIVE && self.scale <= 1.0 / f32::MIN_POSITIVE;
-        let doubt = if is_exact { 0.5 - (self.limits.high + 2.0) / (1 << 22) as f32 } else { 0.0 };
-        Bounds { doubt, lowest: -reach(-self.limits.low, self.scale).next_up() }
+    fn decode(&self, code: u8) -> f32 {
+        (self.limits.whole(code) - self.zero_point) * self.scale
     }
 }
 
@@ -197,7 +143,7 @@ pub(crate) trait Scaled {
 pub(crate) struct Divided;
 
 /// By multiplication, which is as exact: the reciprocal of 2^(e-127) is 2^(127-e), a number too.
-pub(crate) struct PowerOfTwo;
+pub(crate) struct Multiplied;
 
 impl Scaled for Divided {
     #[inline(always)]
@@ -211,7 +157,7 @@ impl Scaled for Divided {
     }
 }
 
-impl Scaled for PowerOfTwo {
+impl Scaled for Multiplied {
     #[inline(always)]
     fn by(scale: f32) -> f32 {
         1.0 / scale
@@ -225,11 +171,15 @@ impl Scaled for PowerOfTwo {
 
 impl<F: Minifloat, Step: Round, D: Scaled> Coder for Mini<F, Step, D> {
     #[inline(always)]
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>, _: &mut Watch<S>) -> Coded<S> {
+    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S> {
         let exact = Step::lanes::<S>(D::scaled::<S>(values, S::splat(self.by)));
-        sums.count(S::count_outside(exact, S::splat(-F::MAX), S::splat(F::MAX)));
+        sums.count(S::count_above(S::abs(exact), S::splat(F::MAX)));
         let (codes, rounded) = minifloat::encode::<S, F>(exact);
         Coded { codes, decoded: S::mul(rounded, S::splat(self.scale)) }
+    }
+
+    fn decode(&self, code: u8) -> f32 {
+        minifloat::decode_one::<F>(code) * self.scale
     }
 }
 

@@ -31,7 +31,7 @@ pub use minifloat::{e4m3_bits, e4m3_value};
 pub use pack::packed_bytes;
 pub use quantize::{Grid, Part, encode, quantize};
 pub use range::{Range, first_non_finite, ranges};
-pub use scale::{Qparams, ScaleOverflow, global_scale, qparams};
+pub use scale::{Qparams, ScaleOverflow, Scaler, global_scale};
 pub use solve::{CLIPS, clipped, squared_errors};
 pub use sums::{Metrics, Sums};
 

@@ -32,7 +32,7 @@ fn pack_body<R: Simd>(bits: u8, codes: &[u8], out: &mut [u8]) {
     match bits {
         2 => pack_as::<2>(codes, out),
         3 => pack_as::<3>(codes, out),
-        4 => pack_as::<4>(codes, out),
+        4 => pack_nibbles(codes, out),
         5 => pack_as::<5>(codes, out),
         6 => pack_as::<6>(codes, out),
         7 => pack_as::<7>(codes, out),
@@ -57,6 +57,21 @@ fn pack_as<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
         let bytes = fold::<BITS>(eight).to_le_bytes();
         let used = (rest.len() * BITS).div_ceil(8);
         tail[..used].copy_from_slice(&bytes[..used]);
+    }
+}
+
+/// Four bits, pair by pair: a shift and a narrowing of whole registers.
+#[inline(always)]
+fn pack_nibbles(codes: &[u8], out: &mut [u8]) {
+    let (pairs, rest) = codes.as_chunks::<2>();
+    let (whole, tail) = out.split_at_mut(pairs.len());
+    for (pair, byte) in pairs.iter().zip(whole) {
+        let pair = u16::from_le_bytes(*pair);
+        *byte = (pair | pair >> 4) as u8;
+    }
+    tail.fill(0);
+    if let [last] = rest {
+        tail[0] = *last;
     }
 }
 

@@ -7,8 +7,8 @@
 use std::{marker::PhantomData, ops::Range};
 
 use crate::{
-    Arith, Codes, Dtype, Format, Level, Scaling, Sums, TILE,
-    coder::{Coder, Divided, Exact, Limits, Mini, PowerOfTwo, Scaled, Swift, Watch},
+    Arith, Codes, Dtype, Format, Level, Packing, Scaling, Sums, TILE,
+    coder::{Asymmetric, Coder, Divided, Limits, Mini, Multiplied, Scaled, Symmetric},
     element::{LANES, Loose, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose},
     half::{Round, ToBf16, ToF16, ToF32},
     level::{multiversion, prefetch},
@@ -122,15 +122,15 @@ trait Measure: Default {
     /// Whether anything is made of them.
     const SUMS: bool;
 
-    fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decoded: &[f32; TILE]);
+    fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32);
 }
 
 impl Measure for Measured {
     const SUMS: bool = true;
 
     #[inline(always)]
-    fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decoded: &[f32; TILE]) {
-        self.add_tile::<S, V>(values, lanes, decoded);
+    fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32) {
+        self.add_tile::<S, V>(values, lanes, decode);
     }
 }
 
@@ -138,26 +138,19 @@ impl Measure for Unmeasured {
     const SUMS: bool = false;
 
     #[inline(always)]
-    fn add<S: Simd, V: Value>(&mut self, _: &[V], _: &Lanes, _: &[f32; TILE]) {}
+    fn add<S: Simd, V: Value>(&mut self, _: &[V], _: &Lanes, _: impl Fn(usize) -> f32) {}
 }
 
 #[inline(always)]
 fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> M {
     match (format.codes, format.scaling) {
         (Codes::Int { bits, packing, symmetric }, _) => {
-            let limits = Limits::of(bits, packing);
-            let zero_point = |group: usize| if grid.zero_points.is_empty() { 0 } else { grid.zero_points[group] };
-            let exact = |group: usize| Exact::<ToF32>::new(grid.scales[group], zero_point(group), limits);
-            if symmetric {
-                tiles::<R, M, ToF32, _, _>(part, out, bits, |group| Swift::new(grid.scales[group], limits), exact)
-            } else {
-                tiles::<R, M, ToF32, _, _>(part, out, bits, exact, exact)
-            }
+            integers::<R, M, ToF32>(bits, packing, symmetric, part, grid, out)
         }
         (Codes::Fp8E4m3, Scaling::Weights) => mini::<R, M, E4m3, ToF32, Divided>(part, grid, out),
-        (Codes::Fp8E4m3, Scaling::E8m0(_)) => mini::<R, M, E4m3, ToF32, PowerOfTwo>(part, grid, out),
-        (Codes::Fp6E2m3, Scaling::E8m0(_)) => mini::<R, M, E2m3, ToF32, PowerOfTwo>(part, grid, out),
-        (Codes::Fp4E2m1, Scaling::E8m0(_)) => mini::<R, M, E2m1, ToF32, PowerOfTwo>(part, grid, out),
+        (Codes::Fp8E4m3, Scaling::E8m0(_)) => mini::<R, M, E4m3, ToF32, Multiplied>(part, grid, out),
+        (Codes::Fp6E2m3, Scaling::E8m0(_)) => mini::<R, M, E2m3, ToF32, Multiplied>(part, grid, out),
+        (Codes::Fp4E2m1, Scaling::E8m0(_)) => mini::<R, M, E2m1, ToF32, Multiplied>(part, grid, out),
         (Codes::Fp4E2m1, Scaling::E4m3) => mini::<R, M, E2m1, ToF32, Divided>(part, grid, out),
         (Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Weights) | (Codes::Fp8E4m3 | Codes::Fp6E2m3, Scaling::E4m3) => {
             panic!("no format has {:?} under {:?}", format.codes, format.scaling)
@@ -170,14 +163,29 @@ fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, ou
 #[inline(always)]
 fn narrow<R: Simd, Step: Round>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
     match format.codes {
-        Codes::Int { bits, packing, .. } => {
-            let limits = Limits::of(bits, packing);
-            let zero_point = |group: usize| if grid.zero_points.is_empty() { 0 } else { grid.zero_points[group] };
-            let exact = |group: usize| Exact::<Step>::new(grid.scales[group], zero_point(group), limits);
-            tiles::<R, Measured, Step, _, _>(part, out, bits, exact, exact)
+        Codes::Int { bits, packing, symmetric } => {
+            integers::<R, Measured, Step>(bits, packing, symmetric, part, grid, out)
         }
         Codes::Fp8E4m3 => mini::<R, Measured, E4m3, Step, Divided>(part, grid, out),
         Codes::Fp6E2m3 | Codes::Fp4E2m1 => panic!("no format has {:?} under {:?}", format.codes, format.scaling),
+    }
+}
+
+#[inline(always)]
+fn integers<R: Simd, M: Measure, Step: Round>(
+    bits: u8,
+    packing: Packing,
+    symmetric: bool,
+    part: &Part<'_>,
+    grid: Grid<'_>,
+    out: &mut [u8],
+) -> M {
+    let limits = Limits::of(bits, packing);
+    match symmetric {
+        true => tiles::<R, M, Step, _>(part, out, bits, |group| Symmetric::<Step>::new(grid.scales[group], limits)),
+        false => tiles::<R, M, Step, _>(part, out, bits, |group| {
+            Asymmetric::<Step>::new(grid.scales[group], grid.zero_points[group], limits)
+        }),
     }
 }
 
@@ -191,36 +199,34 @@ fn mini<R: Simd, M: Measure, F: Minifloat, Step: Round, D: Scaled>(
         let scale = grid.scales[group] / grid.global;
         Mini::<F, Step, D> { scale, by: D::by(scale), parameters: PhantomData }
     };
-    tiles::<R, M, Step, _, _>(part, out, F::BITS as u8, coder, coder)
+    tiles::<R, M, Step, _>(part, out, F::BITS as u8, coder)
 }
 
-/// Codes a part by `swift`, and again by `exact` where that is in doubt. `Step` tells which element types there are.
+/// Codes a part. `Step` tells which element types there are.
 #[inline(always)]
-fn tiles<R: Simd, M: Measure, Step: Round, A: Coder, B: Coder>(
+fn tiles<R: Simd, M: Measure, Step: Round, C: Coder>(
     part: &Part<'_>,
     out: &mut [u8],
     bits: u8,
-    swift: impl Fn(usize) -> A,
-    exact: impl Fn(usize) -> B,
+    coder: impl Fn(usize) -> C,
 ) -> M {
     match part.dtype {
-        Dtype::Bf16 if Step::READS_BF16 => tiles_of::<R, M, LooseBf16, A, B>(part, out, bits, swift, exact),
-        Dtype::F16 if Step::READS_F16 => tiles_of::<R, M, LooseF16, A, B>(part, out, bits, swift, exact),
-        _ if Step::IS_F32 => tiles_of::<R, M, LooseF32, A, B>(part, out, bits, swift, exact),
+        Dtype::Bf16 if Step::READS_BF16 => tiles_of::<R, M, LooseBf16, C>(part, out, bits, coder),
+        Dtype::F16 if Step::READS_F16 => tiles_of::<R, M, LooseF16, C>(part, out, bits, coder),
+        _ if Step::IS_F32 => tiles_of::<R, M, LooseF32, C>(part, out, bits, coder),
         dtype => unreachable!("{} is not rounded to a narrower type", dtype.name()),
     }
 }
 
 #[inline(always)]
-fn tiles_of<R: Simd, M: Measure, V: Loose, A: Coder, B: Coder>(
+fn tiles_of<R: Simd, M: Measure, V: Loose, C: Coder>(
     part: &Part<'_>,
     out: &mut [u8],
     bits: u8,
-    swift: impl Fn(usize) -> A,
-    exact: impl Fn(usize) -> B,
+    coder: impl Fn(usize) -> C,
 ) -> M {
     let mut sums = M::default();
-    let (mut wide, mut bytes, mut decoded) = ([0f32; TILE], [0u8; TILE], [0f32; TILE]);
+    let (mut wide, mut bytes) = ([0f32; TILE], [0u8; TILE]);
     let tile_bytes = TILE / 8 * usize::from(bits);
     let mut ahead = part.ahead.chunks(TILE * part.dtype.bytes());
     for ((first, tile), out) in part.tiles().zip(out.chunks_mut(tile_bytes)) {
@@ -229,11 +235,8 @@ fn tiles_of<R: Simd, M: Measure, V: Loose, A: Coder, B: Coder>(
         // Codes of eight bits lie in the output as they lie here.
         let is_packed = bits == 8 && out.len() == values.len();
         let codes = if is_packed { &mut *out } else { &mut bytes[..values.len()] };
-        let (mut lanes, sure) = code_tile::<R, M, V, A>(first, values, part.group, &swift, codes, &mut decoded);
-        if !sure {
-            (lanes, _) = code_tile::<R, M, V, B>(first, values, part.group, &exact, codes, &mut decoded);
-        }
-        sums.add::<R, V>(values, &lanes, &decoded);
+        let lanes = code_tile::<R, M, V, C>(first, values, part.group, &coder, codes);
+        sums.add::<R, V>(values, &lanes, |column| coder((first + column) / part.group).decode(codes[column]));
         if !is_packed {
             pack::pack(Level(R::KIND), bits, &bytes[..values.len()], out);
         }
@@ -241,7 +244,7 @@ fn tiles_of<R: Simd, M: Measure, V: Loose, A: Coder, B: Coder>(
     sums
 }
 
-/// Codes of one tile, a byte each, their values, and its sums; and whether no code is in doubt.
+/// Codes of one tile, a byte each, and its sums.
 ///
 /// Lane `i % 16` takes column `i`; where a piece fills no whole sixteen, zeros stand for the others, which are coded as zero
 /// and add nothing.
@@ -252,31 +255,26 @@ fn code_tile<R: Simd, M: Measure, V: Loose, C: Coder>(
     group: usize,
     coder: &impl Fn(usize) -> C,
     codes: &mut [u8],
-    decoded: &mut [f32; TILE],
-) -> (Lanes, bool) {
+) -> Lanes {
     let mut lanes = Lanes::new();
-    let mut sure = true;
     for from in (0..LANES).step_by(R::W) {
         let mut sums = Registers::<R>::new();
         for piece in pieces(first, values.len(), group) {
             let coder = coder(piece.group);
-            let mut watch = Watch::<R>::new();
             // Columns before the first whole sixteen, those of whole ones, and those behind.
             let start = piece.start.next_multiple_of(LANES).min(piece.end);
             let end = start + (piece.end - start) / LANES * LANES;
-            code_few::<R, M, V, C>(&coder, piece.start..start, values, from, codes, decoded, &mut sums, &mut watch);
+            code_few::<R, M, V, C>(&coder, piece.start..start, values, from, codes, &mut sums);
             let (sixteens, _) = values[start..end].as_chunks::<LANES>();
             let (code_sixteens, _) = codes[start..end].as_chunks_mut::<LANES>();
-            let (decoded_sixteens, _) = decoded[start..end].as_chunks_mut::<LANES>();
-            for ((x, codes), decoded) in sixteens.iter().zip(code_sixteens).zip(decoded_sixteens) {
-                code_sixteen::<R, M, V, C>(&coder, x, from, codes, decoded, &mut sums, &mut watch);
+            for (x, codes) in sixteens.iter().zip(code_sixteens) {
+                code_sixteen::<R, M, V, C>(&coder, x, from, codes, &mut sums);
             }
-            code_few::<R, M, V, C>(&coder, end..piece.end, values, from, codes, decoded, &mut sums, &mut watch);
-            sure &= watch.is_sure(&coder);
+            code_few::<R, M, V, C>(&coder, end..piece.end, values, from, codes, &mut sums);
         }
         lanes.put(from, sums);
     }
-    (lanes, sure)
+    lanes
 }
 
 /// Codes a registerful of the columns of one sixteen that a piece fills in part.
@@ -288,21 +286,18 @@ fn code_few<R: Simd, M: Measure, V: Loose, C: Coder>(
     values: &[V],
     from: usize,
     codes: &mut [u8],
-    decoded: &mut [f32; TILE],
     sums: &mut Registers<R>,
-    watch: &mut Watch<R>,
 ) {
     let lane = columns.start % LANES;
     let held = from.max(lane)..(from + R::W).min(lane + columns.len());
     if held.is_empty() {
         return;
     }
-    let (mut x, mut few_codes, mut few_decoded) = ([V::ZERO; LANES], [0; LANES], [0.0; LANES]);
+    let (mut x, mut few_codes) = ([V::ZERO; LANES], [0; LANES]);
     x[lane..lane + columns.len()].copy_from_slice(&values[columns.clone()]);
-    code_sixteen::<R, M, V, C>(coder, &x, from, &mut few_codes, &mut few_decoded, sums, watch);
+    code_sixteen::<R, M, V, C>(coder, &x, from, &mut few_codes, sums);
     let at = columns.start - lane + held.start..columns.start - lane + held.end;
-    codes[at.clone()].copy_from_slice(&few_codes[held.clone()]);
-    decoded[at].copy_from_slice(&few_decoded[held]);
+    codes[at].copy_from_slice(&few_codes[held]);
 }
 
 /// Codes a registerful of sixteen elements.
@@ -312,15 +307,12 @@ fn code_sixteen<R: Simd, M: Measure, V: Loose, C: Coder>(
     x: &[V; LANES],
     from: usize,
     codes: &mut [u8; LANES],
-    decoded: &mut [f32; LANES],
     sums: &mut Registers<R>,
-    watch: &mut Watch<R>,
 ) {
     let x = V::lanes::<R>(x, from);
-    let coded = coder.code::<R>(x, sums, watch);
+    let coded = coder.code::<R>(x, sums);
     R::store_bytes(coded.codes, codes, from);
     if M::SUMS {
         sums.add(x, coded.decoded);
-        R::store(coded.decoded, decoded, from);
     }
 }

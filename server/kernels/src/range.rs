@@ -5,7 +5,7 @@ use crate::{
     element::{LANES, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose, widen},
     level::multiversion,
     quantize::pieces,
-    simd::{Array, Simd},
+    simd::Simd,
 };
 
 /// The least and the greatest of a group's elements, with zero among them.
@@ -107,33 +107,29 @@ impl Sought for Extent {
     /// Least and greatest do not depend on the order.
     #[inline(always)]
     fn of<R: Simd, V: Value>(values: &[V]) -> Range {
-        let (chunks, rest) = values.as_chunks::<LANES>();
-        let (mut min, mut max, mut bits) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
-        for chunk in chunks {
-            let chunk = V::lanes::<Array<LANES>>(chunk, 0);
-            for lane in 0..LANES {
-                let value = chunk[lane];
-                min[lane] = least(value, min[lane]);
-                max[lane] = greatest(value, max[lane]);
-                bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
+        let (sixteens, rest) = values.as_chunks::<LANES>();
+        let zero = R::splat(0.0);
+        let (mut lows, mut highs, mut bits) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
+        for from in (0..LANES).step_by(R::W) {
+            let (mut low, mut high, mut most) = (zero, zero, R::splat_i(0));
+            for sixteen in sixteens {
+                let values = V::lanes::<R>(sixteen, from);
+                low = R::min(values, low);
+                high = R::max(values, high);
+                most = R::max_i(R::and(R::bits(values), R::splat_i(0x7fff_ffff)), most);
             }
+            R::store(R::sub(zero, low), &mut lows, from);
+            R::store(high, &mut highs, from);
+            R::store_i(most, &mut bits, from);
         }
-        for lane in 0..rest.len() {
-            let value = rest[lane].get();
-            min[lane] = least(value, min[lane]);
-            max[lane] = greatest(value, max[lane]);
-            bits[lane] = bits[lane].max(value.to_bits() & 0x7fff_ffff);
-        }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                min[lane] = least(min[lane], min[lane + width]);
-                max[lane] = greatest(max[lane], max[lane + width]);
-                bits[lane] = bits[lane].max(bits[lane + width]);
-            }
-            width /= 2;
-        }
-        Range { min: min[0], max: max[0], finite: bits[0] < 0x7f80_0000 }
+        let found = Range {
+            min: 0.0 - R::greatest(&lows),
+            max: R::greatest(&highs),
+            finite: R::greatest_i(&bits) < 0x7f80_0000,
+        };
+        rest.iter()
+            .map(|value| value.get())
+            .fold(found, |found, value| found.with(Range { min: value, max: value, finite: value.is_finite() }))
     }
 }
 
@@ -144,7 +140,7 @@ fn least(a: f32, b: f32) -> f32 {
 }
 
 #[inline(always)]
-fn greatest(a: f32, b: f32) -> f32 {
+pub(crate) fn greatest(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 

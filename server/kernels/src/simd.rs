@@ -62,22 +62,18 @@ pub(crate) trait Simd: Copy {
     fn min(a: Self::F, b: Self::F) -> Self::F;
     /// `a > b ? a : b`: b where either is NaN.
     fn max(a: Self::F, b: Self::F) -> Self::F;
-    /// Whether `a < b` in each lane.
-    fn all_less(a: Self::F, b: Self::F) -> bool;
     /// The sum of sixteen lanes as a binary tree: lane i and lane i + 8, then i + 4, i + 2, i + 1.
     fn sum(lanes: &[f32; LANES]) -> f32;
     /// The greatest of sixteen lanes.
     fn greatest(lanes: &[f32; LANES]) -> f32;
     /// The greatest of sixteen lanes, of numbers below 2^31.
     fn greatest_i(lanes: &[u32; LANES]) -> u32;
-    /// How many lanes are above `above` or below `below`.
-    fn count_outside(a: Self::F, below: Self::F, above: Self::F) -> u32;
+    /// How many lanes differ; NaN does not.
+    fn count_differing(a: Self::F, b: Self::F) -> u32;
     /// How many lanes are above `above`.
     fn count_above(a: Self::F, above: Self::F) -> u32;
     /// `then` where `a <= bound`, else `otherwise`.
     fn select_at_most(a: Self::F, bound: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
-    /// The greater of `most` and the magnitude of `a`.
-    fn max_magnitude(most: Self::F, a: Self::F) -> Self::F;
     /// The nearest f16, ties to even, as a number; infinite beyond.
     fn round_f16(a: Self::F) -> Self::F;
     /// The same as its bits; NaN as `half::f32_to_f16` says.

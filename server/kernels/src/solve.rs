@@ -1,12 +1,11 @@
 //! Clipping: the errors that a group makes under narrower and narrower ranges, so that the best can be chosen.
 
 use crate::{
-    Arith, Codes, Dtype, Format, Level, Part, Qparams, Range, TILE,
-    coder::{Coder, Exact, Limits, Swift, Watch},
+    Arith, Codes, Dtype, Format, Level, Part, Qparams, Range, Scaler, TILE,
+    coder::{Asymmetric, Coder, Limits, Symmetric},
     element::{LANES, Loose, LooseBf16, LooseF16, LooseF32, in_registers, loose},
     half::{Round, ToBf16, ToF16, ToF32},
     level::multiversion,
-    qparams,
     quantize::pieces,
     simd::Simd,
     sums::Registers,
@@ -17,13 +16,13 @@ pub const CLIPS: usize = 49;
 
 /// A group's scales and zero points under each of these ranges, the widest first. One that overflows its stored type leaves
 /// the next narrower one in its place.
-pub fn clipped(format: Format, arith: Arith, dtype: Dtype, range: Range) -> [Qparams; CLIPS] {
+pub fn clipped(scaler: Scaler, range: Range) -> [Qparams; CLIPS] {
     let mut all = [Qparams { scale: 1.0, zero_point: 0 }; CLIPS];
     let mut narrower = all[0];
     for (index, params) in all.iter_mut().enumerate().rev() {
         let part = (64 - index) as f32 / 64.0;
         let range = Range { min: range.min * part, max: range.max * part, finite: range.finite };
-        if let Ok(found) = qparams(format, arith, dtype, range, 1.0) {
+        if let Ok(found) = scaler.qparams(range) {
             narrower = found;
         }
         *params = narrower;
@@ -35,8 +34,7 @@ pub fn clipped(format: Format, arith: Arith, dtype: Dtype, range: Range) -> [Qpa
 /// the part's first column. Of integers only.
 ///
 /// A tile's piece of a group is summed in f32 over sixteen lanes, pieces in f64 in the order of the columns: the same bits at
-/// every level. Near half-way between two codes the reciprocal may choose the other one than division does, which makes the
-/// same error within rounding.
+/// every level.
 ///
 /// # Panics
 /// If a group that the part touches has no place in `params` or `errors`, or the format is none of integers.
@@ -66,10 +64,11 @@ multiversion! { fn f16(format: Format, part: &Part<'_>, params: Params<'_>, erro
 fn body<R: Simd, Step: Round>(format: Format, part: &Part<'_>, params: Params<'_>, errors: Errors<'_>) {
     let Codes::Int { bits, packing, symmetric } = format.codes else { panic!("clipping is for integers") };
     let limits = Limits::of(bits, packing);
-    if symmetric && Step::IS_F32 {
-        tiles::<R, Step, _>(part, params, errors, |params| Swift::new(params.scale, limits));
-    } else {
-        tiles::<R, Step, _>(part, params, errors, |params| Exact::<Step>::new(params.scale, params.zero_point, limits));
+    match symmetric {
+        true => tiles::<R, Step, _>(part, params, errors, |params| Symmetric::<Step>::new(params.scale, limits)),
+        false => tiles::<R, Step, _>(part, params, errors, |params| {
+            Asymmetric::<Step>::new(params.scale, params.zero_point, limits)
+        }),
     }
 }
 
@@ -127,7 +126,7 @@ fn noise<R: Simd, V: Loose, C: Coder>(values: &[V], coder: &C) -> f32 {
         let mut sum = R::splat(0.0);
         for sixteen in sixteens.iter().chain(last) {
             let x = V::lanes::<R>(sixteen, from);
-            let coded = coder.code::<R>(x, &mut Registers::new(), &mut Watch::new());
+            let coded = coder.code::<R>(x, &mut Registers::new());
             let error = R::sub(x, coded.decoded);
             sum = R::add(sum, R::mul(error, error));
         }

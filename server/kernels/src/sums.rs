@@ -8,7 +8,6 @@
 use std::ops::RangeInclusive;
 
 use crate::{
-    TILE,
     element::{LANES, Value},
     simd::Simd,
 };
@@ -72,21 +71,16 @@ impl Sums {
         }
     }
 
-    /// Adds a tile, whose elements and decoded values are in `lanes`, and the latter in `decoded`, for where f32 is not
-    /// exact enough.
+    /// Adds a tile, whose sums are in `lanes`. `decode` gives the decoded value of a column, for where f32 is not exact enough.
     #[inline(always)]
-    pub(crate) fn add_tile<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decoded: &[f32; TILE]) {
+    pub(crate) fn add_tile<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32) {
         let folded = lanes.folded::<S>();
         // Of x·y the sum is (x² + y² - (x - y)²) / 2, which is as exact as these unless little of the signal is left.
-        // Values that all decode to zero have a sum of zero that is exact. So has the noise of values that all are exact, but
-        // that is not told from noise that was lost, nor are elements that all are zero.
-        let is_exact = SAFE.contains(&folded.signal)
-            && SAFE.contains(&folded.noise)
-            && (SAFE.contains(&folded.decoded) && 2.0 * folded.product() >= f64::from(folded.signal)
-                || decoded[..values.len()].iter().all(|y| *y == 0.0));
+        let is_exact =
+            folded.is_exact() && SAFE.contains(&folded.decoded) && 2.0 * folded.product() >= f64::from(folded.signal);
         *self = match is_exact {
             true => self.then(&folded.sums(values.len())),
-            false => self.then(&exactly(values, folded.outside, decoded)),
+            false => self.then(&exactly(values, &folded, decode)),
         };
     }
 
@@ -198,6 +192,12 @@ struct Folded {
 }
 
 impl Folded {
+    /// Whether the sums of the elements and of the errors are.
+    #[inline(always)]
+    fn is_exact(&self) -> bool {
+        SAFE.contains(&self.signal) && SAFE.contains(&self.noise)
+    }
+
     #[inline(always)]
     fn product(&self) -> f64 {
         let (signal, decoded, noise) = (f64::from(self.signal), f64::from(self.decoded), f64::from(self.noise));
@@ -219,12 +219,17 @@ impl Folded {
     }
 }
 
-/// The sums of a tile in f64, column by column.
+/// The sums of a tile in f64, column by column, where they need it.
 #[inline(never)]
-fn exactly<V: Value>(values: &[V], outside: u32, decoded: &[f32; TILE]) -> Sums {
-    let mut sums = Sums { elements: values.len() as u64, saturated: u64::from(outside), ..Sums::default() };
-    for (index, value) in values.iter().enumerate() {
-        let (x, y) = (value.get(), decoded[index]);
+fn exactly<V: Value>(values: &[V], folded: &Folded, decode: impl Fn(usize) -> f32) -> Sums {
+    // Values that all decode to zero have a sum of zero that is exact. So has the noise of values that all are exact, but that
+    // is not told from noise that was lost, nor are elements that all are zero.
+    if folded.is_exact() && (0..values.len()).all(|column| decode(column) == 0.0) {
+        return folded.sums(values.len());
+    }
+    let mut sums = Sums { elements: values.len() as u64, saturated: u64::from(folded.outside), ..Sums::default() };
+    for (column, value) in values.iter().enumerate() {
+        let (x, y) = (value.get(), decode(column));
         sums.max_abs_error = greater((x - y).abs(), sums.max_abs_error);
         sums.amax = greater(x.abs(), sums.amax);
         let (x, y) = (f64::from(x), f64::from(y));
@@ -256,10 +261,8 @@ mod tests {
             }
             lanes.put(lane, sums);
         }
-        let mut padded = [0f32; TILE];
-        padded[..decoded.len()].copy_from_slice(decoded);
         let mut sums = Sums::default();
-        sums.add_tile::<One, f32>(values, &lanes, &padded);
+        sums.add_tile::<One, f32>(values, &lanes, |column| decoded[column]);
         sums
     }
 

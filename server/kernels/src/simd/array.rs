@@ -112,14 +112,6 @@ impl<const N: usize> Simd for Array<N> {
         lanes!(a, b => 0.0, if a > b { a } else { b })
     }
     #[inline(always)]
-    fn all_less(a: [f32; N], b: [f32; N]) -> bool {
-        let mut all = true;
-        for i in 0..N {
-            all &= a[i] < b[i];
-        }
-        all
-    }
-    #[inline(always)]
     fn sum(lanes: &[f32; LANES]) -> f32 {
         fold(lanes, |a, b| a + b)
     }
@@ -132,10 +124,10 @@ impl<const N: usize> Simd for Array<N> {
         lanes.iter().copied().fold(0, u32::max)
     }
     #[inline(always)]
-    fn count_outside(a: [f32; N], below: [f32; N], above: [f32; N]) -> u32 {
+    fn count_differing(a: [f32; N], b: [f32; N]) -> u32 {
         let mut count = 0;
         for i in 0..N {
-            count += u32::from((a[i] > above[i]) | (a[i] < below[i]));
+            count += u32::from((a[i] > b[i]) | (a[i] < b[i]));
         }
         count
     }
@@ -150,10 +142,6 @@ impl<const N: usize> Simd for Array<N> {
     #[inline(always)]
     fn select_at_most(a: [f32; N], bound: [f32; N], then: [f32; N], otherwise: [f32; N]) -> [f32; N] {
         lanes!(a, bound, then, otherwise => 0.0, if a <= bound { then } else { otherwise })
-    }
-    #[inline(always)]
-    fn max_magnitude(most: [f32; N], a: [f32; N]) -> [f32; N] {
-        lanes!(most, a => 0.0, if a.abs() > most { a.abs() } else { most })
     }
     #[inline(always)]
     fn round_f16(a: [f32; N]) -> [f32; N] {

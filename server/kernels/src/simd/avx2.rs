@@ -72,7 +72,6 @@ impl Simd for Avx2 {
         fn div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
         fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
-        fn all_less(a: __m256, b: __m256) -> bool = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) == 0xff;
         fn sum(lanes: &[f32; LANES]) -> f32 = {
             let eight = _mm256_add_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -91,15 +90,12 @@ impl Simd for Avx2 {
             let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
             _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two))) as u32
         };
-        fn count_outside(a: __m256, below: __m256, above: __m256) -> u32 = {
-            let outside = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, above), _mm256_cmp_ps::<_CMP_LT_OQ>(a, below));
-            _mm256_movemask_ps(outside).count_ones()
-        };
+        fn count_differing(a: __m256, b: __m256) -> u32 =
+            (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_OQ>(a, b)) as u32).count_ones();
         fn count_above(a: __m256, above: __m256) -> u32 =
             _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, above)).count_ones();
         fn select_at_most(a: __m256, bound: __m256, then: __m256, otherwise: __m256) -> __m256 =
             _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LE_OQ>(a, bound));
-        fn max_magnitude(most: __m256, a: __m256) -> __m256 = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), a), most);
         fn round_f16(a: __m256) -> __m256 = _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn f16_bits(a: __m256) -> __m256i = _mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn bits(a: __m256) -> __m256i = _mm256_castps_si256(a);

@@ -66,7 +66,6 @@ impl Simd for Avx512 {
         fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
         fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
         fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
-        fn all_less(a: __m512, b: __m512) -> bool = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) == 0xffff;
         fn sum(lanes: &[f32; LANES]) -> f32 = {
             let eight = _mm256_add_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -85,15 +84,11 @@ impl Simd for Avx512 {
             let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
             _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two))) as u32
         };
-        fn count_outside(a: __m512, below: __m512, above: __m512) -> u32 = {
-            let outside = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, above) | _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, below);
-            outside.count_ones()
-        };
+        fn count_differing(a: __m512, b: __m512) -> u32 = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(a, b).count_ones();
         fn count_above(a: __m512, above: __m512) -> u32 =
             _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, above).count_ones();
         fn select_at_most(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =
             _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, bound), then);
-        fn max_magnitude(most: __m512, a: __m512) -> __m512 = _mm512_range_ps::<0b1011>(a, most);
         fn round_f16(a: __m512) -> __m512 = _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn f16_bits(a: __m512) -> __m512i = _mm512_cvtepu16_epi32(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn bits(a: __m512) -> __m512i = _mm512_castps_si512(a);

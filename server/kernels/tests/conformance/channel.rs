@@ -1,8 +1,8 @@
 //! The whole way of one channel through the kernels, and what comes of it: here alone the tests touch that API.
 
 use quarrel_kernels::{
-    Arith, Coded, Decoded, Dtype, Format, Level, Part, ScaleOverflow, Sums, TILE, dequantize, encode, global_scale,
-    packed_bytes, qparams, quantize, ranges,
+    Arith, Coded, Decoded, Dtype, Format, Level, Part, ScaleOverflow, Scaler, Sums, TILE, dequantize, encode,
+    global_scale, packed_bytes, quantize, ranges,
 };
 
 use crate::place::Place;
@@ -70,7 +70,7 @@ pub fn channel(level: Level, case: &Case, bytes: &[u8], given: Option<&Grid>, pl
     let input = places.input.holding(bytes, 0x11);
     let part = Part { dtype: case.dtype, bytes: &input, column: 0, group: case.group, ahead: &input };
     let found = found(level, case, &part);
-    let grid = given.cloned().map_or_else(|| derived(case, &found), Ok);
+    let grid = given.cloned().map_or_else(|| derived(level, case, &found), Ok);
     match grid {
         Ok(grid) => coded(level, case, &part, found, grid, places),
         Err(unfit) => Outcome::unfit(found, unfit),
@@ -86,7 +86,7 @@ fn found(level: Level, case: &Case, part: &Part<'_>) -> Vec<Range> {
 }
 
 /// The grid that follows from ranges.
-fn derived(case: &Case, found: &[Range]) -> Result<Grid, Unfit> {
+fn derived(level: Level, case: &Case, found: &[Range]) -> Result<Grid, Unfit> {
     let range = |[min, max]: [f32; 2]| quarrel_kernels::Range { min, max, finite: true };
     let found = found.iter().map(|ends| ends.map(range).ok_or(Unfit::NonFinite)).collect::<Result<Vec<_>, _>>()?;
     let amax = found.iter().fold(0f32, |most, range| most.max(range.amax()));
@@ -94,12 +94,20 @@ fn derived(case: &Case, found: &[Range]) -> Result<Grid, Unfit> {
         quarrel_kernels::Scaling::E4m3 => global_scale(case.arith, case.dtype, case.format.codes, amax),
         quarrel_kernels::Scaling::Weights | quarrel_kernels::Scaling::E8m0(_) => 1.0,
     };
-    let params = found.iter().map(|range| qparams(case.format, case.arith, case.dtype, *range, global));
-    let params = params.collect::<Result<Vec<_>, _>>().map_err(|ScaleOverflow| Unfit::ScaleOverflow)?;
-    assert!(params.iter().all(|params| params.scale > 0.0 && params.scale.is_finite()), "{case:?}: {params:?}");
-    let is_asymmetric = !case.format.codes.symmetric();
-    let zero_points = params.iter().filter(|_| is_asymmetric).map(|params| params.zero_point).collect();
-    Ok(Grid { scales: params.iter().map(|params| params.scale).collect(), zero_points, global })
+    let (mut scales, mut zero_points) = (vec![f32::NAN; found.len()], vec![i32::MIN; found.len()]);
+    if case.format.codes.symmetric() {
+        zero_points.clear();
+    }
+    let scaler = Scaler { format: case.format, arith: case.arith, dtype: case.dtype, global };
+    scaler.write(level, &found, &mut scales, &mut zero_points).map_err(|ScaleOverflow| Unfit::ScaleOverflow)?;
+    assert!(scales.iter().all(|scale| *scale > 0.0 && scale.is_finite()), "{case:?}: {scales:?}");
+    // One group at a time has the same.
+    for (group, range) in found.iter().enumerate() {
+        let params = scaler.qparams(*range).map_err(|ScaleOverflow| Unfit::ScaleOverflow)?;
+        assert_eq!(params.scale.to_bits(), scales[group].to_bits(), "{case:?}, group {group}");
+        assert_eq!(params.zero_point, zero_points.get(group).copied().unwrap_or(0), "{case:?}, group {group}");
+    }
+    Ok(Grid { scales, zero_points, global })
 }
 
 fn coded(level: Level, case: &Case, part: &Part<'_>, ranges: Vec<Range>, grid: Grid, places: Places) -> Outcome {
@@ -141,7 +149,7 @@ pub fn in_parts(level: Level, case: &Case, bytes: &[u8], cuts: &[usize]) -> Outc
         ranges(level, case.format.codes, &part(*start, *end), &mut all[start / case.group..]);
     }
     let ranges: Vec<Range> = all.iter().map(|range| range.finite.then_some([range.min, range.max])).collect();
-    let grid = match derived(case, &ranges) {
+    let grid = match derived(level, case, &ranges) {
         Ok(grid) => grid,
         Err(unfit) => return Outcome::unfit(ranges, unfit),
     };

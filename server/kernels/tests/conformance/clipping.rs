@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use quarrel_kernels::{
-    Arith, CLIPS, Codes, Dtype, Format, Packing, Part, Range, Scaling, clipped, qparams, squared_errors,
+    Arith, CLIPS, Codes, Dtype, Format, Packing, Part, Range, Scaler, Scaling, clipped, squared_errors,
 };
 
 use crate::{
@@ -12,13 +12,17 @@ use crate::{
     oracle,
 };
 
+fn scaler(case: &Case) -> Scaler {
+    Scaler { format: case.format, arith: case.arith, dtype: case.dtype, global: 1.0 }
+}
+
 fn integers() -> impl Iterator<Item = Format> {
     FORMATS.into_iter().filter(|format| matches!(format.codes, Codes::Int { .. }))
 }
 
 /// Each group's errors under each range, from every level, which agree.
 fn check(case: &Case, bytes: &[u8]) -> Vec<[f64; CLIPS]> {
-    let params: Vec<_> = ranges(case, bytes).map(|range| clipped(case.format, case.arith, case.dtype, range)).collect();
+    let params: Vec<_> = ranges(case, bytes).map(|range| clipped(scaler(case), range)).collect();
     let part = Part { dtype: case.dtype, bytes, column: 0, group: case.group, ahead: &[] };
     let errors = |level| {
         let mut errors = vec![[0.0; CLIPS]; params.len()];
@@ -60,9 +64,10 @@ fn the_widest_range_is_the_groups_own_and_the_narrowest_a_quarter() {
         Format { codes: Codes::Int { bits: 4, symmetric: false, packing: Packing::Dense }, scaling: Scaling::Weights };
     let range = Range { min: -3.0, max: 5.0, finite: true };
     let quarter = Range { min: -0.75, max: 1.25, finite: true };
-    let all = clipped(format, Arith::F32, Dtype::Bf16, range);
-    assert_eq!(all[0], qparams(format, Arith::F32, Dtype::Bf16, range, 1.0).unwrap());
-    assert_eq!(all[CLIPS - 1], qparams(format, Arith::F32, Dtype::Bf16, quarter, 1.0).unwrap());
+    let scaler = Scaler { format, arith: Arith::F32, dtype: Dtype::Bf16, global: 1.0 };
+    let all = clipped(scaler, range);
+    assert_eq!(all[0], scaler.qparams(range).unwrap());
+    assert_eq!(all[CLIPS - 1], scaler.qparams(quarter).unwrap());
 }
 
 #[test]
@@ -70,10 +75,11 @@ fn a_range_whose_scale_overflows_has_the_next_narrower_one() {
     let format =
         Format { codes: Codes::Int { bits: 4, symmetric: false, packing: Packing::Dense }, scaling: Scaling::Weights };
     // Their difference is beyond f32 until they are about half as large.
-    let all = clipped(format, Arith::F32, Dtype::F32, Range { min: -3e38, max: 3e38, finite: true });
+    let scaler = Scaler { format, arith: Arith::F32, dtype: Dtype::F32, global: 1.0 };
+    let all = clipped(scaler, Range { min: -3e38, max: 3e38, finite: true });
     let params = |part: f32| {
         let range = Range { min: -3e38 * part, max: 3e38 * part, finite: true };
-        qparams(format, Arith::F32, Dtype::F32, range, 1.0)
+        scaler.qparams(range)
     };
     let fits = (0..CLIPS).find(|clip| params((64 - clip) as f32 / 64.0).is_ok()).unwrap();
     assert!(fits > 0 && all[..fits].iter().all(|params| *params == all[fits]), "{:?}", &all[..=fits]);
@@ -94,7 +100,7 @@ proptest! {
         for (format, arith) in integers().flat_map(|format| ARITHS.map(|arith| (format, arith))) {
             let case = Case { format, arith, dtype, group };
             let errors = check(&case, &bytes);
-            let params: Vec<_> = ranges(&case, &bytes).map(|range| clipped(format, arith, dtype, range)).collect();
+            let params: Vec<_> = ranges(&case, &bytes).map(|range| clipped(scaler(&case), range)).collect();
             for (index, bytes) in bytes.chunks(group.saturating_mul(dtype.bytes())).enumerate() {
                 for at in [0, 20, CLIPS - 1] {
                     let qparams = params[index][at];

@@ -1,8 +1,5 @@
-//! Symmetric integers are coded by a multiplication and, where that is in doubt, by a division: codes and saturation must be
-//! those of the division for every pair of element and scale.
-//!
-//! A tile with one element in doubt is divided as a whole, so elements that are in doubt and those that are not stay apart
-//! here: an element alone, or sixteen neighbours on one side of the border between the two.
+//! Symmetric integers are divided by their scale: codes and saturation must be the division's for every pair of element and
+//! scale, and above all near half-way between two codes, where a reciprocal would choose the other one.
 
 use proptest::prelude::*;
 use quarrel_kernels::{Arith, Codes, Dtype, Format, Grid, Level, Packing, Part, Scaling, packed_bytes, quantize};
@@ -68,13 +65,13 @@ fn neighbours(units: f64, scale: f32, steps: i32) -> [f32; 16] {
     })
 }
 
-/// How far a product can be from the quotient, for codes of so many bits: 3 of these; it is in doubt within 4.
+/// How far from half-way the product with a reciprocal can be in doubt is 3 of these.
 fn unit(half: i32) -> f64 {
     f64::from(half + 1) * 2f64.powi(-24)
 }
 
 #[test]
-fn ties_and_all_that_is_near_them_are_divided() {
+fn ties_and_all_that_is_near_them_are_coded_as_by_division() {
     for bits in BITS {
         let half = 1i32 << (bits - 1);
         for (turn, scale) in every_exponent().enumerate() {
@@ -92,31 +89,12 @@ fn ties_and_all_that_is_near_them_are_divided() {
 }
 
 #[test]
-fn an_element_alone_is_coded_as_by_division() {
-    for bits in BITS {
-        let half = 1i32 << (bits - 1);
-        for (turn, scale) in every_exponent().enumerate().step_by(7) {
-            let level = asked::levels()[turn % asked::levels().len()];
-            for code in [-half - 1, -half, -2, -1, 0, 1, half / 2, half - 3, half - 2, half - 1] {
-                for away in -12..=12 {
-                    let from = f64::from(code) + 0.5 + f64::from(away) / 2.0 * unit(half);
-                    for value in neighbours(from, scale, 1) {
-                        check(level, bits, &[value], 1, &[scale]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[test]
 fn saturation_begins_where_the_quotient_leaves_the_codes() {
     for bits in BITS {
         let half = f64::from(1i32 << (bits - 1));
         for scale in every_exponent() {
             for level in asked::levels() {
                 for (end, steps) in [(half - 1.0, 1), (half - 1.0, -1), (-half, 1), (-half, -1)] {
-                    // None of these is near a tie, so they stay as the multiplication coded them.
                     let around = neighbours(f64::from(stepped(end as f32, -4 * steps)), scale, steps);
                     check(*level, bits, &around, 16, &[scale]);
                     check(*level, bits, &neighbours(end, scale, steps), 16, &[scale]);
