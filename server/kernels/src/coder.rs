@@ -7,7 +7,6 @@ use crate::{
     half::Round,
     minifloat::{self, Minifloat},
     simd::Simd,
-    sums::Registers,
 };
 
 /// What elements become.
@@ -16,12 +15,15 @@ pub(crate) struct Coded<S: Simd> {
     pub(crate) codes: S::I,
     /// The values that the codes stand for.
     pub(crate) decoded: S::F,
+    /// The elements, or their magnitudes, in codes; and the nearest of them within the codes' range.
+    pub(crate) exact: S::F,
+    pub(crate) near: S::F,
 }
 
 /// What one group does to its elements.
 pub(crate) trait Coder {
-    /// Codes elements, and counts those that lie outside the codes' range.
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S>;
+    /// Codes elements.
+    fn code<S: Simd>(&self, values: S::F) -> Coded<S>;
 
     /// The value that one of these codes stands for: the same bits as above.
     fn decode(&self, code: u8) -> f32;
@@ -59,7 +61,7 @@ impl Limits<f32> {
 }
 
 /// 1.5 * 2^23: f32 numbers of that size are integers.
-const ROUNDING: f32 = 12_582_912.0;
+pub(crate) const ROUNDING: f32 = 12_582_912.0;
 
 /// Integers whose zero is zero.
 ///
@@ -80,14 +82,13 @@ impl<Step> Symmetric<Step> {
 
 impl<Step: Round> Coder for Symmetric<Step> {
     #[inline(always)]
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S> {
+    fn code<S: Simd>(&self, values: S::F) -> Coded<S> {
         let Limits { low, high, shift } = self.limits.lanes::<S>();
         let scale = S::splat(self.scale);
         let exact = Step::lanes::<S>(S::div(values, scale));
         let near = clamp::<S>(exact, low, high);
-        sums.count(S::count_differing(exact, near));
         let sum = S::add(near, shift);
-        Coded { codes: S::bits(sum), decoded: S::mul(S::sub(sum, shift), scale) }
+        Coded { codes: S::bits(sum), decoded: S::mul(S::sub(sum, shift), scale), exact, near }
     }
 
     fn decode(&self, code: u8) -> f32 {
@@ -112,14 +113,14 @@ impl<Step> Asymmetric<Step> {
 
 impl<Step: Round> Coder for Asymmetric<Step> {
     #[inline(always)]
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S> {
+    fn code<S: Simd>(&self, values: S::F) -> Coded<S> {
         let Limits { low, high, shift } = self.limits.lanes::<S>();
         let (scale, zero_point) = (S::splat(self.scale), S::splat(self.zero_point));
         let exact = Step::lanes::<S>(S::add(Step::lanes::<S>(S::div(values, scale)), zero_point));
         let near = clamp::<S>(exact, low, high);
-        sums.count(S::count_differing(exact, near));
         let sum = S::add(near, shift);
-        Coded { codes: S::bits(sum), decoded: S::mul(S::sub(S::sub(sum, shift), zero_point), scale) }
+        let decoded = S::mul(S::sub(S::sub(sum, shift), zero_point), scale);
+        Coded { codes: S::bits(sum), decoded, exact, near }
     }
 
     fn decode(&self, code: u8) -> f32 {
@@ -171,11 +172,12 @@ impl Scaled for Multiplied {
 
 impl<F: Minifloat, Step: Round, D: Scaled> Coder for Mini<F, Step, D> {
     #[inline(always)]
-    fn code<S: Simd>(&self, values: S::F, sums: &mut Registers<S>) -> Coded<S> {
+    fn code<S: Simd>(&self, values: S::F) -> Coded<S> {
         let exact = Step::lanes::<S>(D::scaled::<S>(values, S::splat(self.by)));
-        sums.count(S::count_above(S::abs(exact), S::splat(F::MAX)));
         let (codes, rounded) = minifloat::encode::<S, F>(exact);
-        Coded { codes, decoded: S::mul(rounded, S::splat(self.scale)) }
+        let exact = S::abs(exact);
+        let near = S::min(exact, S::splat(F::MAX));
+        Coded { codes, decoded: S::mul(rounded, S::splat(self.scale)), exact, near }
     }
 
     fn decode(&self, code: u8) -> f32 {

@@ -42,6 +42,9 @@ impl Decoded {
     }
 }
 
+/// Codes that are unpacked at a time.
+const TILES: usize = 8 * TILE;
+
 /// Consecutive codes of one output channel.
 #[derive(Debug, Clone, Copy)]
 pub struct Coded<'a> {
@@ -81,12 +84,18 @@ fn body<R: Simd>(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
 #[inline(always)]
 fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
     let bits = coded.codes.bits();
-    let mut bytes = [0u8; TILE];
-    for (tile, out) in out.chunks_mut(TILE * N::BYTES).enumerate() {
+    let mut bytes = [0u8; TILES];
+    for (index, out) in out.chunks_mut(TILES * N::BYTES).enumerate() {
         let len = out.len() / N::BYTES;
-        let packed = &coded.packed[tile * TILE / 8 * usize::from(bits)..];
-        pack::unpack(Level(R::KIND), bits, packed, &mut bytes[..len]);
-        for piece in pieces(coded.column + tile * TILE, len, coded.group) {
+        let packed = &coded.packed[index * TILES / 8 * usize::from(bits)..];
+        let bytes = match bits {
+            8 => &packed[..len],
+            _ => {
+                pack::unpack(Level(R::KIND), bits, packed, &mut bytes[..len]);
+                &bytes[..len]
+            }
+        };
+        for piece in pieces(coded.column + index * TILES, len, coded.group) {
             let scale = coded.grid.scales[piece.group] / coded.grid.global;
             let zero_points = coded.grid.zero_points;
             let zero_point = if zero_points.is_empty() { 0 } else { zero_points[piece.group] };
@@ -143,16 +152,20 @@ impl<F: Minifloat> Unit for Mini<F> {
 /// The type that values are written in.
 trait Narrow {
     const BYTES: usize;
+    /// The same for values of which none is NaN.
+    type Numbers: Narrow;
     /// A register of values into the bytes of sixteen.
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize);
 }
 
 struct AsF32;
 struct AsBf16;
+struct NumbersAsBf16;
 struct AsF16;
 
 impl Narrow for AsF32 {
     const BYTES: usize = 4;
+    type Numbers = AsF32;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -162,6 +175,7 @@ impl Narrow for AsF32 {
 
 impl Narrow for AsBf16 {
     const BYTES: usize = 2;
+    type Numbers = NumbersAsBf16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -169,8 +183,19 @@ impl Narrow for AsBf16 {
     }
 }
 
+impl Narrow for NumbersAsBf16 {
+    const BYTES: usize = 2;
+    type Numbers = NumbersAsBf16;
+
+    #[inline(always)]
+    fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
+        S::write_halves(S::bf16_bits_of_numbers(values), &mut out[from * 2..(from + S::W) * 2]);
+    }
+}
+
 impl Narrow for AsF16 {
     const BYTES: usize = 2;
+    type Numbers = AsF16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -178,9 +203,17 @@ impl Narrow for AsF16 {
     }
 }
 
-/// Decodes codes that share a scale.
+/// Decodes codes that share a scale. Codes are numbers, and so are their values unless the scale is none.
 #[inline(always)]
 fn each<R: Simd, N: Narrow, U: Unit>(codes: &[u8], out: &mut [u8], scale: f32, zero: i32) {
+    match scale.is_finite() {
+        true => scaled::<R, N::Numbers, U>(codes, out, scale, zero),
+        false => scaled::<R, N, U>(codes, out, scale, zero),
+    }
+}
+
+#[inline(always)]
+fn scaled<R: Simd, N: Narrow, U: Unit>(codes: &[u8], out: &mut [u8], scale: f32, zero: i32) {
     let (sixteens, rest) = codes.as_chunks::<LANES>();
     let (whole, tail) = out.split_at_mut(sixteens.len() * LANES * N::BYTES);
     for (codes, out) in sixteens.iter().zip(whole.chunks_exact_mut(LANES * N::BYTES)) {

@@ -15,7 +15,7 @@ use crate::{
     minifloat::{E2m1, E2m3, E4m3, Minifloat},
     pack,
     simd::Simd,
-    sums::{Lanes, Registers},
+    sums::{Lanes, Registers, Tally},
 };
 
 /// Consecutive elements of one output channel.
@@ -32,6 +32,9 @@ pub struct Part<'a> {
     /// What will be read next, or nothing: it is asked for from memory while this part is computed.
     pub ahead: &'a [u8],
 }
+
+/// Codes that are packed at a time. Those of one tile would have to be read before they have left for the cache.
+const PACKED_AT_ONCE: usize = 8 * TILE;
 
 /// A channel's scales and zero points.
 #[derive(Debug, Clone, Copy)]
@@ -66,14 +69,14 @@ impl<'a> Part<'a> {
 pub(crate) fn pieces(first: usize, len: usize, group: usize) -> impl Iterator<Item = Piece> {
     let mut start = 0;
     let mut index = first / group;
-    // The end of the group counted from `first`; an end beyond any tile stands for those beyond.
-    let mut end = (group - first % group).min(TILE);
+    // The end of the group counted from `first`; an end beyond `len` stands for those beyond.
+    let mut end = (group - first % group).min(len);
     std::iter::from_fn(move || {
         (start < len).then(|| {
             let piece = Piece { group: index, start, end: end.min(len) };
             start = piece.end;
             index += 1;
-            end = start + group.min(TILE);
+            end = start + group.min(len);
             piece
         })
     })
@@ -109,40 +112,52 @@ fn assert_room(codes: Codes, part: &Part<'_>, out: &[u8]) {
     assert_eq!(out.len(), pack::packed_bytes(codes, part.bytes.len() / part.dtype.bytes()), "bytes for the codes");
 }
 
-type Measured = Sums;
-type Unmeasured = ();
-
-multiversion! { fn f32(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = body<R, Measured>; }
+multiversion! { fn f32(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = body<R, Tally>; }
 multiversion! { fn bf16(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = narrow<R, ToBf16>; }
 multiversion! { fn f16(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = narrow<R, ToF16>; }
-multiversion! { fn unmeasured(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> () = body<R, Unmeasured>; }
+multiversion! { fn unmeasured(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> () = body<R, Nothing>; }
 
-/// What is made of a tile's lanes: sums, or nothing, and then the compiler leaves out what only they need.
+/// What is made of the lanes of tiles: sums, or nothing, and then the compiler leaves out what only they need.
 trait Measure: Default {
     /// Whether anything is made of them.
     const SUMS: bool;
+    type Made;
 
     fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32);
+    fn made<S: Simd>(self) -> Self::Made;
 }
 
-impl Measure for Measured {
+impl Measure for Tally {
     const SUMS: bool = true;
+    type Made = Sums;
 
     #[inline(always)]
     fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32) {
-        self.add_tile::<S, V>(values, lanes, decode);
+        Tally::add::<S, V>(self, values, lanes, decode);
+    }
+
+    #[inline(always)]
+    fn made<S: Simd>(self) -> Sums {
+        self.sums::<S>()
     }
 }
 
-impl Measure for Unmeasured {
+#[derive(Default)]
+struct Nothing;
+
+impl Measure for Nothing {
     const SUMS: bool = false;
+    type Made = ();
 
     #[inline(always)]
     fn add<S: Simd, V: Value>(&mut self, _: &[V], _: &Lanes, _: impl Fn(usize) -> f32) {}
+
+    #[inline(always)]
+    fn made<S: Simd>(self) {}
 }
 
 #[inline(always)]
-fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> M {
+fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> M::Made {
     match (format.codes, format.scaling) {
         (Codes::Int { bits, packing, symmetric }, _) => {
             integers::<R, M, ToF32>(bits, packing, symmetric, part, grid, out)
@@ -164,9 +179,9 @@ fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, ou
 fn narrow<R: Simd, Step: Round>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
     match format.codes {
         Codes::Int { bits, packing, symmetric } => {
-            integers::<R, Measured, Step>(bits, packing, symmetric, part, grid, out)
+            integers::<R, Tally, Step>(bits, packing, symmetric, part, grid, out)
         }
-        Codes::Fp8E4m3 => mini::<R, Measured, E4m3, Step, Divided>(part, grid, out),
+        Codes::Fp8E4m3 => mini::<R, Tally, E4m3, Step, Divided>(part, grid, out),
         Codes::Fp6E2m3 | Codes::Fp4E2m1 => panic!("no format has {:?} under {:?}", format.codes, format.scaling),
     }
 }
@@ -179,7 +194,7 @@ fn integers<R: Simd, M: Measure, Step: Round>(
     part: &Part<'_>,
     grid: Grid<'_>,
     out: &mut [u8],
-) -> M {
+) -> M::Made {
     let limits = Limits::of(bits, packing);
     match symmetric {
         true => tiles::<R, M, Step, _>(part, out, bits, |group| Symmetric::<Step>::new(grid.scales[group], limits)),
@@ -194,7 +209,7 @@ fn mini<R: Simd, M: Measure, F: Minifloat, Step: Round, D: Scaled>(
     part: &Part<'_>,
     grid: Grid<'_>,
     out: &mut [u8],
-) -> M {
+) -> M::Made {
     let coder = |group: usize| {
         let scale = grid.scales[group] / grid.global;
         Mini::<F, Step, D> { scale, by: D::by(scale), parameters: PhantomData }
@@ -209,7 +224,7 @@ fn tiles<R: Simd, M: Measure, Step: Round, C: Coder>(
     out: &mut [u8],
     bits: u8,
     coder: impl Fn(usize) -> C,
-) -> M {
+) -> M::Made {
     match part.dtype {
         Dtype::Bf16 if Step::READS_BF16 => tiles_of::<R, M, LooseBf16, C>(part, out, bits, coder),
         Dtype::F16 if Step::READS_F16 => tiles_of::<R, M, LooseF16, C>(part, out, bits, coder),
@@ -224,24 +239,30 @@ fn tiles_of<R: Simd, M: Measure, V: Loose, C: Coder>(
     out: &mut [u8],
     bits: u8,
     coder: impl Fn(usize) -> C,
-) -> M {
-    let mut sums = M::default();
-    let (mut wide, mut bytes) = ([0f32; TILE], [0u8; TILE]);
-    let tile_bytes = TILE / 8 * usize::from(bits);
-    let mut ahead = part.ahead.chunks(TILE * part.dtype.bytes());
-    for ((first, tile), out) in part.tiles().zip(out.chunks_mut(tile_bytes)) {
-        prefetch(ahead.next().unwrap_or_default());
-        let values = loose::<V>(in_registers(Level(R::KIND), part.dtype, tile, &mut wide));
+) -> M::Made {
+    let mut made = M::default();
+    let (mut wide, mut bytes) = ([0f32; TILE], [0u8; PACKED_AT_ONCE]);
+    let (tile_bytes, block_bytes) = (TILE * part.dtype.bytes(), PACKED_AT_ONCE / 8 * usize::from(bits));
+    let mut tiles = part.tiles();
+    let mut ahead = part.ahead.chunks(tile_bytes);
+    let blocks = part.bytes.chunks(PACKED_AT_ONCE * part.dtype.bytes());
+    for (block, out) in blocks.zip(out.chunks_mut(block_bytes)) {
+        let len = block.len() / part.dtype.bytes();
         // Codes of eight bits lie in the output as they lie here.
-        let is_packed = bits == 8 && out.len() == values.len();
-        let codes = if is_packed { &mut *out } else { &mut bytes[..values.len()] };
-        let lanes = code_tile::<R, M, V, C>(first, values, part.group, &coder, codes);
-        sums.add::<R, V>(values, &lanes, |column| coder((first + column) / part.group).decode(codes[column]));
+        let is_packed = bits == 8 && out.len() == len;
+        let codes = if is_packed { &mut *out } else { &mut bytes[..len] };
+        for codes in codes.chunks_mut(TILE) {
+            let Some((first, tile)) = tiles.next() else { break };
+            prefetch(ahead.next().unwrap_or_default());
+            let values = loose::<V>(in_registers(Level(R::KIND), part.dtype, tile, &mut wide));
+            let lanes = code_tile::<R, M, V, C>(first, values, part.group, &coder, codes);
+            made.add::<R, V>(values, &lanes, |column| coder((first + column) / part.group).decode(codes[column]));
+        }
         if !is_packed {
-            pack::pack(Level(R::KIND), bits, &bytes[..values.len()], out);
+            pack::pack(Level(R::KIND), bits, &bytes[..len], out);
         }
     }
-    sums
+    made.made::<R>()
 }
 
 /// Codes of one tile, a byte each, and its sums.
@@ -310,9 +331,9 @@ fn code_sixteen<R: Simd, M: Measure, V: Loose, C: Coder>(
     sums: &mut Registers<R>,
 ) {
     let x = V::lanes::<R>(x, from);
-    let coded = coder.code::<R>(x, sums);
+    let coded = coder.code::<R>(x);
     R::store_bytes(coded.codes, codes, from);
     if M::SUMS {
-        sums.add(x, coded.decoded);
+        sums.add(x, &coded);
     }
 }

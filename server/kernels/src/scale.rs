@@ -4,8 +4,12 @@
 //! `utils/mxfp_utils.py::generate_mx_scales`; the other MX rules are torchao's `prototype/mx_formats/mx_tensor.py`. Held bit
 //! for bit by tests/golden.
 
+use std::marker::PhantomData;
+
 use crate::{
     Arith, Codes, Dtype, Format, Level, MxRule, Range, Scaling,
+    coder::ROUNDING,
+    element::LANES,
     half::{Round, ToBf16, ToF16, ToF32},
     level::multiversion,
     minifloat::{self, E4m3},
@@ -46,7 +50,7 @@ impl Scaler {
     /// [`ScaleOverflow`] if the stored scale is infinite.
     pub fn qparams(self, range: Range) -> Result<Qparams, ScaleOverflow> {
         let (mut scale, mut zero_point) = ([0.0], [0]);
-        self.each(&[range], &mut scale, &mut zero_point)?;
+        body::<One>(self, &[range], &mut scale, &mut zero_point)?;
         Ok(Qparams { scale: scale[0], zero_point: zero_point[0] })
     }
 
@@ -66,40 +70,6 @@ impl Scaler {
     ) -> Result<(), ScaleOverflow> {
         run(level, self, ranges, scales, zero_points)
     }
-
-    #[inline(always)]
-    fn each(self, ranges: &[Range], scales: &mut [f32], zero_points: &mut [i32]) -> Result<(), ScaleOverflow> {
-        let Scaler { format: Format { codes, scaling }, arith, dtype, global } = self;
-        let powers = |rule| move |range: Range| (power_of_two(codes, rule, range.amax()), 0);
-        match (scaling, dtype.scale_type(), arith) {
-            // The rule is a constant in each loop.
-            (Scaling::E8m0(MxRule::Floor), ..) => fill(ranges, scales, zero_points, powers(MxRule::Floor)),
-            (Scaling::E8m0(MxRule::Rceil), ..) => fill(ranges, scales, zero_points, powers(MxRule::Rceil)),
-            (Scaling::E8m0(MxRule::Even), ..) => fill(ranges, scales, zero_points, powers(MxRule::Even)),
-            (Scaling::E4m3, Dtype::Bf16, Arith::WeightDtype) => {
-                fill(ranges, scales, zero_points, |range| (local::<ToBf16>(codes, range, global), 0))
-            }
-            (Scaling::E4m3, Dtype::F16, Arith::WeightDtype) => {
-                fill(ranges, scales, zero_points, |range| (local::<ToF16>(codes, range, global), 0))
-            }
-            (Scaling::E4m3, ..) => fill(ranges, scales, zero_points, |range| (local::<ToF32>(codes, range, global), 0)),
-            (Scaling::Weights, Dtype::Bf16, Arith::F32) => {
-                fill(ranges, scales, zero_points, |range| compute::<ToBf16, ToF32>(codes, range, BF16_EPSILON))
-            }
-            (Scaling::Weights, Dtype::Bf16, Arith::WeightDtype) => {
-                fill(ranges, scales, zero_points, |range| compute::<ToBf16, ToBf16>(codes, range, BF16_EPSILON))
-            }
-            (Scaling::Weights, Dtype::F16, Arith::F32) => {
-                fill(ranges, scales, zero_points, |range| compute::<ToF16, ToF32>(codes, range, F16_EPSILON))
-            }
-            (Scaling::Weights, Dtype::F16, Arith::WeightDtype) => {
-                fill(ranges, scales, zero_points, |range| compute::<ToF16, ToF16>(codes, range, F16_EPSILON))
-            }
-            (Scaling::Weights, ..) => {
-                fill(ranges, scales, zero_points, |range| compute::<ToF32, ToF32>(codes, range, f32::EPSILON))
-            }
-        }
-    }
 }
 
 type Done = Result<(), ScaleOverflow>;
@@ -110,26 +80,74 @@ multiversion! {
 
 #[inline(always)]
 fn body<R: Simd>(scaler: Scaler, ranges: &[Range], scales: &mut [f32], zero_points: &mut [i32]) -> Done {
-    scaler.each(ranges, scales, zero_points)
+    let Scaler { format: Format { codes, scaling }, arith, dtype, global } = scaler;
+    let out = Out { ranges, scales, zero_points };
+    match (scaling, dtype.scale_type(), arith) {
+        (Scaling::E8m0(rule), ..) => out.fill::<R>(PowerOfTwo { codes, rule }),
+        (Scaling::E4m3, Dtype::Bf16, Arith::WeightDtype) => out.fill::<R>(Local::<ToBf16>::new(codes, global)),
+        (Scaling::E4m3, Dtype::F16, Arith::WeightDtype) => out.fill::<R>(Local::<ToF16>::new(codes, global)),
+        (Scaling::E4m3, ..) => out.fill::<R>(Local::<ToF32>::new(codes, global)),
+        (Scaling::Weights, Dtype::Bf16, Arith::F32) => out.fill::<R>(Own::<ToBf16, ToF32>::new(codes, BF16_EPSILON)),
+        (Scaling::Weights, Dtype::Bf16, Arith::WeightDtype) => {
+            out.fill::<R>(Own::<ToBf16, ToBf16>::new(codes, BF16_EPSILON))
+        }
+        (Scaling::Weights, Dtype::F16, Arith::F32) => out.fill::<R>(Own::<ToF16, ToF32>::new(codes, F16_EPSILON)),
+        (Scaling::Weights, Dtype::F16, Arith::WeightDtype) => {
+            out.fill::<R>(Own::<ToF16, ToF16>::new(codes, F16_EPSILON))
+        }
+        (Scaling::Weights, ..) => out.fill::<R>(Own::<ToF32, ToF32>::new(codes, f32::EPSILON)),
+    }
 }
 
-/// No early return, so that the loops vectorise.
-#[inline(always)]
-fn fill(ranges: &[Range], scales: &mut [f32], zero_points: &mut [i32], of: impl Fn(Range) -> (f32, i32)) -> Done {
-    let mut most = 0f32;
-    if zero_points.is_empty() {
-        for (range, scale) in ranges.iter().zip(&mut scales[..ranges.len()]) {
-            (*scale, _) = of(*range);
-            most = greatest(*scale, most);
+/// What a rule makes of the ends of ranges.
+trait Rule {
+    /// Scales, infinite where their type cannot hold them, and zero points.
+    fn apply<S: Simd>(&self, min: S::F, max: S::F) -> (S::F, S::F);
+}
+
+struct Out<'a> {
+    ranges: &'a [Range],
+    scales: &'a mut [f32],
+    zero_points: &'a mut [i32],
+}
+
+impl Out<'_> {
+    #[inline(always)]
+    fn fill<S: Simd>(self, rule: impl Rule) -> Done {
+        let count = self.ranges.len();
+        let scales = self.scales[..count].chunks_mut(S::W);
+        let mut zero_points = match self.zero_points.is_empty() {
+            true => &mut [][..],
+            false => &mut self.zero_points[..count],
         }
-    } else {
-        let zero_points = &mut zero_points[..ranges.len()];
-        for ((range, scale), zero_point) in ranges.iter().zip(&mut scales[..ranges.len()]).zip(zero_points) {
-            (*scale, *zero_point) = of(*range);
-            most = greatest(*scale, most);
+        .chunks_mut(S::W);
+        let mut most = 0f32;
+        for (ranges, scales) in self.ranges.chunks(S::W).zip(scales) {
+            let (mut min, mut max) = ([0f32; LANES], [0f32; LANES]);
+            for (range, (min, max)) in ranges.iter().zip(min.iter_mut().zip(&mut max)) {
+                (*min, *max) = (range.min, range.max);
+            }
+            let (found, zeros) = rule.apply::<S>(S::load(&min, 0), S::load(&max, 0));
+            S::store(found, &mut min, 0);
+            for (scale, found) in scales.iter_mut().zip(min) {
+                *scale = found;
+                most = greatest(found, most);
+            }
+            if let Some(zero_points) = zero_points.next() {
+                S::store(zeros, &mut max, 0);
+                for (zero_point, zero) in zero_points.iter_mut().zip(max) {
+                    *zero_point = zero as i32;
+                }
+            }
         }
+        if most.is_infinite() { Err(ScaleOverflow) } else { Ok(()) }
     }
-    if most.is_infinite() { Err(ScaleOverflow) } else { Ok(()) }
+}
+
+/// As [`Range::amax`].
+#[inline(always)]
+fn amax<S: Simd>(min: S::F, max: S::F) -> S::F {
+    S::max(max, S::sub(S::splat(0.0), min))
 }
 
 /// By what the E4M3 scales of a layer are divided: such that its greatest magnitude `amax` uses the whole range of
@@ -152,61 +170,109 @@ fn global<Step: Round>(codes: Codes, amax: f32) -> f32 {
 }
 
 /// A group's scale under a global one, which is an f32 and so makes the rest f32. A scale of zero becomes E4M3's epsilon.
-#[inline(always)]
-fn local<Step: Round>(codes: Codes, range: Range, global: f32) -> f32 {
-    let (_, high) = codes.limits();
-    let scale = global * Step::round(range.amax() / high);
-    let (_, [scale]) = minifloat::encode::<One, E4m3>([scale]);
-    if scale == 0.0 { 0.125 } else { scale }
+struct Local<Step> {
+    high: f32,
+    global: f32,
+    step: PhantomData<Step>,
+}
+
+impl<Step> Local<Step> {
+    fn new(codes: Codes, global: f32) -> Local<Step> {
+        Local { high: codes.limits().1, global, step: PhantomData }
+    }
+}
+
+impl<Step: Round> Rule for Local<Step> {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, min: S::F, max: S::F) -> (S::F, S::F) {
+        let scale = S::div(amax::<S>(min, max), S::splat(self.high));
+        let (_, scale) = minifloat::encode::<S, E4m3>(S::mul(S::splat(self.global), Step::lanes::<S>(scale)));
+        (S::select_at_most(scale, S::splat(0.0), S::splat(0.125), scale), S::splat(0.0))
+    }
 }
 
 /// 2^(e-127), e within 0..=254. Magnitudes below the smallest normal number count as that of 2^-127 and below.
-#[inline(always)]
-fn power_of_two(codes: Codes, rule: MxRule, amax: f32) -> f32 {
-    let (_, high) = codes.limits();
-    let exponent = |value: f32| (value.to_bits() >> 23) as i32;
-    let emax = exponent(high) - 127;
-    let e = match rule {
-        MxRule::Floor => exponent(amax) - emax,
-        // compressed-tensors rounds as if to E2M1 for E4M3 too.
-        MxRule::Even => {
-            let mantissa = if codes == Codes::Fp6E2m3 { 3 } else { 1 };
-            ((amax.to_bits() + (1 << (22 - mantissa))) >> 23) as i32 - emax
-        }
-        MxRule::Rceil => {
-            let ratio = (amax / high).to_bits();
-            // Of subnormal quotients, those up to 2^-127 have a power of their own.
-            if ratio < 1 << 23 { i32::from(ratio > 1 << 22) } else { ((ratio + 0x7f_ffff) >> 23) as i32 }
-        }
-    };
-    let e = e.clamp(0, 254) as u32;
-    f32::from_bits(if e == 0 { 1 << 22 } else { e << 23 })
+struct PowerOfTwo {
+    codes: Codes,
+    rule: MxRule,
 }
+
+impl Rule for PowerOfTwo {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, min: S::F, max: S::F) -> (S::F, S::F) {
+        let (_, high) = self.codes.limits();
+        let emax = (high.to_bits() >> 23) - 127;
+        // |min| and |max| are numbers, whose bits have no sign.
+        let amax = S::abs(amax::<S>(min, max));
+        // A number below 2^-126 as an integer is below 2^23.
+        let least = f32::from_bits((1 << 23) - 1);
+        // e + emax, or emax where that is more: e is no less than 0. It is no more than 254, since emax is at least 2.
+        let exponent = match self.rule {
+            MxRule::Floor => S::shr::<23>(S::bits(amax)),
+            // compressed-tensors rounds as if to E2M1 for E4M3 too.
+            MxRule::Even => {
+                let mantissa = if self.codes == Codes::Fp6E2m3 { 3 } else { 1 };
+                S::shr::<23>(S::add_i(S::bits(amax), S::splat_i(1 << (22 - mantissa))))
+            }
+            MxRule::Rceil => {
+                let ratio = S::div(amax, S::splat(high));
+                let above = S::shr::<23>(S::add_i(S::bits(ratio), S::splat_i(0x7f_ffff)));
+                // Of subnormal quotients, those up to 2^-127 have a power of their own.
+                let (zero, one) = (S::splat_i(emax), S::splat_i(emax + 1));
+                let below = S::select_at_most(ratio, S::splat(LOWEST), S::number(zero), S::number(one));
+                let normal = S::number(S::add_i(above, S::splat_i(emax)));
+                S::bits(S::select_at_most(ratio, S::splat(least), below, normal))
+            }
+        };
+        let e = S::sub_i(S::max_i(exponent, S::splat_i(emax)), S::splat_i(emax));
+        let scale = S::number(S::shl::<23>(e));
+        (S::select_at_most(scale, S::splat(0.0), S::splat(LOWEST), scale), S::splat(0.0))
+    }
+}
+
+/// 2^-127.
+const LOWEST: f32 = f32::from_bits(1 << 22);
 
 /// What replaces a scale of zero: the machine epsilon of the stored type.
 const BF16_EPSILON: f32 = 0.007_812_5;
 const F16_EPSILON: f32 = 0.000_976_562_5;
 
-/// A scale, infinite if its stored type cannot hold it, and a zero point.
-#[inline(always)]
-fn compute<Stored: Round, Step: Round>(codes: Codes, range: Range, epsilon: f32) -> (f32, i32) {
-    let (low, high) = codes.limits();
-    let scale = match codes.symmetric() {
-        true => range.amax() / ((high - low) / 2.0),
-        false => Step::round(range.max - range.min) / (high - low),
-    };
-    let scale = Stored::round(scale);
-    let zero_point = match codes.symmetric() {
-        true => 0,
-        // Zero over zero, an all-zero group, is NaN, which the cast makes 0.
-        false => round_ties_even(Step::round(low - Step::round(range.min / scale)).clamp(low, high)) as i32,
-    };
-    (if scale == 0.0 { epsilon } else { scale }, zero_point)
+/// A scale of the weights' own type, and a zero point.
+struct Own<Stored, Step> {
+    low: f32,
+    high: f32,
+    symmetric: bool,
+    epsilon: f32,
+    parameters: PhantomData<(Stored, Step)>,
 }
 
-/// Of a number below 2^22. The standard library's is a call where the CPU has no instruction for it.
-#[inline(always)]
-fn round_ties_even(value: f32) -> f32 {
-    const ROUNDING: f32 = 12_582_912.0;
-    (value + ROUNDING) - ROUNDING
+impl<Stored, Step> Own<Stored, Step> {
+    fn new(codes: Codes, epsilon: f32) -> Own<Stored, Step> {
+        let (low, high) = codes.limits();
+        Own { low, high, symmetric: codes.symmetric(), epsilon, parameters: PhantomData }
+    }
+}
+
+impl<Stored: Round, Step: Round> Rule for Own<Stored, Step> {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, min: S::F, max: S::F) -> (S::F, S::F) {
+        let (low, high, zero) = (S::splat(self.low), S::splat(self.high), S::splat(0.0));
+        let steps = self.high - self.low;
+        let scale = match self.symmetric {
+            true => S::div(amax::<S>(min, max), S::splat(steps / 2.0)),
+            false => S::div(Step::lanes::<S>(S::sub(max, min)), S::splat(steps)),
+        };
+        let scale = Stored::lanes::<S>(scale);
+        let zero_point = match self.symmetric {
+            true => zero,
+            false => {
+                let exact = Step::lanes::<S>(S::sub(low, Step::lanes::<S>(S::div(min, scale))));
+                let within = S::min(S::max(exact, low), high);
+                let whole = S::sub(S::add(within, S::splat(ROUNDING)), S::splat(ROUNDING));
+                // Zero over zero, an all-zero group, is NaN: then zero.
+                S::select_at_most(exact, S::splat(f32::INFINITY), whole, zero)
+            }
+        };
+        (S::select_at_most(scale, zero, S::splat(self.epsilon), scale), zero_point)
+    }
 }

@@ -64,14 +64,14 @@ pub(crate) trait Simd: Copy {
     fn max(a: Self::F, b: Self::F) -> Self::F;
     /// The sum of sixteen lanes as a binary tree: lane i and lane i + 8, then i + 4, i + 2, i + 1.
     fn sum(lanes: &[f32; LANES]) -> f32;
+    /// Three such sums.
+    fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3];
     /// The greatest of sixteen lanes.
     fn greatest(lanes: &[f32; LANES]) -> f32;
     /// The greatest of sixteen lanes, of numbers below 2^31.
     fn greatest_i(lanes: &[u32; LANES]) -> u32;
     /// How many lanes differ; NaN does not.
     fn count_differing(a: Self::F, b: Self::F) -> u32;
-    /// How many lanes are above `above`.
-    fn count_above(a: Self::F, above: Self::F) -> u32;
     /// `then` where `a <= bound`, else `otherwise`.
     fn select_at_most(a: Self::F, bound: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
     /// The nearest f16, ties to even, as a number; infinite beyond.
@@ -100,7 +100,15 @@ pub(crate) trait Simd: Copy {
         Self::number(Self::and(Self::bits(a), Self::splat_i(0x7fff_ffff)))
     }
 
-    /// The bits of the nearest bfloat16, ties to even; infinite beyond. NaN is made quiet and keeps the top bits of its payload.
+    /// The bits of the nearest bfloat16 of numbers, ties to even; infinite beyond.
+    #[inline(always)]
+    fn bf16_bits_of_numbers(a: Self::F) -> Self::I {
+        let bits = Self::bits(a);
+        let odd = Self::and(Self::shr::<16>(bits), Self::splat_i(1));
+        Self::shr::<16>(Self::add_i(Self::add_i(bits, Self::splat_i(0x7fff)), odd))
+    }
+
+    /// The same of numbers or none. NaN is made quiet and keeps the top bits of its payload.
     #[inline(always)]
     fn bf16_bits(a: Self::F) -> Self::I {
         let bits = Self::bits(a);

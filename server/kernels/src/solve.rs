@@ -8,7 +8,6 @@ use crate::{
     level::multiversion,
     quantize::pieces,
     simd::Simd,
-    sums::Registers,
 };
 
 /// How many ranges are tried: 64/64, 63/64, .. 16/64 of a group's own.
@@ -126,7 +125,7 @@ fn noise<R: Simd, V: Loose, C: Coder>(values: &[V], coder: &C) -> f32 {
         let mut sum = R::splat(0.0);
         for sixteen in sixteens.iter().chain(last) {
             let x = V::lanes::<R>(sixteen, from);
-            let coded = coder.code::<R>(x, &mut Registers::new());
+            let coded = coder.code::<R>(x);
             let error = R::sub(x, coded.decoded);
             sum = R::add(sum, R::mul(error, error));
         }

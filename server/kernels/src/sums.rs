@@ -8,6 +8,7 @@
 use std::ops::RangeInclusive;
 
 use crate::{
+    coder::Coded,
     element::{LANES, Value},
     simd::Simd,
 };
@@ -71,19 +72,6 @@ impl Sums {
         }
     }
 
-    /// Adds a tile, whose sums are in `lanes`. `decode` gives the decoded value of a column, for where f32 is not exact enough.
-    #[inline(always)]
-    pub(crate) fn add_tile<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32) {
-        let folded = lanes.folded::<S>();
-        // Of x·y the sum is (x² + y² - (x - y)²) / 2, which is as exact as these unless little of the signal is left.
-        let is_exact =
-            folded.is_exact() && SAFE.contains(&folded.decoded) && 2.0 * folded.product() >= f64::from(folded.signal);
-        *self = match is_exact {
-            true => self.then(&folded.sums(values.len())),
-            false => self.then(&exactly(values, &folded, decode)),
-        };
-    }
-
     /// The metrics of these elements.
     pub fn metrics(&self) -> Metrics {
         let is_defined = self.noise.is_finite() && self.decoded.is_finite();
@@ -100,6 +88,43 @@ impl Sums {
             amax: f64::from(self.amax),
             saturated: self.saturated,
         }
+    }
+}
+
+/// The sums of tiles so far.
+#[derive(Default)]
+pub(crate) struct Tally {
+    sums: Sums,
+    /// The greatest (x - y)² and x² in each lane, of tiles whose sums f32 holds. Their roots are |x - y| and |x| again, exactly.
+    worst: [f32; LANES],
+    most: [f32; LANES],
+}
+
+impl Tally {
+    /// Adds a tile, whose sums are in `lanes`. `decode` gives the decoded value of a column, for where f32 is not exact enough.
+    #[inline(always)]
+    pub(crate) fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32) {
+        let folded = lanes.folded::<S>();
+        // Of x·y the sum is (x² + y² - (x - y)²) / 2, which is as exact as these unless little of the signal is left.
+        let is_exact =
+            folded.is_exact() && SAFE.contains(&folded.decoded) && 2.0 * folded.product() >= f64::from(folded.signal);
+        if is_exact || folded.is_exact() && is_zero(values.len(), &decode) {
+            self.sums = self.sums.then(&folded.sums(values.len()));
+            for from in (0..LANES).step_by(S::W) {
+                S::store(S::max(S::load(&lanes.worst, from), S::load(&self.worst, from)), &mut self.worst, from);
+                S::store(S::max(S::load(&lanes.most, from), S::load(&self.most, from)), &mut self.most, from);
+            }
+        } else {
+            self.sums = self.sums.then(&exactly(values, folded.outside, decode));
+        }
+    }
+
+    /// The sums of all.
+    #[inline(always)]
+    pub(crate) fn sums<S: Simd>(self) -> Sums {
+        let (worst, most) = (S::greatest(&self.worst).sqrt(), S::greatest(&self.most).sqrt());
+        let max_abs_error = greater(worst, self.sums.max_abs_error);
+        Sums { max_abs_error, amax: greater(most, self.sums.amax), ..self.sums }
     }
 }
 
@@ -120,9 +145,11 @@ impl<S: Simd> Registers<S> {
         Registers { signal: zero, decoded: zero, noise: zero, worst: zero, most: zero, outside: 0 }
     }
 
-    /// Adds elements and their decoded values.
+    /// Adds elements and what they became.
     #[inline(always)]
-    pub(crate) fn add(&mut self, x: S::F, y: S::F) {
+    pub(crate) fn add(&mut self, x: S::F, coded: &Coded<S>) {
+        self.outside += S::count_differing(coded.exact, coded.near);
+        let y = coded.decoded;
         let error = S::sub(x, y);
         let (signal, noise) = (S::mul(x, x), S::mul(error, error));
         self.signal = S::add(self.signal, signal);
@@ -131,12 +158,6 @@ impl<S: Simd> Registers<S> {
         self.worst = S::max(noise, self.worst);
         self.most = S::max(signal, self.most);
     }
-
-    /// Counts elements outside the codes' range.
-    #[inline(always)]
-    pub(crate) fn count(&mut self, outside: u32) {
-        self.outside += outside;
-    }
 }
 
 /// A tile's sums in sixteen lanes, however many registers they took.
@@ -144,7 +165,7 @@ pub(crate) struct Lanes {
     signal: [f32; LANES],
     decoded: [f32; LANES],
     noise: [f32; LANES],
-    /// The greatest (x - y)² and x²: their roots are |x - y| and |x| again, exactly, unless they are subnormal or infinite.
+    /// The greatest (x - y)² and x².
     worst: [f32; LANES],
     most: [f32; LANES],
     outside: u32,
@@ -170,14 +191,8 @@ impl Lanes {
 
     #[inline(always)]
     fn folded<S: Simd>(&self) -> Folded {
-        Folded {
-            signal: S::sum(&self.signal),
-            decoded: S::sum(&self.decoded),
-            noise: S::sum(&self.noise),
-            worst: S::greatest(&self.worst),
-            most: S::greatest(&self.most),
-            outside: self.outside,
-        }
+        let [signal, decoded, noise] = S::sums([&self.signal, &self.decoded, &self.noise]);
+        Folded { signal, decoded, noise, outside: self.outside }
     }
 }
 
@@ -186,8 +201,6 @@ struct Folded {
     signal: f32,
     decoded: f32,
     noise: f32,
-    worst: f32,
-    most: f32,
     outside: u32,
 }
 
@@ -212,22 +225,23 @@ impl Folded {
             decoded: f64::from(self.decoded),
             product: self.product(),
             noise: f64::from(self.noise),
-            max_abs_error: self.worst.sqrt(),
-            amax: self.most.sqrt(),
             saturated: u64::from(self.outside),
+            ..Sums::default()
         }
     }
 }
 
-/// The sums of a tile in f64, column by column, where they need it.
+/// Whether values all decode to zero: then a sum of zero is exact. So is the noise of values that all are exact, but that is not
+/// told from noise that was lost, nor are elements that all are zero.
 #[inline(never)]
-fn exactly<V: Value>(values: &[V], folded: &Folded, decode: impl Fn(usize) -> f32) -> Sums {
-    // Values that all decode to zero have a sum of zero that is exact. So has the noise of values that all are exact, but that
-    // is not told from noise that was lost, nor are elements that all are zero.
-    if folded.is_exact() && (0..values.len()).all(|column| decode(column) == 0.0) {
-        return folded.sums(values.len());
-    }
-    let mut sums = Sums { elements: values.len() as u64, saturated: u64::from(folded.outside), ..Sums::default() };
+fn is_zero(len: usize, decode: &impl Fn(usize) -> f32) -> bool {
+    (0..len).all(|column| decode(column) == 0.0)
+}
+
+/// The sums of a tile in f64, column by column.
+#[inline(never)]
+fn exactly<V: Value>(values: &[V], outside: u32, decode: impl Fn(usize) -> f32) -> Sums {
+    let mut sums = Sums { elements: values.len() as u64, saturated: u64::from(outside), ..Sums::default() };
     for (column, value) in values.iter().enumerate() {
         let (x, y) = (value.get(), decode(column));
         sums.max_abs_error = greater((x - y).abs(), sums.max_abs_error);
@@ -257,13 +271,13 @@ mod tests {
         for lane in 0..LANES {
             let mut sums = Registers::<One>::new();
             for (x, y) in values.iter().zip(decoded).skip(lane).step_by(LANES) {
-                sums.add([*x], [*y]);
+                sums.add([*x], &Coded { codes: [0], decoded: [*y], exact: [0.0], near: [0.0] });
             }
             lanes.put(lane, sums);
         }
-        let mut sums = Sums::default();
-        sums.add_tile::<One, f32>(values, &lanes, |column| decoded[column]);
-        sums
+        let mut tally = Tally::default();
+        tally.add::<One, f32>(values, &lanes, |column| decoded[column]);
+        tally.sums::<One>()
     }
 
     #[test]

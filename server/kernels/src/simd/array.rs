@@ -116,6 +116,10 @@ impl<const N: usize> Simd for Array<N> {
         fold(lanes, |a, b| a + b)
     }
     #[inline(always)]
+    fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3] {
+        lanes.map(Self::sum)
+    }
+    #[inline(always)]
     fn greatest(lanes: &[f32; LANES]) -> f32 {
         fold(lanes, |a, b| if a > b { a } else { b })
     }
@@ -128,14 +132,6 @@ impl<const N: usize> Simd for Array<N> {
         let mut count = 0;
         for i in 0..N {
             count += u32::from((a[i] > b[i]) | (a[i] < b[i]));
-        }
-        count
-    }
-    #[inline(always)]
-    fn count_above(a: [f32; N], above: [f32; N]) -> u32 {
-        let mut count = 0;
-        for i in 0..N {
-            count += u32::from(a[i] > above[i]);
         }
         count
     }

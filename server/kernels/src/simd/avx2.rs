@@ -78,6 +78,23 @@ impl Simd for Avx2 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         };
+        fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3] = {
+            // No loop and no closure: a closure would be compiled without the level's features.
+            let [a, b, c] = lanes;
+            let a = _mm256_add_ps(_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(a.as_ptr().add(8)));
+            let b = _mm256_add_ps(_mm256_loadu_ps(b.as_ptr()), _mm256_loadu_ps(b.as_ptr().add(8)));
+            let c = _mm256_add_ps(_mm256_loadu_ps(c.as_ptr()), _mm256_loadu_ps(c.as_ptr().add(8)));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let b = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
+            let c = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps::<1>(c));
+            // a0 + a2, a1 + a3, b0 + b2, b1 + b3; and c alone; then all three.
+            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+            let c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+            let all = _mm_add_ps(_mm_shuffle_ps::<0b00_00_10_00>(ab, c), _mm_shuffle_ps::<0b01_01_11_01>(ab, c));
+            let mut sums = [0f32; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), all);
+            [sums[0], sums[1], sums[2]]
+        };
         fn greatest(lanes: &[f32; LANES]) -> f32 = {
             let eight = _mm256_max_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
             let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -92,8 +109,6 @@ impl Simd for Avx2 {
         };
         fn count_differing(a: __m256, b: __m256) -> u32 =
             (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_OQ>(a, b)) as u32).count_ones();
-        fn count_above(a: __m256, above: __m256) -> u32 =
-            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, above)).count_ones();
         fn select_at_most(a: __m256, bound: __m256, then: __m256, otherwise: __m256) -> __m256 =
             _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LE_OQ>(a, bound));
         fn round_f16(a: __m256) -> __m256 = _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));

@@ -72,6 +72,23 @@ impl Simd for Avx512 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         };
+        fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3] = {
+            // No loop and no closure: a closure would be compiled without the level's features.
+            let [a, b, c] = lanes;
+            let a = _mm256_add_ps(_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(a.as_ptr().add(8)));
+            let b = _mm256_add_ps(_mm256_loadu_ps(b.as_ptr()), _mm256_loadu_ps(b.as_ptr().add(8)));
+            let c = _mm256_add_ps(_mm256_loadu_ps(c.as_ptr()), _mm256_loadu_ps(c.as_ptr().add(8)));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let b = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
+            let c = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps::<1>(c));
+            // a0 + a2, a1 + a3, b0 + b2, b1 + b3; and c alone; then all three.
+            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+            let c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+            let all = _mm_add_ps(_mm_shuffle_ps::<0b00_00_10_00>(ab, c), _mm_shuffle_ps::<0b01_01_11_01>(ab, c));
+            let mut sums = [0f32; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), all);
+            [sums[0], sums[1], sums[2]]
+        };
         fn greatest(lanes: &[f32; LANES]) -> f32 = {
             let eight = _mm256_max_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
             let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -85,8 +102,6 @@ impl Simd for Avx512 {
             _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two))) as u32
         };
         fn count_differing(a: __m512, b: __m512) -> u32 = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(a, b).count_ones();
-        fn count_above(a: __m512, above: __m512) -> u32 =
-            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, above).count_ones();
         fn select_at_most(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =
             _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, bound), then);
         fn round_f16(a: __m512) -> __m512 = _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
