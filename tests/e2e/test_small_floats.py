@@ -153,6 +153,14 @@ def test_an_amax_that_is_the_layers_own_changes_nothing(server):
     assert given.rows == one_layer(server, quantize(NVFP4), array).rows
 
 
+def test_an_amax_whose_global_scale_would_be_zero_makes_it_one(server):
+    """Its reciprocal is below all numbers of f16."""
+    how = quantize(NVFP4, amax=1e8, arith="weight-dtype")
+    layer = one_layer(server, how, weights().astype(np.float16))
+    assert layer.global_scale.tolist() == [1.0]
+    assert layer.metrics["mse"] is not None and layer.metrics["max_abs_error"] > 0
+
+
 def test_an_amax_of_zero_is_one_of_layers_of_zeros(server):
     zeros = np.zeros((3, 32), np.float32)
     check_bits(one_layer(server, quantize(NVFP4, amax=0), zeros), oracle.nvfp4(zeros))
@@ -340,6 +348,7 @@ GLOBALS = {
     "below zero": (tensor(data=np.float32(-3).tobytes()), "-3"),
     "NaN": (tensor(data=np.float32(np.nan).tobytes()), "NaN"),
     "infinite": (tensor(data=np.float32(np.inf).tobytes()), "inf"),
+    "so small that a scale over it is infinite": (tensor(data=np.float32(1e-40).tobytes()), "a finite quotient"),
 }
 
 

@@ -362,6 +362,11 @@ fn coded_row(rows: &CodedBatch, at: usize, open: &mut Open, rung: &Rung) -> Resu
         return Err(wrong(format_args!("a zero point is {zero_point}, expected {low} to {high}")));
     }
     let global = global_scale(rows, at, open, rung, &channels)?;
+    if let Some(scale) = scales.iter().find(|scale| !(**scale / global).is_finite()) {
+        return Err(wrong(format_args!(
+            "a scale is {scale}, over a global scale of {global}: expected a finite quotient"
+        )));
+    }
     let (scales, zero_points) = with_open_span(open, rung, &channels, scales, zero_points);
     let bytes_in = codes.len() + 4 * (scales.len() + zero_points.len());
     let elements = channels.len() * rung.columns;

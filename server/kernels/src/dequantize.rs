@@ -42,9 +42,6 @@ impl Decoded {
     }
 }
 
-/// Codes that are unpacked at a time.
-const TILES: usize = 8 * TILE;
-
 /// Consecutive codes of one output channel.
 #[derive(Debug, Clone, Copy)]
 pub struct Coded<'a> {
@@ -60,7 +57,8 @@ pub struct Coded<'a> {
     pub grid: Grid<'a>,
 }
 
-/// Decodes as many elements as `out` has room for, little-endian.
+/// Decodes as many elements as `out` has room for, little-endian. Scales over the global one are numbers, finite; a value
+/// is NaN only if its code is.
 ///
 /// # Panics
 /// If `packed`, the scales or the zero points are too short for that.
@@ -76,7 +74,7 @@ multiversion! { fn run(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) = bo
 fn body<R: Simd>(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
     match decoded {
         Decoded::F32 => tiles::<R, AsF32>(coded, out),
-        Decoded::Bf16 => tiles::<R, AsBf16>(coded, out),
+        Decoded::Bf16 => tiles::<R, NumbersAsBf16>(coded, out),
         Decoded::F16 => tiles::<R, AsF16>(coded, out),
     }
 }
@@ -84,10 +82,10 @@ fn body<R: Simd>(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
 #[inline(always)]
 fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
     let bits = coded.codes.bits();
-    let mut bytes = [0u8; TILES];
-    for (index, out) in out.chunks_mut(TILES * N::BYTES).enumerate() {
+    let mut bytes = [0u8; TILE];
+    for (index, out) in out.chunks_mut(TILE * N::BYTES).enumerate() {
         let len = out.len() / N::BYTES;
-        let packed = &coded.packed[index * TILES / 8 * usize::from(bits)..];
+        let packed = &coded.packed[index * TILE / 8 * usize::from(bits)..];
         let bytes = match bits {
             8 => &packed[..len],
             _ => {
@@ -95,7 +93,7 @@ fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
                 &bytes[..len]
             }
         };
-        for piece in pieces(coded.column + index * TILES, len, coded.group) {
+        for piece in pieces(coded.column + index * TILE, len, coded.group) {
             let scale = coded.grid.scales[piece.group] / coded.grid.global;
             let zero_points = coded.grid.zero_points;
             let zero_point = if zero_points.is_empty() { 0 } else { zero_points[piece.group] };
@@ -152,20 +150,18 @@ impl<F: Minifloat> Unit for Mini<F> {
 /// The type that values are written in.
 trait Narrow {
     const BYTES: usize;
-    /// The same for values of which none is NaN.
-    type Numbers: Narrow;
     /// A register of values into the bytes of sixteen.
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize);
 }
 
 struct AsF32;
 struct AsBf16;
+/// Of numbers, and of NaN without a payload.
 struct NumbersAsBf16;
 struct AsF16;
 
 impl Narrow for AsF32 {
     const BYTES: usize = 4;
-    type Numbers = AsF32;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -175,7 +171,6 @@ impl Narrow for AsF32 {
 
 impl Narrow for AsBf16 {
     const BYTES: usize = 2;
-    type Numbers = NumbersAsBf16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -185,7 +180,6 @@ impl Narrow for AsBf16 {
 
 impl Narrow for NumbersAsBf16 {
     const BYTES: usize = 2;
-    type Numbers = NumbersAsBf16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -195,7 +189,6 @@ impl Narrow for NumbersAsBf16 {
 
 impl Narrow for AsF16 {
     const BYTES: usize = 2;
-    type Numbers = AsF16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -203,17 +196,9 @@ impl Narrow for AsF16 {
     }
 }
 
-/// Decodes codes that share a scale. Codes are numbers, and so are their values unless the scale is none.
+/// Decodes codes that share a scale.
 #[inline(always)]
 fn each<R: Simd, N: Narrow, U: Unit>(codes: &[u8], out: &mut [u8], scale: f32, zero: i32) {
-    match scale.is_finite() {
-        true => scaled::<R, N::Numbers, U>(codes, out, scale, zero),
-        false => scaled::<R, N, U>(codes, out, scale, zero),
-    }
-}
-
-#[inline(always)]
-fn scaled<R: Simd, N: Narrow, U: Unit>(codes: &[u8], out: &mut [u8], scale: f32, zero: i32) {
     let (sixteens, rest) = codes.as_chunks::<LANES>();
     let (whole, tail) = out.split_at_mut(sixteens.len() * LANES * N::BYTES);
     for (codes, out) in sixteens.iter().zip(whole.chunks_exact_mut(LANES * N::BYTES)) {

@@ -79,23 +79,6 @@ pub(crate) trait Value: Copy {
     fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32;
 }
 
-impl Value for f32 {
-    #[inline(always)]
-    fn get(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn lanes<S: Simd>(values: &[Self; LANES], from: usize) -> S::F {
-        S::load(values, from)
-    }
-
-    #[inline(always)]
-    fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32 {
-        greatest_f32::<S, Self>(values)
-    }
-}
-
 /// A little-endian f32 at any alignment. Loops over it vectorise as over f32; loops over `[u8; 4]` do not.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
@@ -141,7 +124,11 @@ impl Value for LooseBf16 {
 
     #[inline(always)]
     fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32 {
-        Self(greatest_u16::<S>(bytes_of(values)).to_le()).get()
+        // Less than a register of two in a lane is read one in a lane.
+        match values.len() < 2 * LANES {
+            true => greatest_f32::<S, Self>(values),
+            false => Self(greatest_u16::<S>(bytes_of(values)).to_le()).get(),
+        }
     }
 }
 
@@ -158,7 +145,11 @@ impl Value for LooseF16 {
 
     #[inline(always)]
     fn greatest_magnitude<S: Simd>(values: &[Self]) -> f32 {
-        Self(greatest_u16::<S>(bytes_of(values)).to_le()).get()
+        // Less than a register of two in a lane is read one in a lane.
+        match values.len() < 2 * LANES {
+            true => greatest_f32::<S, Self>(values),
+            false => Self(greatest_u16::<S>(bytes_of(values)).to_le()).get(),
+        }
     }
 }
 
@@ -167,36 +158,38 @@ impl Value for LooseF16 {
 fn greatest_f32<S: Simd, V: Value>(values: &[V]) -> f32 {
     let mask = S::splat_i(0x7fff_ffff);
     let (sixteens, rest) = values.as_chunks::<LANES>();
-    let mut most = [0u32; LANES];
-    for from in (0..LANES).step_by(S::W) {
-        let mut found = S::splat_i(0);
-        for sixteen in sixteens {
-            found = S::max_i(S::and(S::bits(V::lanes::<S>(sixteen, from)), mask), found);
+    let mut found = S::splat_i(0);
+    // Small groups are many: the first sixteen without the loop.
+    if let Some((first, others)) = sixteens.split_first() {
+        for from in (0..LANES).step_by(S::W) {
+            found = S::max_i(S::and(S::bits(V::lanes::<S>(first, from)), mask), found);
         }
-        S::store_i(found, &mut most, from);
+        for sixteen in others {
+            for from in (0..LANES).step_by(S::W) {
+                found = S::max_i(S::and(S::bits(V::lanes::<S>(sixteen, from)), mask), found);
+            }
+        }
     }
     let rest = rest.iter().map(|value| value.get().to_bits() & 0x7fff_ffff);
-    f32::from_bits(rest.fold(S::greatest_i(&most), u32::max))
+    f32::from_bits(rest.fold(S::greatest_i(found), u32::max))
 }
 
 /// The greatest of the halves without their signs, two in a lane.
 #[inline(always)]
 fn greatest_u16<S: Simd>(bytes: &[u8]) -> u16 {
     let mask = S::splat_i(0x7fff_7fff);
-    let (sixteens, rest) = loose::<LooseF32>(bytes).as_chunks::<LANES>();
-    let mut most = [0u32; LANES];
-    for from in (0..LANES).step_by(S::W) {
-        let mut found = S::splat_i(0);
-        for sixteen in sixteens {
+    let pairs = loose::<LooseF32>(bytes);
+    let (sixteens, rest) = pairs.as_chunks::<LANES>();
+    let mut found = S::splat_i(0);
+    for sixteen in sixteens {
+        for from in (0..LANES).step_by(S::W) {
             found = S::max_halves(S::and(S::bits(S::load_loose(sixteen, from)), mask), found);
         }
-        S::store_i(found, &mut most, from);
     }
-    let (halves, _) = bytes[bytes.len() - bytes.len() % 4 - rest.len() * 4..].as_chunks::<2>();
-    let rest = halves.iter().map(|bytes| u16::from_le_bytes(*bytes) & 0x7fff);
-    let low = most.map(|both| both & 0xffff);
-    let high = most.map(|both| both >> 16);
-    rest.fold(S::greatest_i(&low).max(S::greatest_i(&high)) as u16, u16::max)
+    let found = S::and(S::max_halves(found, S::shr::<16>(found)), S::splat_i(0xffff));
+    let (halves, _) = bytes[(pairs.len() - rest.len()) * 4..].as_chunks::<2>();
+    let rest = halves.iter().map(|bytes| u32::from(u16::from_le_bytes(*bytes) & 0x7fff));
+    rest.fold(S::greatest_i(found), u32::max) as u16
 }
 
 /// The bytes of elements.

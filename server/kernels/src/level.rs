@@ -6,7 +6,8 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Level(pub(crate) Kind);
 
-/// What a level stands for; private, so that no level exists without its features.
+/// What a level stands for. Outside this crate none exists without its features; inside, `Level(R::KIND)` is written in bodies
+/// of `multiversion!` alone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// The target's baseline.
@@ -83,8 +84,8 @@ impl fmt::Debug for Level {
 
 /// Compiles one body at every level and defines `$name(level, args...)`, which runs it at the given one.
 ///
-/// The body's first type parameter is the level's registers (`crate::simd`). It must be `#[inline(always)]` all the way down,
-/// so that every loop in it is compiled with the level's features.
+/// The body's first type parameter is the level's registers (`crate::simd`). Whatever handles registers must be
+/// `#[inline(always)]` all the way down, and no closure, so that it is compiled with the level's features.
 macro_rules! multiversion {
     (fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident<R $(, $param:ty)*>;) => {
         #[inline]
@@ -101,7 +102,8 @@ macro_rules! multiversion {
             }
             match level.0 {
                 $crate::level::Kind::Scalar => $body::<$crate::simd::Array<4> $(, $param)*>($($arg),*),
-                // SAFETY: a `Level` is made in `Level::available` alone, which asked the CPU for these features.
+                // SAFETY: a `Level` is had from `Level::available`, which asked the CPU for these features; or it is `R::KIND` in a
+                // body that this macro compiled, which runs only where such a one was given.
                 #[cfg(target_arch = "x86_64")]
                 $crate::level::Kind::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.

@@ -4,8 +4,8 @@
 //! message, at any byte alignment, and writes into the caller's buffers; it allocates nothing, knows no Arrow, no async,
 //! no environment, and no layer names. What a scheme means is decided in `engine`.
 //!
-//! Promise: the same bits at every [`Level`], for codes, scales, zero points and sums. Each op is one scalar body,
-//! compiled once per level (`level::multiversion!`); nothing is contracted, reassociated or approximated, and
+//! Promise: the same bits at every [`Level`], for codes, scales, zero points and sums. Each op is one body over
+//! registers (`simd`), compiled once per level (`level::multiversion!`); nothing is contracted, reassociated or approximated, and
 //! sums are folded over a fixed tree. Formulas: `proto/SPEC.md`, section "Numbers".
 
 mod coder;

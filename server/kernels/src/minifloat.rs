@@ -15,8 +15,8 @@ pub(crate) trait Minifloat {
     const LEAST: u32;
     /// The largest finite value.
     const MAX: f32;
-    /// What a magnitude that is none decodes to.
-    const NAN: Option<u32>;
+    /// Whether the magnitude after the largest is NaN.
+    const HAS_NAN: bool;
     /// Whether -0.0 has the code of 0.0, and only numbers below zero have a sign: compressed-tensors' way with E2M1.
     const ZERO_HAS_NO_SIGN: bool;
 }
@@ -36,7 +36,7 @@ impl Minifloat for E4m3 {
     const MANTISSA: u32 = 3;
     const LEAST: u32 = 127 - 6;
     const MAX: f32 = 448.0;
-    const NAN: Option<u32> = Some(0x7f);
+    const HAS_NAN: bool = true;
     const ZERO_HAS_NO_SIGN: bool = false;
 }
 
@@ -45,7 +45,7 @@ impl Minifloat for E2m1 {
     const MANTISSA: u32 = 1;
     const LEAST: u32 = 127;
     const MAX: f32 = 6.0;
-    const NAN: Option<u32> = None;
+    const HAS_NAN: bool = false;
     const ZERO_HAS_NO_SIGN: bool = true;
 }
 
@@ -54,7 +54,7 @@ impl Minifloat for E2m3 {
     const MANTISSA: u32 = 3;
     const LEAST: u32 = 127;
     const MAX: f32 = 7.5;
-    const NAN: Option<u32> = None;
+    const HAS_NAN: bool = false;
     const ZERO_HAS_NO_SIGN: bool = false;
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn encode<S: Simd, F: Minifloat>(value: S::F) -> (S::I, S::F) {
     (S::or(code, down_sign::<S, F>(sign)), rounded)
 }
 
-/// The value of a code, exactly; that of NaN is none. Bits above the code's must be zero.
+/// The value of a code, exactly. Bits above the code's must be zero.
 ///
 /// With one added to the exponent, v = 2^e (1 + m): a normal number is v/2, a subnormal one is v less the smallest normal
 /// number; and each is the lesser of the two.
@@ -88,6 +88,11 @@ pub(crate) fn decode<S: Simd, F: Minifloat>(code: S::I) -> S::F {
     let doubled = S::number(S::add_i(up_mantissa::<S, F>(magnitude), S::splat_i(F::LEAST << 23)));
     let subnormal = S::sub(doubled, S::splat(f32::from_bits(F::LEAST << 23)));
     let value = S::min(subnormal, S::mul(doubled, S::splat(0.5)));
+    // A magnitude that is NaN would be the one after the largest.
+    let value = match F::HAS_NAN {
+        true => S::select_at_most(value, S::splat(F::MAX), value, S::splat(f32::NAN)),
+        false => value,
+    };
     let sign = S::and(up_sign::<S, F>(code), S::splat_i(0x8000_0000));
     S::number(S::or(S::bits(value), sign))
 }
@@ -134,10 +139,9 @@ fn up_sign<S: Simd, F: Minifloat>(code: S::I) -> S::I {
     }
 }
 
-/// The value of one code; NaN too, which codes that were made here are not.
+/// The value of one code.
 pub(crate) fn decode_one<F: Minifloat>(code: u8) -> f32 {
-    let magnitude = u32::from(code) & ((1 << (F::BITS - 1)) - 1);
-    if F::NAN == Some(magnitude) { f32::NAN } else { decode::<One, F>([u32::from(code)])[0] }
+    decode::<One, F>([u32::from(code)])[0]
 }
 
 #[cfg(test)]
@@ -147,8 +151,10 @@ mod tests {
     /// Every code of a type in order of magnitude, with the largest last.
     fn check<F: Minifloat>() {
         let half = 1u16 << (F::BITS - 1);
-        let finite = (0..half).filter(|code| F::NAN != Some(u32::from(*code))).map(|code| code as u8);
-        let codes: Vec<u8> = finite.collect();
+        let codes: Vec<u8> = (0..half - u16::from(F::HAS_NAN)).map(|code| code as u8).collect();
+        for code in (codes.len() as u16..half).flat_map(|code| [code, code | half]) {
+            assert!(decode_one::<F>(code as u8).is_nan(), "{code:#x}");
+        }
         let encode = |value: f32| {
             let (code, rounded) = encode::<One, F>([value]);
             (code[0] as u8, rounded[0])

@@ -58,7 +58,7 @@ impl<'a> Part<'a> {
     /// Each tile's first column and bytes.
     #[inline(always)]
     pub(crate) fn tiles(&self) -> impl Iterator<Item = (usize, &'a [u8])> + use<'a> {
-        debug_assert!(self.column.is_multiple_of(TILE));
+        assert!(self.column.is_multiple_of(TILE), "a part begins at column {}, within a tile", self.column);
         let column = self.column;
         self.bytes.chunks(TILE * self.dtype.bytes()).enumerate().map(move |(i, bytes)| (column + i * TILE, bytes))
     }

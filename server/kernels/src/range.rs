@@ -61,7 +61,8 @@ multiversion! { fn extents(part: &Part<'_>, ranges: &mut [Range]) = body<R, Exte
 
 /// What is looked for in the elements of a piece.
 trait Sought {
-    fn of<R: Simd, V: Value>(values: &[V]) -> Range;
+    /// Widens a range by values.
+    fn widen<R: Simd, V: Value>(range: &mut Range, values: &[V]);
 }
 
 #[inline(always)]
@@ -84,8 +85,7 @@ fn body<R: Simd, S: Sought>(part: &Part<'_>, ranges: &mut [Range]) {
 #[inline(always)]
 fn tile_of<R: Simd, S: Sought, V: Value>(first: usize, values: &[V], group: usize, ranges: &mut [Range]) {
     for piece in pieces(first, values.len(), group) {
-        let range = &mut ranges[piece.group];
-        *range = range.with(S::of::<R, V>(&values[piece.start..piece.end]));
+        S::widen::<R, V>(&mut ranges[piece.group], &values[piece.start..piece.end]);
     }
 }
 
@@ -94,9 +94,10 @@ struct Magnitude;
 
 impl Sought for Magnitude {
     #[inline(always)]
-    fn of<R: Simd, V: Value>(values: &[V]) -> Range {
-        let greatest = V::greatest_magnitude::<R>(values);
-        Range { min: -greatest, max: greatest, finite: greatest.is_finite() }
+    fn widen<R: Simd, V: Value>(range: &mut Range, values: &[V]) {
+        let found = V::greatest_magnitude::<R>(values);
+        let most = greatest(found, range.max);
+        *range = Range { min: -most, max: most, finite: range.finite & found.is_finite() };
     }
 }
 
@@ -106,12 +107,13 @@ struct Extent;
 impl Sought for Extent {
     /// Least and greatest do not depend on the order.
     #[inline(always)]
-    fn of<R: Simd, V: Value>(values: &[V]) -> Range {
+    fn widen<R: Simd, V: Value>(range: &mut Range, values: &[V]) {
         let (sixteens, rest) = values.as_chunks::<LANES>();
         let zero = R::splat(0.0);
-        let (mut lows, mut highs, mut bits) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
+        let (mut lows, mut highs) = ([0f32; LANES], [0f32; LANES]);
+        let mut most = R::splat_i(0);
         for from in (0..LANES).step_by(R::W) {
-            let (mut low, mut high, mut most) = (zero, zero, R::splat_i(0));
+            let (mut low, mut high) = (zero, zero);
             for sixteen in sixteens {
                 let values = V::lanes::<R>(sixteen, from);
                 low = R::min(values, low);
@@ -120,16 +122,16 @@ impl Sought for Extent {
             }
             R::store(R::sub(zero, low), &mut lows, from);
             R::store(high, &mut highs, from);
-            R::store_i(most, &mut bits, from);
         }
         let found = Range {
             min: 0.0 - R::greatest(&lows),
             max: R::greatest(&highs),
-            finite: R::greatest_i(&bits) < 0x7f80_0000,
+            finite: R::greatest_i(most) < 0x7f80_0000,
         };
-        rest.iter()
-            .map(|value| value.get())
-            .fold(found, |found, value| found.with(Range { min: value, max: value, finite: value.is_finite() }))
+        *range = range.with(found);
+        for value in rest.iter().map(|value| value.get()) {
+            *range = range.with(Range { min: value, max: value, finite: value.is_finite() });
+        }
     }
 }
 

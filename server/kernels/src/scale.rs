@@ -151,7 +151,7 @@ fn amax<S: Simd>(min: S::F, max: S::F) -> S::F {
 }
 
 /// By what the E4M3 scales of a layer are divided: such that its greatest magnitude `amax` uses the whole range of
-/// scales and codes, 448 * 6 / amax; 1 where that is infinite. Layers that are fused share it: `amax` is then the greatest of all.
+/// scales and codes, 448 * 6 / amax; 1 where that is infinite, or zero. Layers that are fused share it: `amax` is then the greatest of all.
 ///
 /// The quotient is a reciprocal times a number, as torch evaluates it.
 pub fn global_scale(arith: Arith, dtype: Dtype, codes: Codes, amax: f32) -> f32 {
@@ -166,7 +166,7 @@ fn global<Step: Round>(codes: Codes, amax: f32) -> f32 {
     let (_, high) = codes.limits();
     let (_, scale_max) = Codes::Fp8E4m3.limits();
     let scale = Step::round(Step::round(1.0 / amax) * (scale_max * high));
-    if scale.is_finite() { scale } else { 1.0 }
+    if scale.is_finite() && scale > 0.0 { scale } else { 1.0 }
 }
 
 /// A group's scale under a global one, which is an f32 and so makes the rest f32. A scale of zero becomes E4M3's epsilon.
@@ -191,7 +191,7 @@ impl<Step: Round> Rule for Local<Step> {
     }
 }
 
-/// 2^(e-127), e within 0..=254. Magnitudes below the smallest normal number count as that of 2^-127 and below.
+/// 2^(e-127), e within 0..=254. The exponent of subnormal magnitudes counts as that of 2^-127: as their bits say.
 struct PowerOfTwo {
     codes: Codes,
     rule: MxRule,
@@ -204,8 +204,7 @@ impl Rule for PowerOfTwo {
         let emax = (high.to_bits() >> 23) - 127;
         // |min| and |max| are numbers, whose bits have no sign.
         let amax = S::abs(amax::<S>(min, max));
-        // A number below 2^-126 as an integer is below 2^23.
-        let least = f32::from_bits((1 << 23) - 1);
+        let greatest_subnormal = f32::from_bits((1 << 23) - 1);
         // e + emax, or emax where that is more: e is no less than 0. It is no more than 254, since emax is at least 2.
         let exponent = match self.rule {
             MxRule::Floor => S::shr::<23>(S::bits(amax)),
@@ -221,7 +220,7 @@ impl Rule for PowerOfTwo {
                 let (zero, one) = (S::splat_i(emax), S::splat_i(emax + 1));
                 let below = S::select_at_most(ratio, S::splat(LOWEST), S::number(zero), S::number(one));
                 let normal = S::number(S::add_i(above, S::splat_i(emax)));
-                S::bits(S::select_at_most(ratio, S::splat(least), below, normal))
+                S::bits(S::select_at_most(ratio, S::splat(greatest_subnormal), below, normal))
             }
         };
         let e = S::sub_i(S::max_i(exponent, S::splat_i(emax)), S::splat_i(emax));

@@ -46,7 +46,6 @@ pub(crate) trait Simd: Copy {
     /// Sixteen bytes' `from .. from + W`, widened.
     fn load_bytes(bytes: &[u8; LANES], from: usize) -> Self::I;
     fn store(values: Self::F, out: &mut [f32; LANES], from: usize);
-    fn store_i(values: Self::I, out: &mut [u32; LANES], from: usize);
     /// The lowest byte of each lane.
     fn store_bytes(values: Self::I, out: &mut [u8; LANES], from: usize);
     /// Little-endian, at any alignment, into exactly as many bytes.
@@ -68,8 +67,8 @@ pub(crate) trait Simd: Copy {
     fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3];
     /// The greatest of sixteen lanes.
     fn greatest(lanes: &[f32; LANES]) -> f32;
-    /// The greatest of sixteen lanes, of numbers below 2^31.
-    fn greatest_i(lanes: &[u32; LANES]) -> u32;
+    /// The greatest of a register's lanes, of numbers below 2^31.
+    fn greatest_i(a: Self::I) -> u32;
     /// How many lanes differ; NaN does not.
     fn count_differing(a: Self::F, b: Self::F) -> u32;
     /// `then` where `a <= bound`, else `otherwise`.
@@ -111,13 +110,9 @@ pub(crate) trait Simd: Copy {
     /// The same of numbers or none. NaN is made quiet and keeps the top bits of its payload.
     #[inline(always)]
     fn bf16_bits(a: Self::F) -> Self::I {
-        let bits = Self::bits(a);
-        let odd = Self::and(Self::shr::<16>(bits), Self::splat_i(1));
-        let rounded = Self::add_i(Self::add_i(bits, Self::splat_i(0x7fff)), odd);
-        let quiet = Self::or(bits, Self::splat_i(0x40_0000));
-        let infinity = Self::splat(f32::INFINITY);
-        let chosen = Self::select_at_most(a, infinity, Self::number(rounded), Self::number(quiet));
-        Self::shr::<16>(Self::bits(chosen))
+        let rounded = Self::number(Self::bf16_bits_of_numbers(a));
+        let quiet = Self::number(Self::shr::<16>(Self::or(Self::bits(a), Self::splat_i(0x40_0000))));
+        Self::bits(Self::select_at_most(a, Self::splat(f32::INFINITY), rounded, quiet))
     }
 
     /// The nearest bfloat16 as a number.

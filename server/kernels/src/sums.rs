@@ -106,9 +106,11 @@ impl Tally {
     pub(crate) fn add<S: Simd, V: Value>(&mut self, values: &[V], lanes: &Lanes, decode: impl Fn(usize) -> f32) {
         let folded = lanes.folded::<S>();
         // Of x·y the sum is (x² + y² - (x - y)²) / 2, which is as exact as these unless little of the signal is left.
-        let is_exact =
-            folded.is_exact() && SAFE.contains(&folded.decoded) && 2.0 * folded.product() >= f64::from(folded.signal);
-        if is_exact || folded.is_exact() && is_zero(values.len(), &decode) {
+        let is_exact = SAFE.contains(&folded.signal)
+            && SAFE.contains(&folded.noise)
+            && SAFE.contains(&folded.decoded)
+            && 2.0 * folded.product() >= f64::from(folded.signal);
+        if is_exact || folded.is_exact_after_all(values, &decode) {
             self.sums = self.sums.then(&folded.sums(values.len()));
             for from in (0..LANES).step_by(S::W) {
                 S::store(S::max(S::load(&lanes.worst, from), S::load(&self.worst, from)), &mut self.worst, from);
@@ -205,10 +207,17 @@ struct Folded {
 }
 
 impl Folded {
-    /// Whether the sums of the elements and of the errors are.
-    #[inline(always)]
-    fn is_exact(&self) -> bool {
-        SAFE.contains(&self.signal) && SAFE.contains(&self.noise)
+    /// Whether what looks lost is not: elements that are all zero, values that all are, or no error in any.
+    #[inline(never)]
+    fn is_exact_after_all<V: Value>(&self, values: &[V], decode: &impl Fn(usize) -> f32) -> bool {
+        let no_signal = || values.iter().all(|x| x.get() == 0.0);
+        let no_values = || (0..values.len()).all(|column| decode(column) == 0.0);
+        let no_noise = || values.iter().enumerate().all(|(column, x)| x.get() == decode(column));
+        let kept = |sum: f32| SAFE.contains(&sum);
+        let fits = kept(self.decoded) && 2.0 * self.product() >= f64::from(self.signal);
+        (kept(self.signal) || self.signal == 0.0 && no_signal())
+            && (kept(self.noise) || self.noise == 0.0 && no_noise())
+            && (fits || self.decoded == 0.0 && no_values())
     }
 
     #[inline(always)]
@@ -229,13 +238,6 @@ impl Folded {
             ..Sums::default()
         }
     }
-}
-
-/// Whether values all decode to zero: then a sum of zero is exact. So is the noise of values that all are exact, but that is not
-/// told from noise that was lost, nor are elements that all are zero.
-#[inline(never)]
-fn is_zero(len: usize, decode: &impl Fn(usize) -> f32) -> bool {
-    (0..len).all(|column| decode(column) == 0.0)
 }
 
 /// The sums of a tile in f64, column by column.
@@ -264,9 +266,13 @@ fn greater(a: f32, b: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::One;
+    use crate::{
+        element::{LooseF32, loose},
+        simd::One,
+    };
 
     fn measured(values: &[f32], decoded: &[f32]) -> Sums {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let mut lanes = Lanes::new();
         for lane in 0..LANES {
             let mut sums = Registers::<One>::new();
@@ -276,7 +282,7 @@ mod tests {
             lanes.put(lane, sums);
         }
         let mut tally = Tally::default();
-        tally.add::<One, f32>(values, &lanes, |column| decoded[column]);
+        tally.add::<One, LooseF32>(loose(&bytes), &lanes, |column| decoded[column]);
         tally.sums::<One>()
     }
 

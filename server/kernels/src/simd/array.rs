@@ -68,10 +68,6 @@ impl<const N: usize> Simd for Array<N> {
         out[from..from + N].copy_from_slice(&values);
     }
     #[inline(always)]
-    fn store_i(values: [u32; N], out: &mut [u32; LANES], from: usize) {
-        out[from..from + N].copy_from_slice(&values);
-    }
-    #[inline(always)]
     fn store_bytes(values: [u32; N], out: &mut [u8; LANES], from: usize) {
         out[from..from + N].copy_from_slice(&lanes!(values => 0, values as u8));
     }
@@ -124,8 +120,8 @@ impl<const N: usize> Simd for Array<N> {
         fold(lanes, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
-    fn greatest_i(lanes: &[u32; LANES]) -> u32 {
-        lanes.iter().copied().fold(0, u32::max)
+    fn greatest_i(a: [u32; N]) -> u32 {
+        a.into_iter().fold(0, u32::max)
     }
     #[inline(always)]
     fn count_differing(a: [f32; N], b: [f32; N]) -> u32 {

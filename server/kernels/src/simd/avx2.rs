@@ -50,7 +50,6 @@ impl Simd for Avx2 {
         fn load_f16(values: &[LooseF16; LANES], from: usize) -> __m256 = _mm256_cvtph_ps(_mm_loadu_si128(at!(values, from).cast()));
         fn load_bytes(bytes: &[u8; LANES], from: usize) -> __m256i = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at!(bytes, from).cast()));
         fn store(values: __m256, out: &mut [f32; LANES], from: usize) -> () = _mm256_storeu_ps(at!(mut out, from), values);
-        fn store_i(values: __m256i, out: &mut [u32; LANES], from: usize) -> () = _mm256_storeu_si256(at!(mut out, from).cast(), values);
         fn store_bytes(values: __m256i, out: &mut [u8; LANES], from: usize) -> () = {
             let low = _mm256_shuffle_epi8(values, _mm256_set1_epi64x(0x0c08_0400));
             let low = _mm256_permutevar8x32_epi32(low, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
@@ -101,9 +100,8 @@ impl Simd for Avx2 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
         };
-        fn greatest_i(lanes: &[u32; LANES]) -> u32 = {
-            let eight = _mm256_max_epi32(_mm256_loadu_si256(lanes.as_ptr().cast()), _mm256_loadu_si256(lanes.as_ptr().add(8).cast()));
-            let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+        fn greatest_i(a: __m256i) -> u32 = {
+            let four = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
             let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
             _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two))) as u32
         };

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Avx2, Simd};
 use crate::{
     element::{LANES, LooseBf16, LooseF16, LooseF32},
     level::Kind,
@@ -50,7 +50,6 @@ impl Simd for Avx512 {
         fn load_f16(values: &[LooseF16; LANES], from: usize) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(at!(values, from).cast()));
         fn load_bytes(bytes: &[u8; LANES], from: usize) -> __m512i = _mm512_cvtepu8_epi32(_mm_loadu_si128(at!(bytes, from).cast()));
         fn store(values: __m512, out: &mut [f32; LANES], from: usize) -> () = _mm512_storeu_ps(at!(mut out, from), values);
-        fn store_i(values: __m512i, out: &mut [u32; LANES], from: usize) -> () = _mm512_storeu_si512(at!(mut out, from).cast(), values);
         fn store_bytes(values: __m512i, out: &mut [u8; LANES], from: usize) -> () = _mm_storeu_si128(at!(mut out, from).cast(), _mm512_cvtepi32_epi8(values));
         fn write(values: __m512, out: &mut [u8]) -> () = {
             assert!(out.len() == 4 * Self::W);
@@ -66,41 +65,8 @@ impl Simd for Avx512 {
         fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
         fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
         fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
-        fn sum(lanes: &[f32; LANES]) -> f32 = {
-            let eight = _mm256_add_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-        };
-        fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3] = {
-            // No loop and no closure: a closure would be compiled without the level's features.
-            let [a, b, c] = lanes;
-            let a = _mm256_add_ps(_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(a.as_ptr().add(8)));
-            let b = _mm256_add_ps(_mm256_loadu_ps(b.as_ptr()), _mm256_loadu_ps(b.as_ptr().add(8)));
-            let c = _mm256_add_ps(_mm256_loadu_ps(c.as_ptr()), _mm256_loadu_ps(c.as_ptr().add(8)));
-            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let b = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
-            let c = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps::<1>(c));
-            // a0 + a2, a1 + a3, b0 + b2, b1 + b3; and c alone; then all three.
-            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
-            let c = _mm_add_ps(c, _mm_movehl_ps(c, c));
-            let all = _mm_add_ps(_mm_shuffle_ps::<0b00_00_10_00>(ab, c), _mm_shuffle_ps::<0b01_01_11_01>(ab, c));
-            let mut sums = [0f32; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), all);
-            [sums[0], sums[1], sums[2]]
-        };
-        fn greatest(lanes: &[f32; LANES]) -> f32 = {
-            let eight = _mm256_max_ps(_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes.as_ptr().add(8)));
-            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
-        };
-        fn greatest_i(lanes: &[u32; LANES]) -> u32 = {
-            let eight = _mm256_max_epi32(_mm256_loadu_si256(lanes.as_ptr().cast()), _mm256_loadu_si256(lanes.as_ptr().add(8).cast()));
-            let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
-            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two))) as u32
-        };
+        fn greatest_i(a: __m512i) -> u32 =
+            Avx2::greatest_i(_mm256_max_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a)));
         fn count_differing(a: __m512, b: __m512) -> u32 = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(a, b).count_ones();
         fn select_at_most(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =
             _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, bound), then);
@@ -118,6 +84,19 @@ impl Simd for Avx512 {
         fn max_i(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
     }
 
+    // Of sixteen lanes in memory: AVX2's.
+    #[inline(always)]
+    fn sum(lanes: &[f32; LANES]) -> f32 {
+        Avx2::sum(lanes)
+    }
+    #[inline(always)]
+    fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3] {
+        Avx2::sums(lanes)
+    }
+    #[inline(always)]
+    fn greatest(lanes: &[f32; LANES]) -> f32 {
+        Avx2::greatest(lanes)
+    }
     #[inline(always)]
     fn shl<const N: u32>(a: __m512i) -> __m512i {
         // SAFETY: as in `intrinsics!`.

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use quarrel_kernels::{
-    Arith, CLIPS, Codes, Dtype, Format, Packing, Part, Range, Scaler, Scaling, clipped, squared_errors,
+    Arith, CLIPS, Codes, Dtype, Format, Packing, Part, Range, Scaler, Scaling, TILE, clipped, squared_errors,
 };
 
 use crate::{
@@ -30,6 +30,17 @@ fn check(case: &Case, bytes: &[u8]) -> Vec<[f64; CLIPS]> {
         errors
     };
     let scalar = errors(asked::scalar());
+    // The same of a part that begins within the channel: its first group's errors are added to those before.
+    let at = TILE * case.dtype.bytes();
+    if bytes.len() > at {
+        let mut cut = vec![[0.0; CLIPS]; params.len()];
+        let first = Part { bytes: &bytes[..at], ..part };
+        squared_errors(asked::scalar(), case.format, case.arith, &first, &params, &mut cut);
+        let group = TILE / case.group;
+        let second = Part { bytes: &bytes[at..], column: TILE, ..part };
+        squared_errors(asked::scalar(), case.format, case.arith, &second, &params[group..], &mut cut[group..]);
+        assert_eq!(cut, scalar, "{case:?}");
+    }
     for level in asked::levels() {
         let bits =
             |errors: &[[f64; CLIPS]]| errors.as_flattened().iter().map(|error| error.to_bits()).collect::<Vec<_>>();

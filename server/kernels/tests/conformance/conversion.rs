@@ -1,9 +1,11 @@
 //! Elements of one type in another, and the first that is no number.
 
 use half::{bf16, f16};
-use quarrel_kernels::{Decoded, Dtype, convert, first_non_finite};
+use quarrel_kernels::{Coded, Codes, Decoded, Dtype, Grid, convert, dequantize, first_non_finite};
 
 use crate::{asked, formulas::non_finite, oracle, place::Place};
+
+const ALL_DECODED: [Decoded; 3] = [Decoded::F32, Decoded::Bf16, Decoded::F16];
 
 /// Elements to convert: every bit pattern of the narrow types, and of f32 and f64 a sweep, ties and all exponents.
 fn all(dtype: Dtype) -> Vec<u8> {
@@ -32,7 +34,7 @@ fn every_element_becomes_the_nearest_of_the_other_type() {
     for dtype in Dtype::ALL {
         let bytes = all(dtype);
         let values = oracle::read(dtype, &bytes);
-        for decoded in [Decoded::F32, Decoded::Bf16, Decoded::F16] {
+        for decoded in ALL_DECODED {
             let expected: Vec<f32> = values.iter().map(|value| nearest(decoded, *value)).collect();
             for level in asked::levels() {
                 let mut out = Place::Shifted(3).room(values.len() * decoded.bytes(), 0xaa);
@@ -52,7 +54,7 @@ fn every_element_becomes_the_nearest_of_the_other_type() {
 fn every_level_converts_to_the_same_bits() {
     for dtype in Dtype::ALL {
         let bytes = all(dtype);
-        for decoded in [Decoded::F32, Decoded::Bf16, Decoded::F16] {
+        for decoded in ALL_DECODED {
             let converted = |level| {
                 let mut out = vec![0xaa; bytes.len() / dtype.bytes() * decoded.bytes()];
                 convert(level, dtype, &bytes, decoded, &mut out);
@@ -97,6 +99,28 @@ fn the_first_number_that_is_none_is_found_wherever_it_stands() {
                 let (found, value) = first_non_finite(dtype, &bytes).unwrap();
                 assert_eq!(found, at, "{dtype:?}");
                 assert!(!value.is_finite());
+            }
+        }
+    }
+}
+
+/// Every byte, those that no weights are coded as among them: another's file may hold NaN.
+#[test]
+fn every_byte_of_fp8_decodes_to_its_number_or_nan() {
+    let bytes: Vec<u8> = (0..=u8::MAX).collect();
+    let values = oracle::read(Dtype::F8E4m3, &bytes);
+    assert_eq!(values.iter().filter(|value| value.is_nan()).count(), 2);
+    for scale in [1.0, 0.37, -2.5] {
+        let grid = Grid { scales: &[scale], zero_points: &[], global: 1.0 };
+        for (level, decoded) in asked::levels().iter().flat_map(|level| ALL_DECODED.map(|decoded| (*level, decoded))) {
+            let mut out = vec![0xaa; bytes.len() * decoded.bytes()];
+            let coded = Coded { codes: Codes::Fp8E4m3, packed: &bytes, column: 0, group: 256, grid };
+            dequantize(level, &coded, decoded, &mut out);
+            let got = oracle::read(as_dtype(decoded), &out);
+            for ((byte, value), got) in bytes.iter().zip(&values).zip(got) {
+                let expected = nearest(decoded, value * scale);
+                let is_same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+                assert!(is_same, "{level:?}: {byte:#x} times {scale} in {decoded:?}: {got}, expected {expected}");
             }
         }
     }

@@ -5,7 +5,9 @@
 //! | `levels` | all | all | 0..=300 | all | all of F32, one of the others in turn | alignments 0..64 at two lengths |
 //! | `formulas` | all | all | random | random | random | both arithmetics, adversarial numbers, given grids |
 //! | `division` | symmetric integers | all | 1, 16, 256 | F32 | one, and each its own | each code's ties and ends, all scales |
-//! | `invariants` | all | one in turn | up to 1,000 | all | all | cuts, orders, requantizing |
+//! | `invariants` | all | one in turn | up to 5,000 | all | all | cuts, orders, requantizing |
+//! | `clipping` | integers | all | 0..=300 | all in turn | one in turn | errors, cut channels, ranges that overflow |
+//! | `conversion` | - | all | 0..=300 | all | - | every narrow number |
 //! | `bounds` | all | all | 0..=300 | all | one in turn | both ends of a page |
 //! | `metrics`, `contract` | cases | one | cases | F32 | one | what is undefined, what panics |
 //!

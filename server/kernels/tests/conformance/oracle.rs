@@ -174,7 +174,7 @@ fn grid(case: &Case, values: &[f32]) -> Result<Grid, Unfit> {
 fn global_scale(case: &Case, amax: f32) -> f32 {
     let (_, largest) = limits(case.format.codes);
     let scale = intermediate(case, intermediate(case, 1.0 / amax) * (448.0 * largest));
-    if scale.is_finite() { scale } else { 1.0 }
+    if scale.is_finite() && scale > 0.0 { scale } else { 1.0 }
 }
 
 fn qparams(case: &Case, group: &[f32], global: f32) -> (f32, i32) {
