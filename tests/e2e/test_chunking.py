@@ -41,7 +41,7 @@ def random_runs(seed) -> list[int]:
 
 
 DECODED = ("f32", "bf16", "f16")
-ARRAYS = {dtype: weights(dtype) for dtype in ("f32", "bf16")}
+ARRAYS = {dtype: weights(dtype) for dtype in ("f32", "bf16", "f16")}
 # How the rows are cut, and how rows share batches.
 CHUNKINGS = {
     "one row": (None, 1),

@@ -10,7 +10,7 @@ from report import told
 
 HEAD = """\
 GB/s is 1e9 bytes of f32 a second, 4 bytes for each element, whatever its type; of `dequantize`, of the bytes that come
-out. Ratios are medians over the rounds of the ratio within a round: /memcpy of the GB/s, /f32 of elements a second,
+out. /memcpy is the best rate over the best of memcpy. Other ratios are medians over the rounds of the ratio within a round: /f32 of elements a second,
 /peer of the time of the fastest peer (for quantize+metrics: of its quantize, as no peer measures)."""
 
 

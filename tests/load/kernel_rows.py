@@ -68,10 +68,8 @@ class Rows:
         return row.bytes_out if key.op == DEQUANTIZE else 4 * row.elements
 
     def over_memcpy(self, key: Key) -> float | None:
-        """Of the rates, with memcpy as the same process measured it."""
-        memcpy = self.memcpy(key.by)
-        faster = self.faster(key, memcpy)
-        return faster and faster * self.bytes(key) / self.found[memcpy].bytes_in
+        """Of the best rates, with memcpy as the same processes measured it."""
+        return self.rate(key) / self.copied(key.by) if key in self.found else None
 
     def over_f32(self, key: Key) -> float | None:
         """Elements per second over those of the same row of f32."""

@@ -56,6 +56,8 @@ fn formats() -> Vec<Laid> {
 
 struct Asked {
     level: Level,
+    /// Whether each round computes one and the same channel, which stays in the cache: what the work takes without memory.
+    in_cache: bool,
     dtypes: Vec<Dtype>,
     formats: Vec<String>,
     rounds: usize,
@@ -73,6 +75,7 @@ struct Bench<'a> {
     packed: Vec<u8>,
     values: Vec<u8>,
     best: [f64; 3],
+    in_cache: bool,
 }
 
 const OPS: [&str; 3] = ["quantize", "quantize+metrics", "dequantize"];
@@ -84,7 +87,7 @@ fn main() {
     for (dtype, weights) in &stored {
         for format in formats() {
             if asked.formats.is_empty() || asked.formats.iter().any(|name| name == format.name) {
-                benches.push(Bench::new(format, *dtype, weights));
+                benches.push(Bench::new(format, *dtype, weights, asked.in_cache));
             }
         }
     }
@@ -132,17 +135,22 @@ fn timed(run: impl FnOnce()) -> f64 {
 
 impl Asked {
     fn parse() -> Asked {
-        let mut asked = Asked { level: Level::detect(), dtypes: Vec::new(), formats: Vec::new(), rounds: 5 };
+        let mut asked =
+            Asked { level: Level::detect(), in_cache: false, dtypes: Vec::new(), formats: Vec::new(), rounds: 5 };
         // Cargo says `--bench` to every benchmark.
         let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
         while let Some(word) = words.next() {
+            if word == "--in-cache" {
+                asked.in_cache = true;
+                continue;
+            }
             let value = words.next().unwrap_or_else(|| panic!("`{word}` needs a value"));
             match word.as_str() {
                 "--level" => asked.level = Level::named(&value).unwrap(),
                 "--dtype" => asked.dtypes.push(Dtype::named(&value).unwrap()),
                 "--format" => asked.formats.push(value),
                 "--rounds" => asked.rounds = value.parse().unwrap(),
-                _ => panic!("unknown argument `{word}`: expected --level, --dtype, --format or --rounds"),
+                _ => panic!("unknown argument `{word}`: expected --level, --dtype, --format, --rounds or --in-cache"),
             }
         }
         if asked.dtypes.is_empty() {
@@ -173,7 +181,7 @@ fn weights(dtype: Dtype) -> Vec<u8> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(laid: Laid, dtype: Dtype, weights: &'a [u8]) -> Bench<'a> {
+    fn new(laid: Laid, dtype: Dtype, weights: &'a [u8], in_cache: bool) -> Bench<'a> {
         let height = if laid.format.scaling == Scaling::E4m3 { 1 } else { laid.height };
         let scales = SIDE.div_ceil(height) * SIDE.div_ceil(laid.group);
         Bench {
@@ -187,6 +195,7 @@ impl<'a> Bench<'a> {
             packed: vec![1; SIDE * packed_bytes(laid.format.codes, SIDE)],
             values: vec![1; SIDE * SIDE * decoded(dtype).bytes()],
             best: [f64::INFINITY; 3],
+            in_cache,
         }
     }
 
@@ -201,6 +210,12 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// Where in memory each channel lies.
+    fn lies(&self) -> impl Fn(usize) -> usize + use<> {
+        let in_cache = self.in_cache;
+        move |channel| if in_cache { 0 } else { channel }
+    }
+
     /// Span by span: the ranges of its channels, then its scales, then the codes of its channels.
     fn quantize(&mut self, level: Level, measuring: Measuring) {
         let Laid { format, group, height, .. } = self.laid;
@@ -210,8 +225,9 @@ impl<'a> Bench<'a> {
         let channel_bytes = SIDE * self.dtype.bytes();
         let packed_bytes = packed_bytes(format.codes, SIDE);
         let (weights, dtype) = (self.weights, self.dtype);
+        let lies = self.lies();
         let part = |channel: usize| {
-            let (bytes, ahead) = weights[channel * channel_bytes..].split_at(channel_bytes);
+            let (bytes, ahead) = weights[lies(channel) * channel_bytes..].split_at(channel_bytes);
             let ahead = &ahead[..ahead.len().min(channel_bytes)];
             Part { dtype, bytes, column: 0, group, ahead }
         };
@@ -233,7 +249,7 @@ impl<'a> Bench<'a> {
                 .write(level, &self.found[slots_of_span.clone()], &mut self.scales[slots_of_span], zero_points)
                 .unwrap();
             for channel in channels {
-                let out = &mut self.packed[channel * packed_bytes..][..packed_bytes];
+                let out = &mut self.packed[lies(channel) * packed_bytes..][..packed_bytes];
                 let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots(channel)] };
                 let grid = Grid { scales: &self.scales[slots(channel)], zero_points, global: self.global };
                 match measuring {
@@ -252,10 +268,12 @@ impl<'a> Bench<'a> {
         let shared = if format.scaling == Scaling::E4m3 { 1 } else { height };
         let packed_bytes = packed_bytes(format.codes, SIDE);
         let decoded = decoded(self.dtype);
-        for (channel, values) in self.values.chunks_exact_mut(SIDE * decoded.bytes()).enumerate() {
+        let lies = self.lies();
+        for channel in 0..SIDE {
+            let values = &mut self.values[lies(channel) * SIDE * decoded.bytes()..][..SIDE * decoded.bytes()];
             let slots = channel / shared * groups..(channel / shared + 1) * groups;
             let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots.clone()] };
-            let packed = &self.packed[channel * packed_bytes..][..packed_bytes];
+            let packed = &self.packed[lies(channel) * packed_bytes..][..packed_bytes];
             let grid = Grid { scales: &self.scales[slots], zero_points, global: self.global };
             dequantize(level, &Coded { codes: format.codes, packed, column: 0, group, grid }, decoded, values);
         }

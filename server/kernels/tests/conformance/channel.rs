@@ -112,7 +112,7 @@ fn derived(level: Level, case: &Case, found: &[Range]) -> Result<Grid, Unfit> {
 
 fn coded(level: Level, case: &Case, part: &Part<'_>, ranges: Vec<Range>, grid: Grid, places: Places) -> Outcome {
     let (format, columns) = (case.format, part.bytes.len() / case.dtype.bytes());
-    let scales = places.grid.holding(&grid.scales, f32::NAN);
+    let scales = places.grid.holding(&grid.scales, -f32::MAX);
     let zero_points = places.grid.holding(&grid.zero_points, 0);
     let seen = quarrel_kernels::Grid { scales: &scales, zero_points: &zero_points, global: grid.global };
     // Filled with different bits, so that a byte that is not written shows.

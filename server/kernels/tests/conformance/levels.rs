@@ -45,18 +45,20 @@ fn every_length_is_coded_as_the_formula_says() {
     }
 }
 
-#[test]
-fn alignment_changes_nothing_and_nothing_is_written_beside_a_buffer() {
-    for (len, dtype) in [77, 300].into_iter().flat_map(|len| Dtype::ALL.map(|dtype| (len, dtype))) {
-        let bytes = store(dtype, &numbers(len, 1));
-        for (turn, format) in FORMATS.into_iter().enumerate() {
-            let case = Case { format, arith: ARITHS[turn % 2], dtype, group: [32, 100, 300][turn % 3] };
+/// Every length at every alignment and level; each format meets each element type and group in turn. A quarter of the formats,
+/// so that the tests run beside each other.
+fn alignment_changes_nothing(quarter: usize) {
+    for len in asked::lengths() {
+        for (turn, format) in FORMATS.into_iter().enumerate().filter(|(turn, _)| turn % 4 == quarter) {
+            let dtype = Dtype::ALL[(len + turn) % 6];
+            let case = Case { format, arith: ARITHS[(len + turn) / 6 % 2], dtype, group: GROUPS[(len + turn) % 7] };
+            let bytes = store(dtype, &numbers(len, len));
             let aligned = channel(asked::scalar(), &case, &bytes, None, Places::OWN);
             for shift in (0..64).step_by(asked::stride(13)) {
                 // Each buffer meets each alignment, and the three never the same.
                 let [input, packed, decoded] =
                     [shift, shift * 5 + 21, shift * 9 + 42].map(|by| Place::Shifted(by % 64));
-                let places = Places { input, packed, decoded, grid: Place::Own };
+                let places = Places { input, packed, decoded, grid: Place::Shifted(shift * 3 % 16) };
                 for level in asked::levels() {
                     let what = || format!("{len} elements, {level:?}, {case:?}, {places:?}");
                     channel(*level, &case, &bytes, None, places).assert_same(&aligned, what);
@@ -64,4 +66,24 @@ fn alignment_changes_nothing_and_nothing_is_written_beside_a_buffer() {
             }
         }
     }
+}
+
+#[test]
+fn alignment_changes_nothing_and_nothing_is_written_beside_a_buffer_of_a_first_quarter_of_formats() {
+    alignment_changes_nothing(0);
+}
+
+#[test]
+fn alignment_changes_nothing_and_nothing_is_written_beside_a_buffer_of_a_second_quarter() {
+    alignment_changes_nothing(1);
+}
+
+#[test]
+fn alignment_changes_nothing_and_nothing_is_written_beside_a_buffer_of_a_third_quarter() {
+    alignment_changes_nothing(2);
+}
+
+#[test]
+fn alignment_changes_nothing_and_nothing_is_written_beside_a_buffer_of_a_last_quarter() {
+    alignment_changes_nothing(3);
 }

@@ -2,7 +2,7 @@
 //!
 //! | what | formats | levels | lengths | element types | groups | beside |
 //! |---|---|---|---|---|---|---|
-//! | `levels` | all | all | 0..=300 | all | all of F32, one of the others in turn | alignments 0..64 at two lengths |
+//! | `levels` | all | all | 0..=300 | all | all of F32, one of the others in turn | alignments 0..64 of every length, element type and group in turn |
 //! | `formulas` | all | all | random | random | random | both arithmetics, adversarial numbers, given grids |
 //! | `division` | symmetric integers | all | 1, 16, 256 | F32 | one, and each its own | each code's ties and ends, all scales |
 //! | `invariants` | all | one in turn | up to 5,000 | all | all | cuts, orders, requantizing |
