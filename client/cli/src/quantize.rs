@@ -39,7 +39,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
     different(&Vec::from_iter(paths.into_iter().flatten()))?;
     let source = Source::open(&args.files.source)?;
-    let command = with_shared_scales(&source, command)?;
+    let command = shared(source.clone(), command, Arc::clone(&stop)).await?;
     let fates = fates(&source, &command)?;
     let sink = Sink::new(target(&args.files, &args.files.destination)?)?;
     let report_target = target(&args.files, &report_path)?;
@@ -92,6 +92,12 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
         Some(first) => Err(Failure::layers(failed.count(), first.message.as_deref().unwrap_or(&first.name))),
         None => Ok(()),
     }
+}
+
+/// [`with_shared_scales`], which reads much of the file, on a thread that may block.
+async fn shared(source: Source, command: v1::Quantize, stop: Arc<Stop>) -> Result<v1::Quantize, Failure> {
+    let found = tokio::task::spawn_blocking(move || with_shared_scales(&source, command, &stop)).await;
+    Ok(found.map_err(|error| Failure::ours(error.to_string()))??)
 }
 
 /// What the command line asks of every layer.

@@ -3,7 +3,7 @@
 //!
 //! The sets are those of llm-compressor 0.14, `FUSED_LAYER_NAMES`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use quarrel_engine::{Level, Plan, Scaling, Scheme, amax};
 use quarrel_proto::v1::{self, command::Verb, quantize::How};
@@ -12,6 +12,7 @@ use crate::{
     error::CheckpointError,
     fate::float_word,
     source::{Source, Tensor},
+    target::Stop,
 };
 
 /// Names of modules under one parent that are fused.
@@ -25,8 +26,13 @@ const STEP_BYTES: u64 = 4 << 20;
 /// finite there is none: the quantizer says which.
 ///
 /// # Errors
-/// [`CheckpointError::Command`] for a command that gets something wrong, [`CheckpointError::Io`].
-pub fn with_shared_scales(source: &Source, command: v1::Quantize) -> Result<v1::Quantize, CheckpointError> {
+/// [`CheckpointError::Command`] for a command that gets something wrong, [`CheckpointError::Io`]; the latter too, of kind
+/// `Interrupted`, if `stop` comes first.
+pub fn with_shared_scales(
+    source: &Source,
+    command: v1::Quantize,
+    stop: &Stop,
+) -> Result<v1::Quantize, CheckpointError> {
     let verb = Verb::Quantize(command.clone());
     let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
         .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
@@ -34,7 +40,7 @@ pub fn with_shared_scales(source: &Source, command: v1::Quantize) -> Result<v1::
     let mut rules = Vec::new();
     for (scheme, tensors) in sets(source, &plan) {
         if let [_, _, ..] = tensors.as_slice()
-            && let Some(amax) = greatest(source, &tensors)?
+            && let Some(amax) = greatest(source, &tensors, stop)?
         {
             rules.push(v1::Rule {
                 targets: tensors.iter().map(|tensor| tensor.name.clone()).collect(),
@@ -66,13 +72,15 @@ fn sets<'a>(source: &'a Source, plan: &Plan) -> Vec<(Scheme, Vec<&'a Tensor>)> {
 }
 
 /// The greatest magnitude over the tensors, if all of their numbers are finite.
-fn greatest(source: &Source, tensors: &[&Tensor]) -> Result<Option<f32>, CheckpointError> {
+fn greatest(source: &Source, tensors: &[&Tensor], stop: &Stop) -> Result<Option<f32>, CheckpointError> {
     let mut most = 0f32;
     for tensor in tensors {
         let Some(word) = float_word(tensor.dtype) else { return Ok(None) };
         for start in (0..tensor.bytes()).step_by(STEP_BYTES as usize) {
             let range = start..tensor.bytes().min(start + STEP_BYTES);
-            let bytes = source.read(tensor, range).map_err(CheckpointError::io("cannot read", source.path()))?;
+            let read =
+                if stop.is_stopped() { Err(io::ErrorKind::Interrupted.into()) } else { source.read(tensor, range) };
+            let bytes = read.map_err(CheckpointError::io("cannot read", source.path()))?;
             match amax(Level::detect(), word, &bytes) {
                 Some(found) => most = most.max(found),
                 None => return Ok(None),

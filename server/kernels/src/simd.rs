@@ -124,3 +124,30 @@ pub(crate) trait Simd: Copy {
 
 /// One lane: an element by itself.
 pub(crate) type One = Array<1>;
+
+/// Functions of one intrinsic, or of a few.
+#[cfg(target_arch = "x86_64")]
+macro_rules! intrinsics {
+    ($(fn $op:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
+        $(#[inline(always)]
+        fn $op($($arg: $ty),*) -> $ret {
+            // SAFETY: reached only through `level::multiversion!` with a `Level` that proves the features.
+            unsafe { $body }
+        })*
+    };
+}
+
+/// The address of element `from`, with the `W` elements that will be read or written there inside the sixteen.
+#[cfg(target_arch = "x86_64")]
+macro_rules! at {
+    ($values:ident, $from:ident) => {{
+        assert!($from + Self::W <= LANES);
+        $values.as_ptr().add($from)
+    }};
+    (mut $values:ident, $from:ident) => {{
+        assert!($from + Self::W <= LANES);
+        $values.as_mut_ptr().add($from)
+    }};
+}
+#[cfg(target_arch = "x86_64")]
+use {at, intrinsics};

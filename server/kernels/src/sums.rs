@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use crate::{
     coder::Coded,
     element::{LANES, Value},
+    range::greatest,
     simd::Simd,
 };
 
@@ -125,8 +126,8 @@ impl Tally {
     #[inline(always)]
     pub(crate) fn sums<S: Simd>(self) -> Sums {
         let (worst, most) = (S::greatest(&self.worst).sqrt(), S::greatest(&self.most).sqrt());
-        let max_abs_error = greater(worst, self.sums.max_abs_error);
-        Sums { max_abs_error, amax: greater(most, self.sums.amax), ..self.sums }
+        let max_abs_error = greatest(worst, self.sums.max_abs_error);
+        Sums { max_abs_error, amax: greatest(most, self.sums.amax), ..self.sums }
     }
 }
 
@@ -246,8 +247,8 @@ fn exactly<V: Value>(values: &[V], outside: u32, decode: impl Fn(usize) -> f32) 
     let mut sums = Sums { elements: values.len() as u64, saturated: u64::from(outside), ..Sums::default() };
     for (column, value) in values.iter().enumerate() {
         let (x, y) = (value.get(), decode(column));
-        sums.max_abs_error = greater((x - y).abs(), sums.max_abs_error);
-        sums.amax = greater(x.abs(), sums.amax);
+        sums.max_abs_error = greatest((x - y).abs(), sums.max_abs_error);
+        sums.amax = greatest(x.abs(), sums.amax);
         let (x, y) = (f64::from(x), f64::from(y));
         sums.signal += x * x;
         sums.decoded += y * y;
@@ -255,12 +256,6 @@ fn exactly<V: Value>(values: &[V], outside: u32, decode: impl Fn(usize) -> f32) 
         sums.noise += (x - y) * (x - y);
     }
     sums
-}
-
-/// One instruction, which f32::max with its rule for NaN is not.
-#[inline(always)]
-fn greater(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, at, intrinsics};
 use crate::{
     element::{LANES, LooseBf16, LooseF16, LooseF32},
     level::Kind,
@@ -11,29 +11,6 @@ use crate::{
 /// AVX2 and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
-
-/// Functions of one intrinsic, or of a few.
-macro_rules! intrinsics {
-    ($(fn $op:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $body:expr;)*) => {
-        $(#[inline(always)]
-        fn $op($($arg: $ty),*) -> $ret {
-            // SAFETY: reached only through `level::multiversion!` with a `Level` that proves the features.
-            unsafe { $body }
-        })*
-    };
-}
-
-/// The address of element `from`, with the `W` elements that will be read or written there inside the sixteen.
-macro_rules! at {
-    ($values:ident, $from:ident) => {{
-        assert!($from + Self::W <= LANES);
-        $values.as_ptr().add($from)
-    }};
-    (mut $values:ident, $from:ident) => {{
-        assert!($from + Self::W <= LANES);
-        $values.as_mut_ptr().add($from)
-    }};
-}
 
 impl Simd for Avx2 {
     const W: usize = 8;
