@@ -103,11 +103,22 @@ fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
                     each::<R, N, Whole>(bytes, out, scale, zero_point + (1 << (bits - 1)));
                 }
                 Codes::Int { packing: Packing::Plain, .. } => each::<R, N, Signed>(bytes, out, scale, zero_point),
-                Codes::Fp8E4m3 => each::<R, N, Mini<E4m3>>(bytes, out, scale, 0),
-                Codes::Fp6E2m3 => each::<R, N, Mini<E2m3>>(bytes, out, scale, 0),
-                Codes::Fp4E2m1 => each::<R, N, Mini<E2m1>>(bytes, out, scale, 0),
+                Codes::Fp8E4m3 => minis::<R, N, E4m3>(bytes, out, scale),
+                Codes::Fp6E2m3 => minis::<R, N, E2m3>(bytes, out, scale),
+                Codes::Fp4E2m1 => minis::<R, N, E2m1>(bytes, out, scale),
             }
         }
+    }
+}
+
+/// Decodes small floats that share a scale.
+#[inline(always)]
+fn minis<R: Simd, N: Narrow, F: Minifloat>(codes: &[u8], out: &mut [u8], scale: f32) {
+    // From 2^-124 on, since the least of them is 2^-9, and the least bfloat16 2^-133.
+    let is_power_of_two = scale.to_bits().is_multiple_of(1 << 23) && scale >= f32::from_bits(3 << 23);
+    match is_power_of_two {
+        true => each::<R, N::OfFewBits, Mini<F>>(codes, out, scale, 0),
+        false => each::<R, N, Mini<F>>(codes, out, scale, 0),
     }
 }
 
@@ -150,18 +161,30 @@ impl<F: Minifloat> Unit for Mini<F> {
 /// The type that values are written in.
 trait Narrow {
     const BYTES: usize;
+    /// The same where values are known to be bfloat16.
+    type OfFewBits: Narrow;
     /// A register of values into the bytes of sixteen.
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize);
+
+    /// Two registers of values, one behind the other.
+    #[inline(always)]
+    fn write_two<S: Simd>(a: S::F, b: S::F, out: &mut [u8], from: usize) {
+        Self::write::<S>(a, out, from);
+        Self::write::<S>(b, out, from + S::W);
+    }
 }
 
 struct AsF32;
 struct AsBf16;
 /// Of numbers, and of NaN without a payload.
 struct NumbersAsBf16;
+/// Of what is bfloat16 already.
+struct ExactBf16;
 struct AsF16;
 
 impl Narrow for AsF32 {
     const BYTES: usize = 4;
+    type OfFewBits = AsF32;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -171,6 +194,7 @@ impl Narrow for AsF32 {
 
 impl Narrow for AsBf16 {
     const BYTES: usize = 2;
+    type OfFewBits = ExactBf16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -180,15 +204,38 @@ impl Narrow for AsBf16 {
 
 impl Narrow for NumbersAsBf16 {
     const BYTES: usize = 2;
+    type OfFewBits = ExactBf16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
         S::write_halves(S::bf16_bits_of_numbers(values), &mut out[from * 2..(from + S::W) * 2]);
     }
+
+    #[inline(always)]
+    fn write_two<S: Simd>(a: S::F, b: S::F, out: &mut [u8], from: usize) {
+        let (a, b) = (S::bf16_bits_above(a), S::bf16_bits_above(b));
+        S::write_high_halves(a, b, &mut out[from * 2..(from + 2 * S::W) * 2]);
+    }
+}
+
+impl Narrow for ExactBf16 {
+    const BYTES: usize = 2;
+    type OfFewBits = ExactBf16;
+
+    #[inline(always)]
+    fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
+        S::write_halves(S::shr::<16>(S::bits(values)), &mut out[from * 2..(from + S::W) * 2]);
+    }
+
+    #[inline(always)]
+    fn write_two<S: Simd>(a: S::F, b: S::F, out: &mut [u8], from: usize) {
+        S::write_high_halves(S::bits(a), S::bits(b), &mut out[from * 2..(from + 2 * S::W) * 2]);
+    }
 }
 
 impl Narrow for AsF16 {
     const BYTES: usize = 2;
+    type OfFewBits = AsF16;
 
     #[inline(always)]
     fn write<S: Simd>(values: S::F, out: &mut [u8], from: usize) {
@@ -199,18 +246,33 @@ impl Narrow for AsF16 {
 /// Decodes codes that share a scale.
 #[inline(always)]
 fn each<R: Simd, N: Narrow, U: Unit>(codes: &[u8], out: &mut [u8], scale: f32, zero: i32) {
-    let (sixteens, rest) = codes.as_chunks::<LANES>();
+    let (pairs, rest) = codes.as_chunks::<{ 2 * LANES }>();
+    let (whole, out) = out.split_at_mut(pairs.len() * 2 * LANES * N::BYTES);
+    for (codes, out) in pairs.iter().zip(whole.chunks_exact_mut(2 * LANES * N::BYTES)) {
+        let (codes, _) = codes.as_chunks::<LANES>();
+        for from in (0..2 * LANES).step_by(2 * R::W) {
+            let a = value::<R, U>(&codes[from / LANES], from % LANES, scale, zero);
+            let b = value::<R, U>(&codes[(from + R::W) / LANES], (from + R::W) % LANES, scale, zero);
+            N::write_two::<R>(a, b, out, from);
+        }
+    }
+    let (sixteens, rest) = rest.as_chunks::<LANES>();
     let (whole, tail) = out.split_at_mut(sixteens.len() * LANES * N::BYTES);
     for (codes, out) in sixteens.iter().zip(whole.chunks_exact_mut(LANES * N::BYTES)) {
         for from in (0..LANES).step_by(R::W) {
-            let unit = U::unit::<R>(R::load_bytes(codes, from), R::splat_i(zero as u32));
-            N::write::<R>(R::mul(unit, R::splat(scale)), out, from);
+            N::write::<R>(value::<R, U>(codes, from, scale, zero), out, from);
         }
     }
     for (code, out) in rest.iter().zip(tail.chunks_exact_mut(N::BYTES)) {
         let unit = U::unit::<One>([u32::from(*code)], [zero as u32]);
         N::write::<One>([unit[0] * scale], out, 0);
     }
+}
+
+/// A register of the values of sixteen codes.
+#[inline(always)]
+fn value<R: Simd, U: Unit>(codes: &[u8; LANES], from: usize, scale: f32, zero: i32) -> R::F {
+    R::mul(U::unit::<R>(R::load_bytes(codes, from), R::splat_i(zero as u32)), R::splat(scale))
 }
 
 /// The bytes of numbers, so that [`dequantize`] can write into a buffer that is then handed on as f32.

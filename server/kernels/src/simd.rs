@@ -52,6 +52,8 @@ pub(crate) trait Simd: Copy {
     fn write(values: Self::F, out: &mut [u8]);
     /// The lowest half of each lane, so too.
     fn write_halves(values: Self::I, out: &mut [u8]);
+    /// The highest half of each lane of `a`, then of `b`, so too.
+    fn write_high_halves(a: Self::I, b: Self::I, out: &mut [u8]);
 
     fn add(a: Self::F, b: Self::F) -> Self::F;
     fn sub(a: Self::F, b: Self::F) -> Self::F;
@@ -102,9 +104,15 @@ pub(crate) trait Simd: Copy {
     /// The bits of the nearest bfloat16 of numbers, ties to even; infinite beyond.
     #[inline(always)]
     fn bf16_bits_of_numbers(a: Self::F) -> Self::I {
+        Self::shr::<16>(Self::bf16_bits_above(a))
+    }
+
+    /// The same in the upper half of each lane; the lower means nothing.
+    #[inline(always)]
+    fn bf16_bits_above(a: Self::F) -> Self::I {
         let bits = Self::bits(a);
         let odd = Self::and(Self::shr::<16>(bits), Self::splat_i(1));
-        Self::shr::<16>(Self::add_i(Self::add_i(bits, Self::splat_i(0x7fff)), odd))
+        Self::add_i(Self::add_i(bits, Self::splat_i(0x7fff)), odd)
     }
 
     /// The same of numbers or none. NaN is made quiet and keeps the top bits of its payload.

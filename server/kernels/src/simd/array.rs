@@ -84,6 +84,12 @@ impl<const N: usize> Simd for Array<N> {
         }
     }
     #[inline(always)]
+    fn write_high_halves(a: [u32; N], b: [u32; N], out: &mut [u8]) {
+        let (first, second) = out.split_at_mut(2 * N);
+        Self::write_halves(Self::shr::<16>(a), first);
+        Self::write_halves(Self::shr::<16>(b), second);
+    }
+    #[inline(always)]
     fn add(a: [f32; N], b: [f32; N]) -> [f32; N] {
         lanes!(a, b => 0.0, a + b)
     }

@@ -42,6 +42,12 @@ impl Simd for Avx2 {
             assert!(out.len() == 2 * Self::W);
             _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(low))
         };
+        fn write_high_halves(a: __m256i, b: __m256i, out: &mut [u8]) -> () = {
+            // Each half of the register packs its own quarters of both.
+            let packed = _mm256_packus_epi32(_mm256_srli_epi32::<16>(a), _mm256_srli_epi32::<16>(b));
+            assert!(out.len() == 4 * Self::W);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
+        };
         fn add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
         fn sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
         fn mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);

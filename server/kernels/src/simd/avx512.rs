@@ -12,6 +12,17 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
+/// 1, 3, 5, ..: the upper halves of the lanes of two registers.
+static ODD_HALVES: [u16; 2 * LANES] = {
+    let mut odd = [0; 2 * LANES];
+    let mut i = 0;
+    while i < odd.len() {
+        odd[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    odd
+};
+
 impl Simd for Avx512 {
     const W: usize = 16;
     const KIND: Kind = Kind::Avx512;
@@ -35,6 +46,11 @@ impl Simd for Avx512 {
         fn write_halves(values: __m512i, out: &mut [u8]) -> () = {
             assert!(out.len() == 2 * Self::W);
             _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(values))
+        };
+        fn write_high_halves(a: __m512i, b: __m512i, out: &mut [u8]) -> () = {
+            assert!(out.len() == 4 * Self::W);
+            let odd = _mm512_loadu_si512(ODD_HALVES.as_ptr().cast());
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutex2var_epi16(a, odd, b))
         };
         fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);

@@ -125,3 +125,30 @@ fn every_byte_of_fp8_decodes_to_its_number_or_nan() {
         }
     }
 }
+
+/// A small float times a power of two is a bfloat16 as it is, down to where it is not.
+#[test]
+fn small_floats_times_any_power_of_two_are_rounded_as_any_number() {
+    let packed: Vec<u8> = (0..=u8::MAX).collect();
+    // Subnormal ones and all others.
+    let powers = (0..23).map(|bit| 1 << bit).chain((1..255).map(|exponent| exponent << 23)).map(f32::from_bits);
+    for scale in powers.flat_map(|power| [power, -power]) {
+        let grid = Grid { scales: &[scale], zero_points: &[], global: 1.0 };
+        for codes in [Codes::Fp8E4m3, Codes::Fp6E2m3, Codes::Fp4E2m1] {
+            let coded = Coded { codes, packed: &packed, column: 0, group: 256, grid };
+            let decoded_to = |level, decoded: Decoded| {
+                let mut out = vec![0xaa; 256 * decoded.bytes()];
+                dequantize(level, &coded, decoded, &mut out);
+                oracle::read(as_dtype(decoded), &out)
+            };
+            let values = decoded_to(asked::scalar(), Decoded::F32);
+            for level in asked::levels() {
+                for (value, got) in values.iter().zip(decoded_to(*level, Decoded::Bf16)) {
+                    let expected = nearest(Decoded::Bf16, *value);
+                    let is_same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+                    assert!(is_same, "{level:?}: {value} of {codes:?} times {scale}: {got}, expected {expected}");
+                }
+            }
+        }
+    }
+}
