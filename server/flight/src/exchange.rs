@@ -7,40 +7,29 @@
 //!
 //! Not here: what a row becomes (`engine`), how a message is framed (`decode`, `encode`), gRPC (`service`, `status`).
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arrow_schema::Schema;
 use bytes::Bytes;
 use futures::StreamExt;
-use quarrel_engine::{Cancel, Cancelled, Intake, LayerError, Need, Output, Plan, Unit, shorten};
-use quarrel_pool::{Permit, Reservation, Running};
-use quarrel_proto::{Reason, VERSION, command, json, metadata};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until, timeout, timeout_at},
-};
+use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
+use quarrel_pool::Reservation;
+use quarrel_proto::{Reason, VERSION, command, metadata};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span, info_span};
 
 use crate::{
-    decode::{Decoded, Decoder, FrameIn},
-    encode::{Encoder, FrameOut, schema_frame},
+    decode::FrameIn,
+    encode::{Encoder, schema_frame},
     outbox::{Outbox, Responses, outbox},
+    reader::Reader,
+    sequence::{Sequence, Ticket},
     shared::{Place, Shared},
     status::{Broken, Fault},
     telemetry,
 };
 
-/// Units that one look at a batch makes before they are handed on.
-const UNITS_PER_LOOK: usize = 16;
-/// How long one look at a batch of many rows takes before others have their turn.
-const LOOK: Duration = Duration::from_millis(5);
 /// By how much what a stream remembers may grow before it is charged again.
 const CHARGE_STEP: usize = 64 << 10;
 
@@ -54,7 +43,7 @@ where
     let stop = CancellationToken::new();
     let (outbox, responses) = outbox(stop.clone());
     let span = info_span!("stream", id = place.id, command = tracing::field::Empty);
-    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), working: Arc::default(), connection };
+    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), connection };
     tokio::spawn(stream.run(frames, place).instrument(span));
     Ok(responses)
 }
@@ -67,20 +56,8 @@ struct Stream {
     stop: CancellationToken,
     /// Stops what computes.
     cancel: Cancel,
-    /// Units whose results are not in the outbox yet.
-    working: Arc<AtomicUsize>,
     connection: CancellationToken,
 }
-
-/// A unit that computes, and the room that it holds.
-struct Submitted {
-    running: Running<Computed>,
-    permit: Permit,
-    bytes_out: usize,
-}
-
-/// A result, and how long it waited and computed.
-type Computed = (Result<quarrel_engine::Result, Cancelled>, Duration, Duration);
 
 /// Why reading stopped.
 enum Stopped {
@@ -164,25 +141,28 @@ impl Stream {
         self.outbox.push(vec![schema_frame(&schema)], None);
         let output = Output::new(&plan, Arc::clone(&schema));
         let encoder = Encoder::new(&schema).map_err(|error| Fault::new(Reason::Internal, error.to_string()))?;
+        let sequence = Sequence::new(output, encoder, self.outbox.clone());
 
-        // Unbounded by itself: what is in it holds permits.
-        let (submit, submitted) = mpsc::unbounded_channel();
-        let read = async {
-            match self.read(frames, first, &plan, &submit).await {
-                Ok(()) => {}
-                // A receiver that is gone has an error of its own.
-                Err(Stopped::InOrder(fault)) => drop(submit.send(Err(fault))),
-                Err(Stopped::Gone) => return Err(None),
-                Err(Stopped::AtOnce(fault)) => {
-                    self.cancel.cancel();
-                    self.outbox.discard();
-                    return Err(Some(fault));
-                }
-            }
-            drop(submit);
-            Ok(())
+        let read = tokio::select! {
+            biased;
+            why = sequence.broken() => return Err(why),
+            read = self.read(frames, first, &plan, &sequence) => read,
         };
-        tokio::try_join!(read, self.write(submitted, output, encoder, started))?;
+        match read {
+            Ok(()) => sequence.answered().await?,
+            Err(Stopped::InOrder(fault)) => {
+                sequence.answered().await?;
+                return Err(Some(fault));
+            }
+            Err(Stopped::Gone) => return Err(None),
+            Err(Stopped::AtOnce(fault)) => {
+                self.cancel.cancel();
+                self.outbox.discard();
+                return Err(Some(fault));
+            }
+        }
+        self.outbox.push(vec![sequence.summary(started)?], None);
+        self.outbox.end(Ok(()));
         self.drained().await
     }
 
@@ -210,19 +190,13 @@ impl Stream {
         frames: &mut F,
         first: FrameIn,
         plan: &Plan,
-        submit: &mpsc::UnboundedSender<Result<Submitted, Fault>>,
+        sequence: &Arc<Sequence>,
     ) -> Result<(), Stopped>
     where
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let share = self.shared.budget.share();
-        let mut reader = Reader {
-            decoder: Decoder::default(),
-            intake: None,
-            plan: plan.clone(),
-            shared: Arc::clone(&self.shared),
-            cancel: self.cancel.clone(),
-        };
+        let mut reader = Reader::new(plan.clone(), Arc::clone(&self.shared), self.cancel.clone());
         let mut frame = Some(first);
         let mut reserved: Option<Reservation> = None;
         // Names, dictionaries and rows that wait are remembered, and count.
@@ -231,25 +205,32 @@ impl Stream {
             let is_last = message.is_last;
             let mut message = Some(message);
             loop {
-                // Decoding validates, and copies where the network left columns misaligned: not for this thread.
                 let span = debug_span!("batch", bytes = message.as_ref().map_or(0, |message| message.body.len()));
-                let look = move || {
-                    let seen = span.in_scope(|| reader.look(message.as_ref()));
-                    (reader, seen)
+                let (needs, more) = match span.in_scope(|| reader.glance(&mut message)) {
+                    Some(seen) => seen,
+                    None => {
+                        let message = message.take();
+                        let look = move || {
+                            let seen = span.in_scope(|| reader.look(message.as_ref()));
+                            (reader, seen)
+                        };
+                        let (back, seen) = self.shared.pool.run(look).await.map_err(Fault::from)?;
+                        reader = back;
+                        seen
+                    }
                 };
-                let (back, (needs, more)) = self.shared.pool.run(look).await.map_err(Fault::from)?;
-                (reader, message) = (back, None);
                 for need in needs {
                     match need {
                         Need::Span(bytes) => {
-                            reserved = Some(self.room(share.reserve(bytes), || false).await?);
+                            reserved = Some(self.room(share.reserve(bytes), sequence, || false).await?);
                         }
                         Need::Unit(unit) => {
                             let span = if unit.closes_span { reserved.take() } else { None };
                             let bytes = unit.bytes_in + unit.bytes_out;
                             let room = share.acquire(bytes, unit.bytes_out, span);
-                            let permit = self.room(room, || share.is_used_up()).await?;
-                            let _ = submit.send(Ok(self.start(unit, permit)));
+                            let permit = self.room(room, sequence, || share.is_used_up()).await?;
+                            let ticket = sequence.ticket(permit, unit.bytes_out);
+                            self.start(unit, ticket);
                         }
                         Need::Rest => {}
                     }
@@ -257,75 +238,26 @@ impl Stream {
                 let held = reader.held_bytes();
                 if held > charged + CHARGE_STEP {
                     let more = held - charged;
-                    charges.push(self.room(share.acquire(more, more, None), || share.is_used_up()).await?);
+                    charges.push(self.room(share.acquire(more, more, None), sequence, || share.is_used_up()).await?);
                     charged = held;
                 }
                 if !more? {
                     break;
                 }
             }
-            frame = if is_last { None } else { self.next_frame(frames).await? };
+            frame = if is_last { None } else { self.next_frame(frames, sequence).await? };
         }
         reader.end().map_err(Stopped::from)
     }
 
     /// Starts a unit on the pool.
-    fn start(&self, unit: Unit, permit: Permit) -> Submitted {
-        let (level, cancel, bytes_out) = (self.shared.level, self.cancel.clone(), unit.bytes_out);
-        self.working.fetch_add(1, Ordering::Relaxed);
-        let queued = Instant::now();
-        let span = tracing::Span::current();
-        let running = self.shared.pool.run(move || {
-            let began = Instant::now();
-            let result = span.in_scope(|| unit.compute(level, &cancel));
-            (result, began - queued, began.elapsed())
-        });
-        Submitted { running, permit, bytes_out }
-    }
-
-    /// Results to frames, in order; then the summary.
-    async fn write(
-        &self,
-        mut submitted: mpsc::UnboundedReceiver<Result<Submitted, Fault>>,
-        mut output: Output,
-        mut encoder: Encoder,
-        started: Instant,
-    ) -> Result<(), Option<Fault>> {
-        let (mut queue, mut kernel) = (Duration::ZERO, Duration::ZERO);
-        while let Some(next) = submitted.recv().await {
-            let Submitted { running, mut permit, bytes_out } = next?;
-            let (result, waited, computed) = running.await.map_err(Fault::from)?;
-            queue += waited;
-            kernel += computed;
-            let Ok(result) = result else { return Err(None) };
-            permit.shrink_to(bytes_out);
-            let answer = move || {
-                let frames = answers(&mut output, &mut encoder, result);
-                (output, encoder, frames)
-            };
-            let (output_back, encoder_back, frames) = self.shared.pool.run(answer).await.map_err(Fault::from)?;
-            (output, encoder) = (output_back, encoder_back);
-            let (frames, fault) = frames?;
-            self.outbox.push(frames, Some(permit));
-            self.working.fetch_sub(1, Ordering::Relaxed);
-            fault?;
-        }
-        if self.cancel.check().is_err() {
-            return Err(None);
-        }
-        let mut summary = output.summary();
-        summary.queue_seconds = queue.as_secs_f64();
-        summary.kernel_seconds = kernel.as_secs_f64();
-        summary.total_seconds = started.elapsed().as_secs_f64();
-        let empty = arrow_array::RecordBatch::new_empty(Arc::clone(output.schema_ref()));
-        let last = encoder.batch(&empty, json::summary(&summary)).map_err(encoding)?;
-        self.outbox.push(vec![last], None);
-        self.outbox.end(Ok(()));
-        Ok(())
+    fn start(&self, unit: Unit, ticket: Ticket) {
+        let (level, cancel, span) = (self.shared.level, self.cancel.clone(), tracing::Span::current());
+        drop(self.shared.pool.run(move || span.in_scope(|| ticket.run(|| unit.compute(level, &cancel)))));
     }
 
     /// The next message; `idle` if there is none for so long, though nothing computes and no result is taken.
-    async fn next_frame<F>(&self, frames: &mut F) -> Result<Option<FrameIn>, Stopped>
+    async fn next_frame<F>(&self, frames: &mut F, sequence: &Sequence) -> Result<Option<FrameIn>, Stopped>
     where
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
@@ -336,7 +268,7 @@ impl Stream {
             match timeout_at(moved + idle_after, frames.next()).await {
                 Ok(frame) => return Ok(frame.transpose()?),
                 Err(_) if self.outbox.last_taken() > moved => {}
-                Err(_) if self.working.load(Ordering::Relaxed) > 0 => began = Instant::now(),
+                Err(_) if sequence.is_working() => began = Instant::now(),
                 Err(_) => return Err(Stopped::AtOnce(idle(self.shared.config.idle_seconds))),
             }
         }
@@ -347,6 +279,7 @@ impl Stream {
     async fn room<T>(
         &self,
         room: impl Future<Output = Result<T, quarrel_pool::Refused>>,
+        sequence: &Sequence,
         used_up: impl Fn() -> bool,
     ) -> Result<T, Stopped> {
         let stall = Duration::from_secs(self.shared.config.stall_seconds);
@@ -361,7 +294,7 @@ impl Stream {
             if self.outbox.last_taken() > moved {
                 continue;
             }
-            if self.working.load(Ordering::Relaxed) > 0 {
+            if sequence.is_working() {
                 began = Instant::now();
                 continue;
             }
@@ -426,87 +359,6 @@ impl Drop for EndGuard {
     fn drop(&mut self) {
         self.0.end(Err(Fault::new(Reason::Internal, "a fault of the server, which goes on; its log says more")));
     }
-}
-
-/// A stream's reading state, which goes to the pool and back with each message.
-struct Reader {
-    decoder: Decoder,
-    /// Absent until the schema has come.
-    intake: Option<Intake>,
-    plan: Plan,
-    shared: Arc<Shared>,
-    cancel: Cancel,
-}
-
-impl Reader {
-    /// Takes a message, or goes on with the last: what is needed next, and whether there may be more of it.
-    fn look(&mut self, message: Option<&FrameIn>) -> (Vec<Need>, Result<bool, Fault>) {
-        let mut needs = Vec::new();
-        let more = self.look_into(message, &mut needs);
-        if let (Err(_), Some(intake)) = (&more, &mut self.intake) {
-            needs.extend(intake.remaining().into_iter().map(Need::Unit));
-        }
-        (needs, more)
-    }
-
-    fn look_into(&mut self, message: Option<&FrameIn>, needs: &mut Vec<Need>) -> Result<bool, Fault> {
-        if let Some(message) = message {
-            match self.decoder.decode(message)? {
-                Decoded::Nothing => return Ok(false),
-                Decoded::Schema(schema) => {
-                    let limits = self.shared.config.layer_limits();
-                    self.intake = Some(Intake::new(&self.plan, limits, &schema)?);
-                    return Ok(false);
-                }
-                Decoded::Batch(batch) => match &mut self.intake {
-                    Some(intake) => intake.begin(&batch)?,
-                    None => return Err(Fault::new(Reason::SchemaMissing, "a batch came before the schema")),
-                },
-            }
-        }
-        let Some(intake) = &mut self.intake else { return Ok(false) };
-        let began = Instant::now();
-        while needs.len() < UNITS_PER_LOOK {
-            match intake.next()? {
-                Some(Need::Rest) if began.elapsed() > LOOK => break,
-                Some(Need::Rest) if self.cancel.check().is_err() => break,
-                Some(Need::Rest) => {}
-                Some(need) => needs.push(need),
-                None => return Ok(false),
-            }
-        }
-        Ok(true)
-    }
-
-    fn held_bytes(&self) -> usize {
-        self.intake.as_ref().map_or(0, Intake::held_bytes) + self.decoder.bytes()
-    }
-
-    fn end(&self) -> Result<(), Fault> {
-        match &self.intake {
-            Some(intake) => Ok(intake.end()?),
-            None => Err(Fault::new(Reason::SchemaMissing, "the stream ended before its schema came")),
-        }
-    }
-}
-
-/// Answers of one result, as frames; and the fault that ends the stream after them.
-fn answers(
-    output: &mut Output,
-    encoder: &mut Encoder,
-    result: quarrel_engine::Result,
-) -> Result<(Vec<FrameOut>, Result<(), Fault>), Fault> {
-    let (answers, ended) = output.take(result);
-    let frames = answers
-        .iter()
-        .map(|answer| encoder.batch(&answer.batch, json::progress(&answer.progress)).map_err(encoding))
-        .collect::<Result<_, _>>()?;
-    Ok((frames, ended.map_err(Fault::from)))
-}
-
-fn encoding(error: arrow_schema::ArrowError) -> Fault {
-    tracing::error!(%error, "an answer cannot be encoded");
-    Fault::new(Reason::Internal, "an answer cannot be encoded; the server's log says more")
 }
 
 fn idle(seconds: u64) -> Fault {

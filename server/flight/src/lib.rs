@@ -11,6 +11,8 @@ mod decode;
 mod encode;
 mod exchange;
 mod outbox;
+mod reader;
+mod sequence;
 mod service;
 mod shared;
 mod stack;

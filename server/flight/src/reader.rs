@@ -1,0 +1,120 @@
+//! Messages to what they need next: the reading state of one stream.
+
+use std::{sync::Arc, time::Duration};
+
+use arrow_array::RecordBatch;
+use quarrel_engine::{Cancel, Intake, Need, Plan};
+use quarrel_proto::Reason;
+use tokio::time::Instant;
+
+use crate::{
+    decode::{Decoded, Decoder, FrameIn},
+    shared::Shared,
+    status::Fault,
+};
+
+/// Units that one look at a batch makes before they are handed on.
+const UNITS_PER_LOOK: usize = 16;
+/// How long one look at a batch of many rows takes before others have their turn.
+const LOOK: Duration = Duration::from_millis(5);
+/// What is looked at where it came, and not on the pool: validating such a message takes microseconds, or at the worst, with
+/// a recipe of hundreds of hard patterns, a few milliseconds.
+const GLANCE_BYTES: usize = 4 << 20;
+const GLANCE_ROWS: usize = 4;
+
+/// What is needed next, and whether there may be more of the same message.
+pub(crate) type Seen = (Vec<Need>, Result<bool, Fault>);
+
+/// It goes to the pool and back with messages that take their time.
+pub(crate) struct Reader {
+    decoder: Decoder,
+    /// Absent until the schema has come.
+    intake: Option<Intake>,
+    /// Decoded, and not begun.
+    batch: Option<RecordBatch>,
+    plan: Plan,
+    shared: Arc<Shared>,
+    cancel: Cancel,
+}
+
+impl Reader {
+    pub(crate) fn new(plan: Plan, shared: Arc<Shared>, cancel: Cancel) -> Reader {
+        Reader { decoder: Decoder::default(), intake: None, batch: None, plan, shared, cancel }
+    }
+
+    /// Takes a small message; `None` if it is for [`Reader::look`], on the pool, wherever this has come with it.
+    pub(crate) fn glance(&mut self, message: &mut Option<FrameIn>) -> Option<Seen> {
+        let frame = message.take_if(|message| message.body.len() <= GLANCE_BYTES)?;
+        match self.decode(&frame) {
+            Ok(()) if self.batch.as_ref().is_some_and(|batch| batch.num_rows() > GLANCE_ROWS) => None,
+            Ok(()) => Some(self.look(None)),
+            Err(fault) => Some(self.seen(Vec::new(), Err(fault))),
+        }
+    }
+
+    /// Takes a message, or goes on with the last.
+    pub(crate) fn look(&mut self, message: Option<&FrameIn>) -> Seen {
+        let mut needs = Vec::new();
+        let more = self.look_into(message, &mut needs);
+        self.seen(needs, more)
+    }
+
+    fn seen(&mut self, mut needs: Vec<Need>, more: Result<bool, Fault>) -> Seen {
+        if let (Err(_), Some(intake)) = (&more, &mut self.intake) {
+            needs.extend(intake.remaining().into_iter().map(Need::Unit));
+        }
+        (needs, more)
+    }
+
+    fn decode(&mut self, message: &FrameIn) -> Result<(), Fault> {
+        match self.decoder.decode(message)? {
+            Decoded::Nothing => {}
+            Decoded::Schema(schema) => {
+                let limits = self.shared.config.layer_limits();
+                self.intake = Some(Intake::new(&self.plan, limits, &schema)?);
+            }
+            Decoded::Batch(batch) => self.batch = Some(batch),
+        }
+        Ok(())
+    }
+
+    fn look_into(&mut self, message: Option<&FrameIn>, needs: &mut Vec<Need>) -> Result<bool, Fault> {
+        if let Some(message) = message {
+            self.decode(message)?;
+        }
+        let batch = self.batch.take();
+        let Some(intake) = &mut self.intake else {
+            return match batch {
+                Some(_) => Err(Fault::new(Reason::SchemaMissing, "a batch came before the schema")),
+                None => Ok(false),
+            };
+        };
+        if let Some(batch) = batch {
+            intake.begin(&batch)?;
+        }
+        let began = Instant::now();
+        while needs.len() < UNITS_PER_LOOK {
+            match intake.next()? {
+                Some(Need::Rest) if began.elapsed() > LOOK => break,
+                Some(Need::Rest) if self.cancel.check().is_err() => break,
+                Some(Need::Rest) => {}
+                Some(need) => needs.push(need),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Bytes that stay from message to message beside spans.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.intake.as_ref().map_or(0, Intake::held_bytes) + self.decoder.bytes()
+    }
+
+    /// The end of the request.
+    pub(crate) fn end(&self) -> Result<(), Fault> {
+        match &self.intake {
+            Some(intake) => Ok(intake.end()?),
+            None => Err(Fault::new(Reason::SchemaMissing, "the stream ended before its schema came")),
+        }
+    }
+}
