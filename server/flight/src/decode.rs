@@ -18,14 +18,14 @@ use quarrel_proto::Reason;
 use crate::status::Fault;
 
 /// One message of a request, however it came.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct FrameIn {
     /// The command, where the message has a descriptor.
     pub(crate) command: Option<Bytes>,
     /// An Arrow IPC message; empty for a message that carries none.
     pub(crate) header: Bytes,
     /// Its body.
-    pub(crate) body: Bytes,
+    pub(crate) body: Buffer,
     /// Whether nothing comes after it, though the request may stay open.
     pub(crate) is_last: bool,
 }
@@ -87,9 +87,8 @@ impl Decoder {
                 if batch.compression().is_some() {
                     return Err(invalid("its body is compressed: write without IPC compression"));
                 }
-                let body = Buffer::from(frame.body.clone());
                 let schema = Arc::clone(self.schema()?);
-                reader::read_record_batch(&body, batch, schema, &self.dictionaries, None, &message.version())
+                reader::read_record_batch(&frame.body, batch, schema, &self.dictionaries, None, &message.version())
                     .map(Decoded::Batch)
                     .map_err(wrong)
             }
@@ -101,8 +100,7 @@ impl Decoder {
                 }
                 let id = batch.id();
                 let schema = Arc::clone(self.schema()?);
-                let body = Buffer::from(frame.body.clone());
-                reader::read_dictionary(&body, batch, &schema, &mut self.dictionaries, &message.version())
+                reader::read_dictionary(&frame.body, batch, &schema, &mut self.dictionaries, &message.version())
                     .map_err(wrong)?;
                 self.sizes.insert(id, frame.body.len());
                 if self.dictionaries.len() > DICTIONARIES_MAX {

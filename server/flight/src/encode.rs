@@ -1,7 +1,6 @@
 //! Arrow IPC out: a schema and record batches to frames.
 //!
-//! The stock encoder hands out the arrays' own buffers, uncopied. gRPC takes a body in one piece, so they are joined here, on
-//! the pool, and not at the socket's edge, which is an async thread.
+//! The stock encoder hands out the arrays' own buffers, uncopied, and so they leave.
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
@@ -39,8 +38,7 @@ impl Encoder {
             frames.next();
         }
         let frame = frames.next().ok_or_else(|| malformed("no batch"))?;
-        let body = vec![frame.joined_body()];
-        Ok(FrameOut { metadata: Bytes::from(metadata), body, ..frame })
+        Ok(FrameOut { metadata: Bytes::from(metadata), ..frame })
     }
 }
 

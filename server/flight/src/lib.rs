@@ -18,6 +18,7 @@ mod shared;
 mod stack;
 mod status;
 mod telemetry;
+mod wire;
 
 pub use config::{Config, ConfigError, Listen};
 pub use quarrel_engine::Level;

@@ -78,7 +78,14 @@ impl Sequence {
         let mut state = self.state();
         let index = state.issued;
         state.issued += 1;
-        Ticket { sequence: Arc::clone(self), index, permit: Some(permit), bytes_out, queued: Instant::now(), is_spent: false }
+        Ticket {
+            sequence: Arc::clone(self),
+            index,
+            permit: Some(permit),
+            bytes_out,
+            queued: Instant::now(),
+            is_spent: false,
+        }
     }
 
     /// Whether results are missing.

@@ -8,7 +8,6 @@ use arrow_flight::{
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
-use quarrel_proto::metadata;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -43,10 +42,12 @@ impl FlightService for Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
+        // Comes here only if `wire` leaves it to us: tonic has refused a compressed request before.
         let connection = request.extensions().get::<Peer>().map(|peer| peer.kill.clone()).unwrap_or_default();
         let bytes_max = self.shared.config.message_bytes_max;
-        let frames =
-            request.into_inner().map(move |data| data.map(frame_in).map_err(|status| of_transport(&status, bytes_max)));
+        let frames = request
+            .into_inner()
+            .map(move |data| data.map(FrameIn::from).map_err(|status| of_transport(&status, bytes_max)));
         let responses = exchange::open(Arc::clone(&self.shared), Box::pin(frames), connection)?;
         Ok(Response::new(Box::pin(responses.map(|frame| frame.map(frame_out).map_err(Status::from)))))
     }
@@ -96,17 +97,7 @@ impl FlightService for Service {
     }
 }
 
-fn frame_in(data: FlightData) -> FrameIn {
-    FrameIn {
-        command: data.flight_descriptor.map(|descriptor| descriptor.cmd),
-        header: data.data_header,
-        body: data.data_body,
-        is_last: metadata::is_end(&data.app_metadata),
-    }
-}
-
-fn frame_out(frame: FrameOut) -> FlightData {
-    // Joined already, where `encode` ran; here it is handed on uncopied.
+pub(crate) fn frame_out(frame: FrameOut) -> FlightData {
     let body = Bytes::from(frame.joined_body());
     FlightData { flight_descriptor: None, data_header: frame.header, app_metadata: frame.metadata, data_body: body }
 }

@@ -36,6 +36,7 @@ use crate::{
     config::{Config, Listen},
     service::Service,
     shared::Shared,
+    wire::{DO_EXCHANGE, Front},
 };
 
 /// What a client may send ahead of us: two messages of the usual 1 MiB, for several streams on one connection. Larger
@@ -45,8 +46,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// Of 16 KiB to 4 MiB, frames of 64 KiB were the fastest: fewer headers than HTTP/2's default, and none of the regrowing
 /// of h2's read buffer that halved the speed at 1 MiB.
 const FRAME_BYTES: u32 = 64 << 10;
-/// A message's own overhead beyond the body: header, metadata, tags.
-const ENVELOPE_BYTES: usize = 1 << 20;
 /// A descriptor with the largest command, and its envelope.
 const CALL_BYTES_MAX: usize = COMMAND_BYTES_MAX + (64 << 10);
 /// Health checks and actions, beside as many streams as there may be.
@@ -143,8 +142,9 @@ pub async fn run(
     let (health, health_service) = tonic_health::server::health_reporter();
     let service = FlightServiceServer::new(Service { shared: Arc::clone(&shared) })
         // A larger message is an error with its reason; within it, memory is the permits' business.
-        .max_decoding_message_size(shared.config.message_bytes_max + ENVELOPE_BYTES)
+        .max_decoding_message_size(shared.config.frame_bytes_max())
         .max_encoding_message_size(usize::MAX);
+    let service = Front::new(Arc::clone(&shared), service);
     health.set_serving::<FlightServiceServer<Service>>().await;
 
     let draining = shared.draining.clone();
@@ -190,7 +190,7 @@ pub async fn run(
 /// Bounds the body of a call that is no stream.
 fn limit_call(request: http::Request<Body>) -> http::Request<Body> {
     match request.uri().path() {
-        "/arrow.flight.protocol.FlightService/DoExchange" => request,
+        DO_EXCHANGE => request,
         _ => request.map(|body| Body::new(Limited::new(body, CALL_BYTES_MAX))),
     }
 }

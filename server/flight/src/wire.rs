@@ -1,0 +1,81 @@
+//! DoExchange over gRPC without the copies that tonic's codec makes: [`receive`] and [`send`]. Every other call is tonic's.
+
+mod receive;
+mod send;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use futures::{
+    StreamExt,
+    future::{BoxFuture, FutureExt, ready},
+};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::http::{Request, Response, header::CONTENT_TYPE},
+    metadata::GRPC_CONTENT_TYPE,
+    server::NamedService,
+};
+
+use crate::{exchange, service::Service, shared::Shared, stack::Peer, status::of_transport};
+
+/// What the request path of a call to DoExchange is.
+pub(crate) const DO_EXCHANGE: &str = "/arrow.flight.protocol.FlightService/DoExchange";
+
+/// The service as tonic's server takes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Front {
+    shared: Arc<Shared>,
+    stock: FlightServiceServer<Service>,
+}
+
+impl Front {
+    pub(crate) fn new(shared: Arc<Shared>, stock: FlightServiceServer<Service>) -> Front {
+        Front { shared, stock }
+    }
+}
+
+impl NamedService for Front {
+    const NAME: &'static str = <FlightServiceServer<Service> as NamedService>::NAME;
+}
+
+impl tower::Service<Request<Body>> for Front {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        tower::Service::<Request<Body>>::poll_ready(&mut self.stock, context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // What is compressed is refused, and tonic knows how.
+        let is_plain = request.headers().get("grpc-encoding").is_none_or(|encoding| encoding == "identity");
+        if request.uri().path() == DO_EXCHANGE && is_plain {
+            return ready(Ok(do_exchange(&self.shared, request))).boxed();
+        }
+        self.stock.call(request)
+    }
+}
+
+fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
+    let connection = request.extensions().get::<Peer>().map(|peer| peer.kill.clone()).unwrap_or_default();
+    let bytes_max = shared.config.message_bytes_max;
+    let frames = receive::Frames::new(request.into_body(), shared.config.frame_bytes_max())
+        .map(move |frame| frame.map_err(|status| of_transport(&status, bytes_max)));
+    match exchange::open(Arc::clone(shared), frames, connection) {
+        Ok(responses) => {
+            let mut response = Response::new(Body::new(send::Reply::new(responses)));
+            response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+            response
+        }
+        Err(fault) => Status::from(fault).into_http(),
+    }
+}

@@ -1,0 +1,241 @@
+//! A request's bytes to frames, in one copy: each body lands in memory of its own, aligned as Arrow likes it, as its pieces
+//! come from the connection.
+//!
+//! tonic joins a message's pieces first, in memory that grows, and Arrow would copy what is not aligned there. What is no body
+//! goes to prost as it is, so that prost alone says what a message means. A message that is odd in any way goes to it as a whole.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use arrow_buffer::{Buffer, MutableBuffer};
+use arrow_flight::FlightData;
+use bytes::{Buf, Bytes};
+use http_body_util::BodyStream;
+use prost::{
+    Message as _,
+    encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint},
+};
+use quarrel_proto::metadata;
+use tonic::{Status, body::Body};
+
+use crate::decode::FrameIn;
+
+/// The field of `FlightData` that is the body.
+pub(super) const BODY_TAG: u32 = 1000;
+/// A gRPC message's prefix: a flag, and its length.
+pub(super) const PREFIX_BYTES: usize = 5;
+/// A field's key and length at most: as many as prost reads.
+const KEY_BYTES_MAX: usize = 20;
+
+/// The frames of a request.
+pub(crate) struct Frames {
+    body: BodyStream<Body>,
+    /// What the connection gave and is not looked at yet.
+    piece: Bytes,
+    prefix: Vec<u8>,
+    message: Option<Message>,
+    message_bytes_max: usize,
+    is_over: bool,
+}
+
+/// A message of which some has come.
+struct Message {
+    /// Bytes that are still to come.
+    left: usize,
+    /// All fields but the body.
+    fields: Vec<u8>,
+    /// How far they were looked through.
+    seen: usize,
+    /// The body, or what has come of it.
+    body: MutableBuffer,
+    /// Bytes of the body that are still to come.
+    body_left: usize,
+    /// Whether the rest is for prost, whatever is in it.
+    is_odd: bool,
+}
+
+impl Frames {
+    /// Of a request to DoExchange. A longer message is an error.
+    pub(crate) fn new(body: Body, message_bytes_max: usize) -> Frames {
+        Frames {
+            body: BodyStream::new(body),
+            piece: Bytes::new(),
+            prefix: Vec::with_capacity(PREFIX_BYTES),
+            message: None,
+            message_bytes_max,
+            is_over: false,
+        }
+    }
+
+    /// The next frame, if it is complete with what has come.
+    fn next(&mut self) -> Result<Option<FrameIn>, Status> {
+        loop {
+            if let Some(message) = &mut self.message {
+                message.take(&mut self.piece)?;
+                if message.left > 0 {
+                    return Ok(None);
+                }
+                return self.message.take().map(Message::frame).transpose();
+            }
+            let missing = (PREFIX_BYTES - self.prefix.len()).min(self.piece.len());
+            self.prefix.extend_from_slice(&self.piece.split_to(missing));
+            let [flag, a, b, c, d] = self.prefix[..] else { return Ok(None) };
+            self.prefix.clear();
+            let length = u32::from_be_bytes([a, b, c, d]) as usize;
+            self.message = Some(Message::new(flag, length, self.message_bytes_max)?);
+        }
+    }
+}
+
+impl Message {
+    fn new(flag: u8, length: usize, most: usize) -> Result<Message, Status> {
+        match flag {
+            0 => {}
+            1 => return Err(Status::internal("a message is compressed, which no header has said")),
+            flag => return Err(Status::internal(format!("a message's compression flag is {flag}: expected 0"))),
+        }
+        if length > most {
+            return Err(Status::out_of_range(format!("a message of {length} bytes, and {most} are the most")));
+        }
+        Ok(Message {
+            left: length,
+            fields: Vec::new(),
+            seen: 0,
+            body: MutableBuffer::new(0),
+            body_left: 0,
+            is_odd: false,
+        })
+    }
+
+    /// Takes from a piece what belongs to the message.
+    fn take(&mut self, piece: &mut Bytes) -> Result<(), Status> {
+        while self.left > 0 && !piece.is_empty() {
+            let taken = if self.body_left > 0 {
+                let taken = self.body_left.min(piece.len());
+                self.body.extend_from_slice(&piece[..taken]);
+                self.body_left -= taken;
+                taken
+            } else if self.is_odd || self.seen > self.fields.len() {
+                // Of a field that was seen, or of whatever it is.
+                let known = if self.is_odd { self.left } else { self.seen - self.fields.len() };
+                let taken = known.min(piece.len());
+                self.fields.extend_from_slice(&piece[..taken]);
+                taken
+            } else {
+                // A key may be cut anywhere: byte by byte, and there are few.
+                self.fields.push(piece[0]);
+                1
+            };
+            piece.advance(taken);
+            self.left -= taken;
+            if self.body_left == 0 && self.seen < self.fields.len() && !self.is_odd {
+                self.look();
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at a field's key and length, if they are there.
+    fn look(&mut self) {
+        let mut rest = &self.fields[self.seen..];
+        let before = rest.len();
+        let field = match decode_key(&mut rest) {
+            Ok((BODY_TAG, WireType::LengthDelimited)) => decode_varint(&mut rest).map(|length| (true, length)),
+            Ok((_, WireType::LengthDelimited)) => decode_varint(&mut rest).map(|length| (false, length)),
+            Ok((_, WireType::Varint)) => decode_varint(&mut rest).map(|_| (false, 0)),
+            Ok((_, WireType::SixtyFourBit)) => Ok((false, 8)),
+            Ok((_, WireType::ThirtyTwoBit)) => Ok((false, 4)),
+            // Groups nest: prost's business.
+            Ok((_, WireType::StartGroup | WireType::EndGroup)) => return self.leave_to_prost(),
+            Err(error) => Err(error),
+        };
+        let Ok((is_body, length)) = field else {
+            // Not all there yet; or nothing that ever will be.
+            if before >= KEY_BYTES_MAX {
+                self.leave_to_prost();
+            }
+            return;
+        };
+        let Some(length) = usize::try_from(length).ok().filter(|length| *length <= self.left) else {
+            return self.leave_to_prost();
+        };
+        let key_end = self.seen + before - rest.len();
+        if is_body {
+            // Of several the last one counts.
+            self.fields.truncate(self.seen);
+            self.body = MutableBuffer::with_capacity(length);
+            self.body_left = length;
+        } else {
+            self.seen = key_end + length;
+        }
+    }
+
+    /// What has come is put together again.
+    fn leave_to_prost(&mut self) {
+        self.is_odd = true;
+        if !self.body.is_empty() {
+            let body = std::mem::replace(&mut self.body, MutableBuffer::new(0));
+            let looked_at = self.fields.split_off(self.seen);
+            encode_key(BODY_TAG, WireType::LengthDelimited, &mut self.fields);
+            encode_varint(body.len() as u64, &mut self.fields);
+            self.fields.extend_from_slice(&body);
+            self.fields.extend_from_slice(&looked_at);
+        }
+    }
+
+    fn frame(self) -> Result<FrameIn, Status> {
+        let data = FlightData::decode(Bytes::from(self.fields)).map_err(|error| Status::internal(error.to_string()))?;
+        let body = if self.is_odd { Buffer::from(&data.data_body[..]) } else { Buffer::from(self.body) };
+        Ok(FrameIn { body, ..FrameIn::from(data) })
+    }
+}
+
+impl From<FlightData> for FrameIn {
+    fn from(data: FlightData) -> FrameIn {
+        FrameIn {
+            command: data.flight_descriptor.map(|descriptor| descriptor.cmd),
+            header: data.data_header,
+            body: Buffer::from(data.data_body),
+            is_last: metadata::is_end(&data.app_metadata),
+        }
+    }
+}
+
+impl futures::Stream for Frames {
+    type Item = Result<FrameIn, Status>;
+
+    /// After an error there is nothing more.
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            match self.next() {
+                Ok(None) => {}
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Err(status) => {
+                    self.is_over = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+            }
+            match ready!(Pin::new(&mut self.body).poll_next(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) => self.piece = piece,
+                    Err(_trailers) => self.is_over = true,
+                },
+                Some(Err(status)) => {
+                    self.is_over = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+                None => {
+                    self.is_over = true;
+                    if self.message.is_some() || !self.prefix.is_empty() {
+                        return Poll::Ready(Some(Err(Status::internal("it ends within a message"))));
+                    }
+                }
+            }
+        }
+    }
+}
