@@ -1,4 +1,4 @@
-//! Codes to weights: pure, parallel on whatever rayon pool it is called in.
+//! Codes to weights: pure, parallel on the rayon pool in which it is called, if it is called in one.
 
 use std::sync::Arc;
 
@@ -7,13 +7,12 @@ use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef};
 use quarrel_kernels::{Coded, Decoded, Grid, Level, TILE, bytes_mut, convert, dequantize, packed_bytes};
 use quarrel_proto::column::status;
-use rayon::prelude::*;
 
 use crate::{
     answer::{Answer, shapes},
     coded_rows::{CodedPiece, CodedUnit, Content},
     execute::{Cancel, Cancelled},
-    schemas,
+    parallel, schemas,
     tally::Tally,
 };
 
@@ -62,7 +61,7 @@ pub fn decode(level: Level, unit: CodedUnit, decoded: Decoded, cancel: &Cancel) 
         slots.push((piece, head));
         rest = tail;
     }
-    slots.into_par_iter().try_for_each(|(piece, out)| decode_piece(level, piece, decoded, out, cancel))?;
+    parallel::for_each(slots, |(piece, out)| decode_piece(level, piece, decoded, out, cancel))?;
     Ok(DecodedUnit { pieces, values })
 }
 
@@ -145,7 +144,8 @@ fn decode_piece(
         let zero_points = if zero_points.is_empty() { &[][..] } else { &zero_points[from..from + groups] };
         let stretch_bytes = packed_bytes(rung.codes(), STRETCH);
         // One short channel, or stretches of a long one side by side.
-        out.par_chunks_mut(STRETCH * decoded.bytes()).enumerate().try_for_each(|(index, out)| {
+        let stretches = out.chunks_mut(STRETCH * decoded.bytes()).enumerate().collect();
+        parallel::for_each(stretches, |(index, out)| {
             cancel.check()?;
             let packed = &codes[index * stretch_bytes..];
             let column = index * STRETCH;

@@ -1,4 +1,4 @@
-//! Units to codes: pure, parallel on whatever rayon pool it is called in, and the same bits on any number of threads.
+//! Units to codes: pure, parallel on the rayon pool in which it is called, if it is called in one, and the same bits on any number of threads.
 //!
 //! Work is cut into *cells*: whole channels of at most about 1 MiB together, or a stretch of one channel longer than
 //! that. Where a span is one short channel, one pass over a cell finds ranges, scales and codes while the channel is in
@@ -17,10 +17,10 @@ use quarrel_kernels::{
     squared_errors,
 };
 use quarrel_proto::Reason;
-use rayon::prelude::*;
 
 use crate::{
     layer::{Decision, Global, Note, Rung, note},
+    parallel,
     plan::Thresholds,
     rows::{Layer, Row, Unit, Work},
     scales::{Seen, Unfit, choose, clips, find_scales, scales_of, solve},
@@ -277,35 +277,29 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
         let zero_points = split(&mut arrays.zero_points, &cells, Cell::zero_point_count);
         let slots = codes.into_iter().zip(scales).zip(zero_points);
         let slots = slots.map(|((codes, scales), zero_points)| Slot { codes, scales, zero_points });
-        cells
-            .par_iter()
-            .zip(slots.collect::<Vec<_>>())
-            .map(|(cell, slot)| cancel.check().map(|()| cell.in_one_pass(level, all[cell.work].global, slot)))
-            .collect::<Result<_, _>>()?
+        parallel::map(cells.iter().zip(slots).collect(), |(cell, slot)| {
+            cancel.check().map(|()| cell.in_one_pass(level, all[cell.work].global, slot))
+        })?
     } else {
         let found: Vec<_> =
-            cells.par_iter().map(|cell| cancel.check().map(|()| cell.find_ranges(level))).collect::<Result<_, _>>()?;
+            parallel::map(cells.iter().collect(), |cell| cancel.check().map(|()| cell.find_ranges(level)))?;
         let ranges = find_scales(level, works, &cells, found, &mut arrays.scales, &mut arrays.zero_points, &mut all);
         if works.iter().any(|(_, rung)| rung.scheme.solver() == Solver::Mse) {
             solve(level, works, &cells, &ranges, &mut arrays.scales, &mut arrays.zero_points, cancel)?;
         }
         let (scales, zero_points) = (&arrays.scales, &arrays.zero_points);
         let starts = starts(works);
-        cells
-            .par_iter()
-            .zip(codes)
-            .map(|(cell, codes)| {
-                cancel.check()?;
-                let (scales_from, zero_points_from) = starts[cell.work];
-                let first = works[cell.work].0.channels.start;
-                let grid = Grid {
-                    scales: &scales[scales_from..],
-                    zero_points: &zero_points[zero_points_from..],
-                    global: all[cell.work].global,
-                };
-                Ok((cell.make_codes(level, grid, first, codes), Vec::new()))
-            })
-            .collect::<Result<_, Cancelled>>()?
+        parallel::map(cells.iter().zip(codes).collect(), |(cell, codes)| {
+            cancel.check()?;
+            let (scales_from, zero_points_from) = starts[cell.work];
+            let first = works[cell.work].0.channels.start;
+            let grid = Grid {
+                scales: &scales[scales_from..],
+                zero_points: &zero_points[zero_points_from..],
+                global: all[cell.work].global,
+            };
+            Ok((cell.make_codes(level, grid, first, codes), Vec::new()))
+        })?
     };
     for (cell, (sums, found)) in cells.iter().zip(done) {
         all[cell.work].faults.extend(found);

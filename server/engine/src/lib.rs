@@ -15,6 +15,7 @@ mod decode;
 mod execute;
 mod layer;
 mod names;
+mod parallel;
 mod plan;
 mod recipe;
 mod rows;

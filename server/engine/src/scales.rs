@@ -1,11 +1,11 @@
 //! From the ranges of cells to the scales of spans; and to narrower ones, where those make less error.
 
 use quarrel_kernels::{self as kernels, CLIPS, Level, Qparams, ScaleOverflow, clipped, squared_errors};
-use rayon::prelude::*;
 
 use crate::{
     execute::{Cancel, Cancelled, Cell, Fault, FaultKind, Found, starts},
     layer::{Global, Rung},
+    parallel,
     rows::Work,
     scheme::Solver,
 };
@@ -86,22 +86,19 @@ pub(crate) fn solve(
         let (work, rung) = works[work];
         (rung.span_of(channel) - rung.span_of(work.channels.start)) * rung.groups()
     };
-    let found: Vec<Vec<[f64; CLIPS]>> = cells
-        .par_iter()
-        .map(|cell| {
-            cancel.check()?;
-            let (rung, touched) = (cell.rung, cell.groups());
-            if rung.scheme.solver() != Solver::Mse {
-                return Ok(Vec::new());
-            }
-            let mut errors = vec![[0.0; CLIPS]; cell.channels.len() * touched.len()];
-            for ((channel, part), errors) in cell.parts().zip(errors.chunks_exact_mut(touched.len())) {
-                let clips = &all_clips[cell.work][place(cell.work, channel)..][touched.clone()];
-                squared_errors(level, rung.format(), rung.arith, &part, clips, errors);
-            }
-            Ok(errors)
-        })
-        .collect::<Result<_, Cancelled>>()?;
+    let found: Vec<Vec<[f64; CLIPS]>> = parallel::map(cells.iter().collect(), |cell| {
+        cancel.check()?;
+        let (rung, touched) = (cell.rung, cell.groups());
+        if rung.scheme.solver() != Solver::Mse {
+            return Ok(Vec::new());
+        }
+        let mut errors = vec![[0.0; CLIPS]; cell.channels.len() * touched.len()];
+        for ((channel, part), errors) in cell.parts().zip(errors.chunks_exact_mut(touched.len())) {
+            let clips = &all_clips[cell.work][place(cell.work, channel)..][touched.clone()];
+            squared_errors(level, rung.format(), rung.arith, &part, clips, errors);
+        }
+        Ok(errors)
+    })?;
     let mut sums: Vec<Vec<[f64; CLIPS]>> = all_clips.iter().map(|clips| vec![[0.0; CLIPS]; clips.len()]).collect();
     for (cell, found) in cells.iter().zip(&found).filter(|(_, found)| !found.is_empty()) {
         let touched = cell.groups();

@@ -157,7 +157,7 @@ impl Unit {
         Unit { work: Work::Codes(unit, decoded), bytes_in, bytes_out, closes_span: false }
     }
 
-    /// Computes it, in parallel on the rayon pool in which it is called.
+    /// Computes it: in parallel on the rayon pool in which it is called, or on this thread.
     ///
     /// # Errors
     /// [`Cancelled`] within about 1 MiB of the flag being set.

@@ -11,8 +11,6 @@ use quarrel_engine::{Level, LevelError, Limits};
 const SECONDS_MAX: u64 = 365 * 24 * 3_600;
 /// A gRPC message's length is 32 bits, and pyarrow refuses batches of 2 GiB.
 const MESSAGE_BYTES_MAX: u64 = (2 << 30) - (2 << 20);
-/// A message's own overhead beyond the body: header, metadata, tags.
-const ENVELOPE_BYTES: usize = 1 << 20;
 /// More than any machine has, and few enough permits for 32 bits.
 const MEMORY_BYTES_MAX: u64 = 4 << 40;
 /// Streams, or connections.
@@ -211,11 +209,6 @@ impl Config {
             return Err(ConfigError::MemoryTooSmall { memory: self.memory_bytes_max, message: self.message_bytes_max });
         }
         Ok(())
-    }
-
-    /// Bytes of a whole message, as gRPC counts them.
-    pub(crate) fn frame_bytes_max(&self) -> usize {
-        self.message_bytes_max + ENVELOPE_BYTES
     }
 
     /// The limits that a layer can meet.

@@ -1,11 +1,11 @@
 //! START HERE: the whole path of a stream, `frames -> decode -> plan -> rows -> pool: compute -> answers -> encode -> frames`.
 //!
 //! [`open`] returns the response at once: a client may wait for headers before it writes, and a bad command is an error
-//! of the stream. Everything else runs in a task of its own, in two halves: [`Stream::read`] turns messages into
-//! units and starts them on the pool, [`Stream::write`] answers them in order. What lies between them is bounded by
+//! of the stream. Everything else runs in two halves: [`Stream::read`], in a task of its own, turns messages into units (`reader`)
+//! and starts them on the pool; there each is computed and, in order, answered (`sequence`). What lies between is bounded by
 //! permits: one is taken before a unit is computed and travels with its result until the bytes have left.
 //!
-//! Not here: what a row becomes (`engine`), how a message is framed (`decode`, `encode`), gRPC (`service`, `status`).
+//! Not here: what a row becomes (`engine`), Arrow IPC (`decode`, `encode`), gRPC (`wire`, `service`, `status`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use arrow_schema::Schema;
 use bytes::Bytes;
 use futures::StreamExt;
 use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
-use quarrel_pool::Reservation;
+use quarrel_pool::{Lane, Reservation};
 use quarrel_proto::{Reason, VERSION, command, metadata};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,8 @@ use crate::{
     telemetry,
 };
 
+/// A unit of so many bytes is spread over all threads; smaller ones are computed side by side.
+const WIDE_BYTES: usize = 8 << 20;
 /// By how much what a stream remembers may grow before it is charged again.
 const CHARGE_STEP: usize = 64 << 10;
 
@@ -43,7 +45,8 @@ where
     let stop = CancellationToken::new();
     let (outbox, responses) = outbox(stop.clone());
     let span = info_span!("stream", id = place.id, command = tracing::field::Empty);
-    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), connection };
+    let lane = shared.pool.lane();
+    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), lane, connection };
     tokio::spawn(stream.run(frames, place).instrument(span));
     Ok(responses)
 }
@@ -56,6 +59,7 @@ struct Stream {
     stop: CancellationToken,
     /// Stops what computes.
     cancel: Cancel,
+    lane: Lane,
     connection: CancellationToken,
 }
 
@@ -214,7 +218,7 @@ impl Stream {
                             let seen = span.in_scope(|| reader.look(message.as_ref()));
                             (reader, seen)
                         };
-                        let (back, seen) = self.shared.pool.run(look).await.map_err(Fault::from)?;
+                        let (back, seen) = self.lane.run(look).await.map_err(Fault::from)?;
                         reader = back;
                         seen
                     }
@@ -253,7 +257,9 @@ impl Stream {
     /// Starts a unit on the pool.
     fn start(&self, unit: Unit, ticket: Ticket) {
         let (level, cancel, span) = (self.shared.level, self.cancel.clone(), tracing::Span::current());
-        drop(self.shared.pool.run(move || span.in_scope(|| ticket.run(|| unit.compute(level, &cancel)))));
+        let is_wide = unit.bytes_in >= WIDE_BYTES;
+        let job = move || span.in_scope(|| ticket.run(|| unit.compute(level, &cancel)));
+        drop(if is_wide { self.lane.run_wide(job) } else { self.lane.run(job) });
     }
 
     /// The next message; `idle` if there is none for so long, though nothing computes and no result is taken.
@@ -367,7 +373,7 @@ fn idle(seconds: u64) -> Fault {
 
 /// A command's plan. Patterns are compiled, so it is made on the pool.
 pub(crate) async fn plan_of(shared: &Shared, bytes: Bytes) -> Result<Plan, Fault> {
-    let made = shared.pool.run(move || -> Result<Plan, Fault> { Ok(Plan::new(&command::parse(&bytes)?)?) });
+    let made = shared.pool.lane().run(move || -> Result<Plan, Fault> { Ok(Plan::new(&command::parse(&bytes)?)?) });
     made.await.map_err(Fault::from)?
 }
 

@@ -1,7 +1,7 @@
 //! The Arrow Flight server: sockets, frames, and the path between them.
 //!
 //! Start at `exchange`: the whole path of a stream in one function. `stack` listens, `service` has a line for each
-//! RPC, `decode` and `encode` are Arrow IPC, `status` is the one file that knows gRPC codes.
+//! RPC, `wire` is DoExchange's bytes, `decode` and `encode` are Arrow IPC, `status` is the one file that knows gRPC codes.
 
 #![forbid(unsafe_code)]
 

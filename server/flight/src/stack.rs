@@ -36,7 +36,7 @@ use crate::{
     config::{Config, Listen},
     service::Service,
     shared::Shared,
-    wire::{DO_EXCHANGE, Front},
+    wire::{DO_EXCHANGE, ENVELOPE_BYTES, Front},
 };
 
 /// What a client may send ahead of us: two messages of the usual 1 MiB, for several streams on one connection. Larger
@@ -142,7 +142,7 @@ pub async fn run(
     let (health, health_service) = tonic_health::server::health_reporter();
     let service = FlightServiceServer::new(Service { shared: Arc::clone(&shared) })
         // A larger message is an error with its reason; within it, memory is the permits' business.
-        .max_decoding_message_size(shared.config.frame_bytes_max())
+        .max_decoding_message_size(shared.config.message_bytes_max + ENVELOPE_BYTES)
         .max_encoding_message_size(usize::MAX);
     let service = Front::new(Arc::clone(&shared), service);
     health.set_serving::<FlightServiceServer<Service>>().await;

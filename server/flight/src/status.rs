@@ -6,7 +6,7 @@
 use quarrel_engine::{LayerError, Note, PlanError, shorten};
 use quarrel_pool::{Panicked, Refused};
 use quarrel_proto::{Reason, command::CommandError};
-use tonic::{Code, Status};
+use tonic::{Code, Status, codegen::http::HeaderMap};
 
 /// Bytes of a message: what survives every client's limit on header lists, even percent-encoded.
 const MESSAGE_BYTES_MAX: usize = 2_000;
@@ -99,6 +99,14 @@ impl From<Fault> for Status {
     }
 }
 
+/// The end of a stream as trailers.
+pub(crate) fn trailers(ended: Result<(), Fault>) -> Result<HeaderMap, Status> {
+    let status = ended.map_or_else(Status::from, |()| Status::ok(""));
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(trailers)
+}
+
 impl From<CommandError> for Fault {
     fn from(error: CommandError) -> Fault {
         Fault::new(error.reason(), error.to_string())
@@ -147,16 +155,25 @@ pub(crate) enum Broken {
 /// What tonic says of a broken request.
 pub(crate) fn of_transport(status: &Status, message_bytes_max: usize) -> Broken {
     match status.code() {
-        Code::OutOfRange => Broken::Fault(Fault::new(
-            Reason::MessageTooLarge,
-            format!(
-                "a message is over `message_bytes_max` {message_bytes_max}: send fewer rows in a batch, or a layer in runs"
-            ),
-        )),
+        Code::OutOfRange => Broken::Fault(message_too_large(message_bytes_max)),
         // A reset, a closed connection, a deadline.
         Code::Cancelled | Code::Unknown | Code::Unavailable | Code::DeadlineExceeded => Broken::Gone,
-        _ => Broken::Fault(Fault::new(Reason::FrameInvalid, format!("the request broke off: {}", status.message()))),
+        _ => Broken::Fault(broken_off(status.message())),
     }
+}
+
+pub(crate) fn message_too_large(message_bytes_max: usize) -> Fault {
+    Fault::new(
+        Reason::MessageTooLarge,
+        format!(
+            "a message is over `message_bytes_max` {message_bytes_max}: send fewer rows in a batch, or a layer in runs"
+        ),
+    )
+}
+
+/// A request whose bytes are no gRPC messages.
+pub(crate) fn broken_off(why: &str) -> Fault {
+    Fault::new(Reason::FrameInvalid, format!("the request broke off: {why}"))
 }
 
 /// Verbs that are not here.

@@ -12,10 +12,7 @@ use std::{
 };
 
 use arrow_flight::flight_service_server::FlightServiceServer;
-use futures::{
-    StreamExt,
-    future::{BoxFuture, FutureExt, ready},
-};
+use futures::future::{BoxFuture, FutureExt, ready};
 use tonic::{
     Status,
     body::Body,
@@ -24,7 +21,9 @@ use tonic::{
     server::NamedService,
 };
 
-use crate::{exchange, service::Service, shared::Shared, stack::Peer, status::of_transport};
+pub(crate) use receive::ENVELOPE_BYTES;
+
+use crate::{exchange, service::Service, shared::Shared, stack::Peer};
 
 /// What the request path of a call to DoExchange is.
 pub(crate) const DO_EXCHANGE: &str = "/arrow.flight.protocol.FlightService/DoExchange";
@@ -67,9 +66,7 @@ impl tower::Service<Request<Body>> for Front {
 
 fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
     let connection = request.extensions().get::<Peer>().map(|peer| peer.kill.clone()).unwrap_or_default();
-    let bytes_max = shared.config.message_bytes_max;
-    let frames = receive::Frames::new(request.into_body(), shared.config.frame_bytes_max())
-        .map(move |frame| frame.map_err(|status| of_transport(&status, bytes_max)));
+    let frames = receive::Frames::new(request.into_body(), shared.config.message_bytes_max);
     match exchange::open(Arc::clone(shared), frames, connection) {
         Ok(responses) => {
             let mut response = Response::new(Body::new(send::Reply::new(responses)));

@@ -1,6 +1,6 @@
 //! Memory and threads: what streams (and jobs, when they come) share.
 //!
-//! [`Pool`] bridges tokio to a rayon pool: nothing that computes runs on an async thread, and a panic in it is a value.
+//! [`Pool`] bridges tokio to threads that compute: nothing that computes runs on an async thread, streams have turns, and a panic is a value.
 //! [`Budget`] hands out bytes: a unit of work takes a [`Permit`] before it is computed and gives it back when its
 //! result has left. A stream holds at most half of the budget, and so do all open spans together, so neither a client that
 //! does not read nor one that stops half-way can take everything.
@@ -10,5 +10,5 @@
 mod bridge;
 mod budget;
 
-pub use bridge::{Panicked, Pool, Running};
+pub use bridge::{Lane, Panicked, Pool, PoolError, Running};
 pub use budget::{Budget, Permit, Refused, Reservation, Share};

@@ -18,14 +18,19 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint},
 };
 use quarrel_proto::metadata;
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 
-use crate::decode::FrameIn;
+use crate::{
+    decode::FrameIn,
+    status::{Broken, Fault, broken_off, message_too_large, of_transport},
+};
 
 /// The field of `FlightData` that is the body.
 pub(super) const BODY_TAG: u32 = 1000;
 /// A gRPC message's prefix: a flag, and its length.
 pub(super) const PREFIX_BYTES: usize = 5;
+/// A message's own overhead beyond the body: header, metadata, tags.
+pub(crate) const ENVELOPE_BYTES: usize = 1 << 20;
 /// A field's key and length at most: as many as prost reads.
 const KEY_BYTES_MAX: usize = 20;
 
@@ -57,7 +62,7 @@ struct Message {
 }
 
 impl Frames {
-    /// Of a request to DoExchange. A longer message is an error.
+    /// Of a request to DoExchange. A message whose body cannot but be longer is an error.
     pub(crate) fn new(body: Body, message_bytes_max: usize) -> Frames {
         Frames {
             body: BodyStream::new(body),
@@ -70,10 +75,10 @@ impl Frames {
     }
 
     /// The next frame, if it is complete with what has come.
-    fn next(&mut self) -> Result<Option<FrameIn>, Status> {
+    fn next(&mut self) -> Result<Option<FrameIn>, Fault> {
         loop {
             if let Some(message) = &mut self.message {
-                message.take(&mut self.piece)?;
+                message.take(&mut self.piece);
                 if message.left > 0 {
                     return Ok(None);
                 }
@@ -90,14 +95,14 @@ impl Frames {
 }
 
 impl Message {
-    fn new(flag: u8, length: usize, most: usize) -> Result<Message, Status> {
+    fn new(flag: u8, length: usize, most: usize) -> Result<Message, Fault> {
         match flag {
             0 => {}
-            1 => return Err(Status::internal("a message is compressed, which no header has said")),
-            flag => return Err(Status::internal(format!("a message's compression flag is {flag}: expected 0"))),
+            1 => return Err(broken_off("a message is compressed, which no header has said")),
+            flag => return Err(broken_off(&format!("a message's compression flag is {flag}, expected 0"))),
         }
-        if length > most {
-            return Err(Status::out_of_range(format!("a message of {length} bytes, and {most} are the most")));
+        if length > most + ENVELOPE_BYTES {
+            return Err(message_too_large(most));
         }
         Ok(Message {
             left: length,
@@ -110,7 +115,7 @@ impl Message {
     }
 
     /// Takes from a piece what belongs to the message.
-    fn take(&mut self, piece: &mut Bytes) -> Result<(), Status> {
+    fn take(&mut self, piece: &mut Bytes) {
         while self.left > 0 && !piece.is_empty() {
             let taken = if self.body_left > 0 {
                 let taken = self.body_left.min(piece.len());
@@ -134,7 +139,6 @@ impl Message {
                 self.look();
             }
         }
-        Ok(())
     }
 
     /// Looks at a field's key and length, if they are there.
@@ -185,8 +189,8 @@ impl Message {
         }
     }
 
-    fn frame(self) -> Result<FrameIn, Status> {
-        let data = FlightData::decode(Bytes::from(self.fields)).map_err(|error| Status::internal(error.to_string()))?;
+    fn frame(self) -> Result<FrameIn, Fault> {
+        let data = FlightData::decode(Bytes::from(self.fields)).map_err(|error| broken_off(&error.to_string()))?;
         let body = if self.is_odd { Buffer::from(&data.data_body[..]) } else { Buffer::from(self.body) };
         Ok(FrameIn { body, ..FrameIn::from(data) })
     }
@@ -204,7 +208,7 @@ impl From<FlightData> for FrameIn {
 }
 
 impl futures::Stream for Frames {
-    type Item = Result<FrameIn, Status>;
+    type Item = Result<FrameIn, Broken>;
 
     /// After an error there is nothing more.
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -215,9 +219,9 @@ impl futures::Stream for Frames {
             match self.next() {
                 Ok(None) => {}
                 Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
-                Err(status) => {
+                Err(fault) => {
                     self.is_over = true;
-                    return Poll::Ready(Some(Err(status)));
+                    return Poll::Ready(Some(Err(Broken::Fault(fault))));
                 }
             }
             match ready!(Pin::new(&mut self.body).poll_next(context)) {
@@ -227,12 +231,12 @@ impl futures::Stream for Frames {
                 },
                 Some(Err(status)) => {
                     self.is_over = true;
-                    return Poll::Ready(Some(Err(status)));
+                    return Poll::Ready(Some(Err(of_transport(&status, self.message_bytes_max))));
                 }
                 None => {
                     self.is_over = true;
                     if self.message.is_some() || !self.prefix.is_empty() {
-                        return Poll::Ready(Some(Err(Status::internal("it ends within a message"))));
+                        return Poll::Ready(Some(Err(Broken::Fault(broken_off("it ends within a message")))));
                     }
                 }
             }

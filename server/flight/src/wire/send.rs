@@ -11,10 +11,15 @@ use bytes::{BufMut, Bytes};
 use futures::Stream;
 use http_body::{Body, Frame};
 use prost::encoding::{WireType, encode_key, encode_varint};
-use tonic::{Status, codegen::http::HeaderMap};
+use quarrel_proto::Reason;
+use tonic::Status;
 
 use super::receive::{BODY_TAG, PREFIX_BYTES};
-use crate::{encode::FrameOut, outbox::Responses};
+use crate::{
+    encode::FrameOut,
+    outbox::Responses,
+    status::{Fault, trailers},
+};
 
 /// Shorter buffers are copied together, since each piece becomes an HTTP/2 frame of its own.
 const PIECE_BYTES: usize = 4 << 10;
@@ -48,18 +53,16 @@ impl Body for Reply {
             if self.is_over {
                 return Poll::Ready(None);
             }
-            let status = match ready!(Pin::new(&mut self.responses).poll_next(context)) {
+            let ended = match ready!(Pin::new(&mut self.responses).poll_next(context)) {
                 Some(Ok(frame)) => {
                     self.pieces = pieces(frame)?;
                     continue;
                 }
-                Some(Err(fault)) => Status::from(fault),
-                None => Status::ok(""),
+                Some(Err(fault)) => Err(fault),
+                None => Ok(()),
             };
             self.is_over = true;
-            let mut trailers = HeaderMap::new();
-            status.add_header(&mut trailers)?;
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            return Poll::Ready(Some(trailers(ended).map(Frame::trailers)));
         }
     }
 
@@ -69,7 +72,7 @@ impl Body for Reply {
 }
 
 /// A frame as a gRPC message.
-fn pieces(frame: FrameOut) -> Result<VecDeque<Bytes>, Status> {
+fn pieces(frame: FrameOut) -> Result<VecDeque<Bytes>, Fault> {
     let body_bytes: usize = frame.body.iter().map(Buffer::len).sum();
     let mut open = vec![0; PREFIX_BYTES];
     for (tag, field) in [(HEADER_TAG, &frame.header), (METADATA_TAG, &frame.metadata)] {
@@ -83,8 +86,9 @@ fn pieces(frame: FrameOut) -> Result<VecDeque<Bytes>, Status> {
         encode_key(BODY_TAG, WireType::LengthDelimited, &mut open);
         encode_varint(body_bytes as u64, &mut open);
     }
-    let length = u32::try_from(open.len() - PREFIX_BYTES + body_bytes)
-        .map_err(|_| Status::internal(format!("an answer of {body_bytes} bytes, which is no gRPC message")))?;
+    let length = u32::try_from(open.len() - PREFIX_BYTES + body_bytes).map_err(|_| {
+        Fault::new(Reason::Internal, format!("an answer of {body_bytes} bytes, which is no gRPC message"))
+    })?;
     open[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
 
     let mut pieces = VecDeque::new();

@@ -18,20 +18,29 @@ use prost::{
 use quarrel_proto::Reason;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Code, Status, Streaming,
+    Streaming,
     body::Body,
     codec::{Codec, EncodeBody, SingleMessageCompressionOverride},
     codegen::http::HeaderMap,
 };
 use tonic_prost::ProstCodec;
 
-use super::{receive::Frames, send::Reply};
-use crate::{decode::FrameIn, encode::FrameOut, outbox::outbox, service::frame_out, status::Fault};
+use super::{
+    receive::{ENVELOPE_BYTES, Frames},
+    send::Reply,
+};
+use crate::{
+    decode::FrameIn,
+    encode::FrameOut,
+    outbox::outbox,
+    service::frame_out,
+    status::{Broken, Fault, of_transport},
+};
 
 const BYTES_MAX: usize = 1_000;
 
-/// What a request was: its frames, and the code of its end.
-type Request = (Vec<FrameIn>, Option<Code>);
+/// What a request was: its frames, and why it ended.
+type Request = (Vec<FrameIn>, Option<Reason>);
 
 fn body(bytes: &[u8], cuts: &[usize]) -> Body {
     let mut pieces = Vec::new();
@@ -49,13 +58,14 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Up to the first error: tonic would say it for ever.
-fn all(frames: impl futures::Stream<Item = Result<FrameIn, Status>>) -> Request {
+fn all(frames: impl futures::Stream<Item = Result<FrameIn, Broken>>) -> Request {
     let mut frames = std::pin::pin!(frames);
     let mut seen = Vec::new();
     while let Some(frame) = block_on(frames.next()) {
         match frame {
             Ok(frame) => seen.push(frame),
-            Err(status) => return (seen, Some(status.code())),
+            Err(Broken::Fault(fault)) => return (seen, Some(fault.reason)),
+            Err(Broken::Gone) => unreachable!("there is no connection to break"),
         }
     }
     (seen, None)
@@ -67,7 +77,8 @@ fn ours(body: Body) -> Request {
 
 fn stock(body: Body) -> Request {
     let decoder = ProstCodec::<FlightData, FlightData>::default().decoder();
-    all(Streaming::new_request(decoder, body, None, Some(BYTES_MAX)).map(|data| data.map(FrameIn::from)))
+    all(Streaming::new_request(decoder, body, None, Some(BYTES_MAX + ENVELOPE_BYTES))
+        .map(|data| data.map(FrameIn::from).map_err(|status| of_transport(&status, BYTES_MAX))))
 }
 
 fn key(tag: u32, wire: WireType) -> Vec<u8> {
@@ -120,8 +131,7 @@ fn field() -> impl Strategy<Value = Vec<u8>> {
 
 /// A gRPC message, whose prefix may lie.
 fn message() -> impl Strategy<Value = Vec<u8>> {
-    let lie =
-        prop_oneof![60 => Just(None), 1 => (0..2 * BYTES_MAX as u32).prop_map(Some), 1 => any::<u32>().prop_map(Some)];
+    let lie = prop_oneof![60 => Just(None), 1 => (0..2 * ENVELOPE_BYTES as u32).prop_map(Some), 1 => any::<u32>().prop_map(Some)];
     let flag = prop_oneof![60 => Just(0), 1 => any::<u8>()];
     (vec(field(), 0..8), lie, flag).prop_map(|(fields, lie, flag)| {
         let message = fields.concat();
@@ -158,7 +168,7 @@ proptest! {
         let (expected, expected_end) = stock(body(&bytes, &cuts));
         prop_assert_eq!(&frames, &expected);
         if ends_behind_a_prefix(&bytes) && expected_end.is_none() {
-            prop_assert_eq!(ended, Some(Code::Internal));
+            prop_assert_eq!(ended, Some(Reason::FrameInvalid));
         } else {
             prop_assert_eq!(ended, expected_end);
         }
