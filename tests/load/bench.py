@@ -1,13 +1,15 @@
 """Prints and records how fast quantization crosses a Flight connection, beside what bounds it.
 
-One run measures, in interleaved rounds and with one client and one set of batches: memcpy, raw TCP, the C++ pyarrow
-server (put, echo, int8 with numpy) and ours. README.md says how to read it.
+One run measures, in interleaved rounds and with one set of batches: memcpy, raw TCP, the C++ pyarrow server (put, echo, int8
+with numpy) and ours; and how long small requests take. README.md says how to read it.
 
 Before it is timed, each server answers one whole layer, which is compared with `oracle`: a row that is wrong is told
 and not measured, and the exit status is 1. Speed fails no run: there is no timed assertion.
 """
 
 import argparse
+import json
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import report
 import rows
+import small
 from machine import environment, load_average
 from measure import Row, timed
 
@@ -32,12 +35,13 @@ def main() -> int:
     }
     with ExitStack() as servers:
         measured = rows.baseline(servers, options.mib)
-        ours, record["ours"], fault = rows.ours(servers, options.mib, options.binary)
+        ours, record["ours"], fault = rows.ours(servers, options.mib, options.binary, rust_client())
         measured += ours
-        run(measured, options.rounds, record["load_average"])
-    text = report.text(record, measured)
+        quick = small.rows(servers, options.binary) if ours else []
+        run(measured, quick, options.rounds, record["load_average"])
+    text = report.text(record, measured, quick)
     print(text)
-    report.write(options.results, record, measured, text)
+    report.write(options.results, record, measured, quick, text)
     return 1 if fault or any(row.fault for row in measured) else 0
 
 
@@ -56,7 +60,17 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def run(measured: list[Row], rounds: int, loads: list[str]) -> None:
+def rust_client() -> Path:
+    """The Rust client's benchmark, built."""
+    command = "cargo bench --locked --package quarrel-client --bench exchange --no-run --message-format=json"
+    built = subprocess.run(command.split(), cwd=REPOSITORY, capture_output=True, text=True)
+    found = [json.loads(line).get("executable") for line in built.stdout.splitlines() if '"executable"' in line]
+    if built.returncode or not any(found):
+        sys.exit(f"`{command}` failed:\n{built.stderr}")
+    return Path(next(path for path in reversed(found) if path))
+
+
+def run(measured: list[Row], quick: list[small.Row], rounds: int, loads: list[str]) -> None:
     """Checks every row, then times those that are right: A B C, A B C, ... so that drift meets all of them alike."""
     for row in measured:
         attempt(row, check)
@@ -64,6 +78,8 @@ def run(measured: list[Row], rounds: int, loads: list[str]) -> None:
         print(f"round {number} of {rounds}", file=sys.stderr)
         for row in measured:
             attempt(row, measure)
+        for row in quick:
+            row.figures.append(row.measure())
         loads.append(load_average())
 
 

@@ -7,19 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from measure import Measurement, Row
-from rows import INT8, NUMPY, PUT, TCP
+import goals
+import small
+from rows import NUMPY, PUT, TCP
 
-GOAL = 1.5  # ours int8 over C++ int8 with numpy: the project's first goal
 COLUMNS = ("", "best", "median", "/C++ put", "/raw TCP", "/C++ int8", "server CPU", "client CPU")
 UNITS = ("", "GB/s", "GB/s", "", "", "", "s/GB", "s/GB")
 
 
-def text(record: dict, rows: list[Row]) -> str:
+def text(record: dict, rows: list[Row], quick: list[small.Row]) -> str:
     lines = [f"{key}: {told(value)}" for key, value in record.items()]
     lines += ["", line(COLUMNS), line(UNITS)]
     by_name = {row.name: row for row in rows}
     lines += [line((row.name, *cells(row, by_name))) for row in rows]
-    lines += ["", goal(by_name), "", "GB/s, round by round:"]
+    lines += ["", "small requests, the medians over the rounds:", *map(small_line, quick)]
+    lines += ["", "goals:", *goals.lines(by_name, quick, ratio, server_cpu)]
+    lines += ["", "GB/s, round by round:"]
     lines += [f"{row.name:<32}" + "".join(f"{m.rate:>8.3f}" for m in row.measurements) for row in rows]
     lines += [f"\n{row.name} answered: {told(row.said)}" for row in rows if row.said]
     return "\n".join(lines)
@@ -68,14 +71,16 @@ def per_gigabyte(row: Row, cpu_seconds: Callable[[Measurement], float | None]) -
     return sum(map(cpu_seconds, row.measurements)) / sum(measurement.gigabytes for measurement in row.measurements)
 
 
-def goal(by_name: dict[str, Row]) -> str:
-    reached = ratio(by_name[INT8], by_name[NUMPY]) if INT8 in by_name else None
-    if reached is None:
-        return f"int8, ours over C++ with numpy: not measured (first goal: {GOAL})"
-    return f"int8, ours over C++ with numpy: {reached:.2f} (first goal: {GOAL})"
+def server_cpu(row: Row) -> float | None:
+    return None if row.fault else per_gigabyte(row, lambda measurement: measurement.server_cpu_seconds)
 
 
-def write(folder: Path, record: dict, rows: list[Row], text: str) -> None:
+def small_line(row: small.Row) -> str:
+    figures = [(figure, small.median(row, figure)) for figure in ("median", "p99")]
+    return f"{row.name:<32}" + "".join(f"{value:>11.3f} {row.unit} {name}" for name, value in figures if value is not None)
+
+
+def write(folder: Path, record: dict, rows: list[Row], quick: list[small.Row], text: str) -> None:
     """The text as printed, and every measurement as JSON, under one name made of date and commit."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{record['date'][:19].replace(':', '')}Z-{record['commit'].split()[0]}"
@@ -88,6 +93,6 @@ def write(folder: Path, record: dict, rows: list[Row], text: str) -> None:
             "measurements": [dataclasses.asdict(measurement) for measurement in row.measurements],
         }
         for row in rows
-    ]}
+    ], "small": [{"name": row.name, "unit": row.unit, "rounds": row.figures} for row in quick]}
     (folder / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
     print(f"\nrecorded as {folder / name}.txt and .json")

@@ -11,13 +11,17 @@ import client
 import layers
 import oracle
 from measure import Row
-from server import Server, ServerError, peer
+from server import Driver, Server, ServerError, peer
 
 # The names that `report` divides by.
 TCP = "raw TCP, 1 MiB send and recv"
 PUT = "C++ put"
 NUMPY = "C++ exchange int8 (numpy)"
+ECHO = "C++ exchange echo"
 INT8 = "ours exchange int8"
+W4A16 = "ours exchange W4A16"
+BF16 = "ours exchange int8, bf16 input"
+RUST = "ours exchange int8, Rust client"
 
 CHECKED_MIB = 64  # whole layers of either element type
 
@@ -32,27 +36,40 @@ def baseline(servers: ExitStack, mib: int) -> list[Row]:
         Row("memcpy, 64 MiB warm to warm", counted(lambda: ceilings.memcpy(CHECKED_MIB)), lambda: ceilings.memcpy(mib)),
         Row(TCP, counted(lambda: send(CHECKED_MIB)), lambda: send(mib), tcp),
         Row(PUT, counted(lambda: into_put(few)), lambda: into_put(all_), put),
-        exchange("C++ exchange echo", echo, b"echo", layers.f32, mib, oracle.check_echo),
+        exchange(ECHO, echo, b"echo", layers.f32, mib, oracle.check_echo),
         exchange(NUMPY, numpy, b"int8", layers.f32, mib, functools.partial(oracle.check, oracle.int8)),
     ]
 
 
-def ours(servers: ExitStack, mib: int, binary: Path) -> tuple[list[Row], str, ServerError | None]:
+def ours(servers: ExitStack, mib: int, binary: Path, driver: Path) -> tuple[list[Row], str, ServerError | None]:
     """Our rows, how our server came up, and its fault. A missing binary is said; it is no fault."""
     if not binary.exists():
         return [], f"not measured, the peers ran alone: `{binary}` is missing", None
     try:
         server = servers.enter_context(Server([str(binary), "serve", "--listen", "127.0.0.1:0"]))
+        rust = servers.enter_context(Driver([str(driver), server.address, "int8"]))
     except ServerError as error:
         return [], f"not measured, the peers ran alone: {error}", error
+    through_rust = functools.partial(drive, rust)
     return [
         exchange(name, server, quantize(scheme), source, mib, functools.partial(oracle.check, formula))
         for name, scheme, source, formula in [
             (INT8, "int8", layers.f32, oracle.int8),
-            ("ours exchange W4A16", "W4A16", layers.f32, oracle.w4a16),
-            ("ours exchange int8, bf16 input", "int8", layers.bf16, oracle.int8_of_bf16),
+            (W4A16, "W4A16", layers.f32, oracle.w4a16),
+            (BF16, "int8", layers.bf16, oracle.int8_of_bf16),
         ]
+    ] + [
+        Row(RUST, counted(lambda: through_rust(CHECKED_MIB)), lambda: through_rust(mib), server, rust),
     ], "measured", None
+
+
+def drive(client: Driver, mib: int) -> int:
+    """Sends `mib` MiB with a client of its own process, which checks that each layer came back quantized and whole."""
+    layers_sent = mib * layers.MIB // layers.weights().nbytes
+    answer = client.ask(str(mib))
+    if answer != str(layers_sent):
+        raise AssertionError(f"expected {layers_sent} layers back, and the client said `{answer}`")
+    return mib * layers.MIB
 
 
 def counted(work: Callable[[], int]) -> Callable[[], None]:

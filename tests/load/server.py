@@ -19,8 +19,8 @@ class ServerError(Exception):
 class Server:
     """Runs `command`, whose first line on standard output is `listening ADDRESS`, as ours and all peers print it."""
 
-    def __init__(self, command: list[str]):
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command: list[str], stdin: int = subprocess.DEVNULL):
+        self.process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True)
         alarm = threading.Timer(START_SECONDS_MAX, self.process.kill)
         alarm.start()
         line = self.process.stdout.readline().strip()
@@ -51,6 +51,18 @@ class Server:
 
     def __exit__(self, *_) -> None:
         self.stop()
+
+
+class Driver(Server):
+    """A client as a process of its own, which does what a line says and answers with another."""
+
+    def __init__(self, command: list[str]):
+        super().__init__(command, subprocess.PIPE)
+
+    def ask(self, line: str) -> str:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
 
 
 def peer(role: str) -> Server:
