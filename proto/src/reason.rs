@@ -210,9 +210,15 @@ reasons! {
     /// No room in the budget for `stall_seconds`; try again later.
     Busy = "busy",
         "Try again later, or raise `memory_bytes_max`.";
-    /// More streams at once than `streams_max`; try again later.
+    /// More streams at once than `streams_max`, or on one connection than `connection_streams_max`; try again later.
     StreamsExceeded = "streams_exceeded",
-        "Try again later, or raise `streams_max`.";
+        "Try again later, on another connection, or raise the limit.";
+    /// No command came within `header_seconds`.
+    HeaderTimeout = "header_timeout",
+        "Send the command as soon as the stream is open.";
+    /// The stream took longer than `stream_seconds`.
+    StreamTimeout = "stream_timeout",
+        "Send fewer layers in a stream, or raise `stream_seconds`.";
     /// Nothing came for `idle_seconds`.
     Idle = "idle",
         "Go on sending within `idle_seconds`, or raise it.";

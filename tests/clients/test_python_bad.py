@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -903,6 +904,21 @@ def stop_half_way(location: str):
     print("told")
 
 
+def test_a_stream_that_lasts_too_long_is_told_so(fresh_server):
+    server = fresh_server("--stream-seconds", 1)
+
+    def layers():
+        for number in range(100):
+            yield f"layer{number}", weights()
+            time.sleep(0.1)
+
+    with quarrel.connect(server.location) as client:
+        error, rest = outcome(lambda: list(client.quantize(layers(), scheme="int8")))
+        assert error is not None, rest
+        judge(Case("too long", print, quarrel.IdleError, "stream_timeout", None, ("1 s", "`stream_seconds`")), error)
+        User(client, Path()).good_stream()
+
+
 def outlast_idleness(server):
     """Returns when the server has ended, as idle, a stream that began now and sent nothing."""
     descriptor = flight.FlightDescriptor.for_command(b'{"quantize": {"scheme": "int8"}}')
@@ -962,10 +978,12 @@ def say_and_wait(word: str):
 IN_TESTS_OF_THEIR_OWN = {
     "idle",  # above
     "stopping",  # above
+    "stream_timeout",  # above
     "streams_exceeded",  # test_python_errors.py, test_python_stream.py
 }
 CANNOT_REACH_PYTHON = {
     "command_missing",  # the client always sends a command
+    "header_timeout",  # at once
     "schema_missing",  # and a schema before every batch
     "verb_unsupported",  # it has no method for a verb that is not served
     "client_not_reading",  # a thread of it reads, whatever the caller does

@@ -199,15 +199,21 @@ def connect(location: str) -> flight.FlightClient:
 @contextlib.contextmanager
 def opened(location: str, command, *, timeout: float = 120):
     """(writer, reader) of an exchange, on a connection of its own. `timeout` seconds end it, so that no test hangs."""
-    with connect(location) as client:
-        descriptor = flight.FlightDescriptor.for_command(command_bytes(command))
-        writer, reader = client.do_exchange(descriptor, options=flight.FlightCallOptions(timeout=timeout))
-        try:
-            yield writer, reader
-        finally:
-            # The server's word came through the reader; close only repeats it.
-            with contextlib.suppress(pa.ArrowException):
-                writer.close()
+    with connect(location) as client, opened_on(client, command, timeout=timeout) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def opened_on(client: flight.FlightClient, command, *, timeout: float = 120):
+    """The same on the client's connection."""
+    descriptor = flight.FlightDescriptor.for_command(command_bytes(command))
+    writer, reader = client.do_exchange(descriptor, options=flight.FlightCallOptions(timeout=timeout))
+    try:
+        yield writer, reader
+    finally:
+        # The server's word came through the reader; close only repeats it.
+        with contextlib.suppress(pa.ArrowException):
+            writer.close()
 
 
 def exchange(location: str, command, batches, *, schema: pa.Schema | None = None) -> Reply:

@@ -1,6 +1,7 @@
 """Clients that misbehave in time: they vanish, stop half-way, or do not read. Each scene returns (code, reason)."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -8,11 +9,13 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from harness import frames, oracle, wire
 from harness.command import quantize
@@ -190,6 +193,22 @@ def says_nothing(server: Server):
     return code, wire.reason_of(message)
 
 
+def lasts_too_long(server: Server):
+    """A client that sends a layer now and then, for ever, and reads what comes."""
+    with frames.Call(server.location) as call, ThreadPoolExecutor(1) as readers:
+        end = readers.submit(call.read_all)
+        layer = np.ones((2, 8), np.float32)
+        endless = (wire.layer_batch(f"layer{index}", layer) for index in itertools.count())
+        for frame in frames.stream(wire.command_bytes(INT8), endless):
+            call.send(frame)
+            if end.done():
+                break
+            time.sleep(0.1)
+        replies, code, message = end.result()
+    assert len(replies) > 5
+    return code, wire.reason_of(message)
+
+
 def twenty_four_stop_half_way(server: Server):
     """Two hold their spans until they have been idle, the others find no room; whoever needs no span is served."""
     with contextlib.ExitStack() as open_calls, ThreadPoolExecutor(24) as readers:
@@ -227,6 +246,26 @@ def one_stream_too_many(server: Server):
         second.close()
         eventually(lambda: not refused(server), what="a place is free again")
     return code, wire.reason_of(message)
+
+
+def one_stream_too_many_for_a_connection(server: Server):
+    """Two streams are open on one connection, which is all that it may have; another connection is served."""
+    with wire.connect(server.location) as client, contextlib.ExitStack() as streams:
+        for _ in range(2):
+            writer, reader = streams.enter_context(wire.opened_on(client, INT8))
+            batch = wire.layer_batch("held", np.ones((2, 8), np.float32))
+            writer.begin(batch.schema)
+            writer.write_batch(batch)
+            assert reader.read_chunk().data.num_rows == 1
+        with pytest.raises(pa.ArrowException) as error, wire.opened_on(client, INT8) as (writer, reader):
+            reader.read_chunk()
+        assert "[streams_exceeded] 2 streams are open, as many as `connection_streams_max`" in str(error.value)
+        with frames.Call(server.location) as call:
+            for frame in frames.stream(wire.command_bytes(INT8), [batch]):
+                call.send(frame)
+            call.done_writing()
+            assert call.read_all()[1] == "OK"
+    return "RESOURCE_EXHAUSTED", "streams_exceeded"
 
 
 def refused(server: Server) -> bool:

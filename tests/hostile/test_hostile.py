@@ -364,9 +364,14 @@ CASES = [
     Case("24 streams that stop half-way", scenes.twenty_four_stop_half_way,
          "RESOURCE_EXHAUSTED,DEADLINE_EXCEEDED", "busy,idle", SMALL),
     Case("a client that stops half-way", scenes.stops_half_way, "DEADLINE_EXCEEDED", "idle", ("--idle-seconds", 1)),
-    Case("a client that says nothing", scenes.says_nothing, "DEADLINE_EXCEEDED", "idle", ("--idle-seconds", 1)),
+    Case("a client that says nothing", scenes.says_nothing, "DEADLINE_EXCEEDED", "header_timeout",
+         ("--header-seconds", 1)),
+    Case("a stream that lasts too long, though it moves", scenes.lasts_too_long, "DEADLINE_EXCEEDED", "stream_timeout",
+         ("--stream-seconds", 2)),
     Case("one stream too many", scenes.one_stream_too_many, "RESOURCE_EXHAUSTED", "streams_exceeded",
          ("--streams-max", 2)),
+    Case("one stream too many for a connection", scenes.one_stream_too_many_for_a_connection, "RESOURCE_EXHAUSTED",
+         "streams_exceeded", ("--connection-streams-max", 2)),
 ]
 
 

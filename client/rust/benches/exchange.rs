@@ -1,6 +1,7 @@
 //! The Rust client against a server: `exchange ADDRESS SCHEME`. Each line of standard input is a number of MiB to send, of layers
 //! [4096, 4096] of f32; the answer is a line with the number of layers that came back. `make bench` runs it.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 use std::io::{BufRead, stdin};

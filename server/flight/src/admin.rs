@@ -10,7 +10,7 @@ use quarrel_proto::{Reason, VERSION, json, metadata, v1};
 use tonic::Status;
 
 use crate::{
-    exchange::{plan_of, reply_schema},
+    command::{plan_of, reply_schema},
     shared::Shared,
     status::{Fault, unsupported},
 };

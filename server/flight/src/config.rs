@@ -63,6 +63,18 @@ pub struct Config {
     #[arg(long, env = "QUARREL_CONNECTIONS_MAX", default_value_t = 64, value_name = "N")]
     pub connections_max: usize,
 
+    /// Streams at once on one connection
+    #[arg(long, env = "QUARREL_CONNECTION_STREAMS_MAX", default_value_t = 32, value_name = "N")]
+    pub connection_streams_max: usize,
+
+    /// A connection has so many seconds to say its first word, and a stream to send its command
+    #[arg(long, env = "QUARREL_HEADER_SECONDS", default_value_t = 30, value_name = "SECONDS")]
+    pub header_seconds: u64,
+
+    /// How long a stream may last in all
+    #[arg(long, env = "QUARREL_STREAM_SECONDS", default_value_t = 86_400, value_name = "SECONDS")]
+    pub stream_seconds: u64,
+
     /// A stream ends after so many seconds without a message, a result taken or work under way
     #[arg(long, env = "QUARREL_IDLE_SECONDS", default_value_t = 60, value_name = "SECONDS")]
     pub idle_seconds: u64,
@@ -167,7 +179,7 @@ impl Config {
     }
 
     /// Every limit: its name and value, as `server.info` lists them.
-    pub fn limits(&self) -> [(&'static str, u64); 12] {
+    pub fn limits(&self) -> [(&'static str, u64); 15] {
         [
             ("memory_bytes_max", self.memory_bytes_max as u64),
             ("message_bytes_max", self.message_bytes_max as u64),
@@ -177,6 +189,9 @@ impl Config {
             ("name_bytes_max", self.name_bytes_max as u64),
             ("streams_max", self.streams_max as u64),
             ("connections_max", self.connections_max as u64),
+            ("connection_streams_max", self.connection_streams_max as u64),
+            ("header_seconds", self.header_seconds),
+            ("stream_seconds", self.stream_seconds),
             ("idle_seconds", self.idle_seconds),
             ("stall_seconds", self.stall_seconds),
             ("discard_seconds", self.discard_seconds),
@@ -198,7 +213,7 @@ impl Config {
                 _ if name.ends_with("_seconds") => SECONDS_MAX,
                 "message_bytes_max" => MESSAGE_BYTES_MAX,
                 "memory_bytes_max" | "layer_bytes_max" => MEMORY_BYTES_MAX,
-                "streams_max" | "connections_max" => PLACES_MAX,
+                "streams_max" | "connections_max" | "connection_streams_max" => PLACES_MAX,
                 _ => u64::MAX,
             };
             if value > most {

@@ -9,23 +9,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use arrow_schema::Schema;
-use bytes::Bytes;
 use futures::StreamExt;
 use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
 use quarrel_pool::{Lane, Reservation};
-use quarrel_proto::{Reason, VERSION, command, metadata};
+use quarrel_proto::{Reason, command};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span, info_span};
 
 use crate::{
+    command::{plan_of, reply_schema},
     decode::FrameIn,
     encode::{Encoder, schema_frame},
     outbox::{Outbox, Responses, outbox},
     reader::Reader,
     sequence::{Sequence, Ticket},
     shared::{Place, Shared},
+    stack::Peer,
     status::{Broken, Fault},
     telemetry,
 };
@@ -35,18 +35,18 @@ const WIDE_BYTES: usize = 8 << 20;
 /// By how much what a stream remembers may grow before it is charged again.
 const CHARGE_STEP: usize = 64 << 10;
 
-/// Starts a stream and returns its response. `connection` is cancelled to close the connection under a client that does
-/// not read even the error.
-pub(crate) fn open<F>(shared: Arc<Shared>, frames: F, connection: CancellationToken) -> Result<Responses, Fault>
+/// Starts a stream of a peer and returns its response. The connection is closed under a client that does not read even the
+/// error.
+pub(crate) fn open<F>(shared: Arc<Shared>, frames: F, peer: Peer) -> Result<Responses, Fault>
 where
     F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
 {
-    let place = shared.place()?;
+    let place = shared.place(&peer.streams)?;
     let stop = CancellationToken::new();
     let (outbox, responses) = outbox(stop.clone());
     let span = info_span!("stream", id = place.id, command = tracing::field::Empty);
     let lane = shared.pool.lane();
-    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), lane, connection };
+    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), lane, connection: peer.kill };
     tokio::spawn(stream.run(frames, place).instrument(span));
     Ok(responses)
 }
@@ -119,6 +119,12 @@ impl Stream {
                 self.outbox.discard();
                 Err(Some(Fault::new(Reason::Stopping, "the server has stopped before the stream was done: try again")))
             }
+            () = sleep_until(started + Duration::from_secs(self.shared.config.stream_seconds)) => {
+                self.outbox.discard();
+                let seconds = self.shared.config.stream_seconds;
+                let what = format!("the stream took longer than {seconds} s (`stream_seconds`): send fewer layers in one");
+                Err(Some(Fault::new(Reason::StreamTimeout, what)))
+            }
         };
         self.cancel.cancel();
         telemetry::stream_ended(&ended, started.elapsed());
@@ -176,8 +182,12 @@ impl Stream {
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let missing = || Fault::from(command::CommandError::Missing);
-        let first = match timeout(Duration::from_secs(self.shared.config.idle_seconds), frames.next()).await {
-            Err(_) => return Err(Some(idle(self.shared.config.idle_seconds))),
+        let seconds = self.shared.config.header_seconds;
+        let first = match timeout(Duration::from_secs(seconds), frames.next()).await {
+            Err(_) => {
+                let what = format!("no command came within {seconds} s (`header_seconds`)");
+                return Err(Some(Fault::new(Reason::HeaderTimeout, what)));
+            }
             Ok(None) => return Err(Some(missing())),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(broken))) => return Err(broken.into()),
@@ -369,22 +379,4 @@ impl Drop for EndGuard {
 
 fn idle(seconds: u64) -> Fault {
     Fault::new(Reason::Idle, format!("nothing came and nothing was taken for {seconds} s (`idle_seconds`)"))
-}
-
-/// A command's plan. Patterns are compiled, so it is made on the pool.
-pub(crate) async fn plan_of(shared: &Shared, bytes: Bytes) -> Result<Plan, Fault> {
-    let made = shared.pool.lane().run(move || -> Result<Plan, Fault> { Ok(Plan::new(&command::parse(&bytes)?)?) });
-    made.await.map_err(Fault::from)?
-}
-
-/// The schema of the answers, with the effective command, the contract's version and the CPU level.
-pub(crate) fn reply_schema(plan: &Plan, level: quarrel_engine::Level) -> Schema {
-    let entries = [
-        (metadata::COMMAND, command::to_json(&plan.effective)),
-        (metadata::VERSION, VERSION.to_owned()),
-        (metadata::LEVEL, level.name().to_owned()),
-    ];
-    let metadata: std::collections::HashMap<String, String> =
-        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Output::schema(plan).with_metadata(metadata)
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod command;
 mod config;
 mod decode;
 mod encode;

@@ -43,12 +43,12 @@ impl FlightService for Service {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
         // Comes here only if `wire` leaves it to us: tonic has refused a compressed request before.
-        let connection = request.extensions().get::<Peer>().map(|peer| peer.kill.clone()).unwrap_or_default();
+        let peer = Peer::of(request.extensions(), &self.shared.config);
         let bytes_max = self.shared.config.message_bytes_max;
         let frames = request
             .into_inner()
             .map(move |data| data.map(FrameIn::from).map_err(|status| of_transport(&status, bytes_max)));
-        let responses = exchange::open(Arc::clone(&self.shared), Box::pin(frames), connection)?;
+        let responses = exchange::open(Arc::clone(&self.shared), Box::pin(frames), peer)?;
         Ok(Response::new(Box::pin(responses.map(|frame| frame.map(frame_out).map_err(Status::from)))))
     }
 

@@ -8,7 +8,7 @@ use std::sync::{
 use quarrel_engine::Level;
 use quarrel_pool::{Budget, Pool};
 use quarrel_proto::Reason;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::Config, status::Fault};
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) id: u64,
-    _permit: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 2],
 }
 
 impl Shared {
@@ -49,18 +49,25 @@ impl Shared {
         }
     }
 
-    /// A place for a new stream.
-    pub(crate) fn place(&self) -> Result<Place, Fault> {
+    /// A place for a new stream on a connection with places for so many.
+    pub(crate) fn place(&self, connection: &Arc<Semaphore>) -> Result<Place, Fault> {
         if self.draining.is_cancelled() {
             return Err(Fault::new(Reason::Stopping, "the server is stopping: try another, or again later"));
         }
-        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
-            let most = self.config.streams_max;
-            Fault::new(
-                Reason::StreamsExceeded,
-                format!("{most} streams are open, as many as `streams_max`: try again later"),
-            )
-        })?;
-        Ok(Place { id: self.opened.fetch_add(1, Ordering::Relaxed) + 1, _permit: permit })
+        let exceeded = |limit: &str, most: usize, advice: &str| {
+            let what = format!("{most} streams are open, as many as `{limit}`: {advice}");
+            move |_: TryAcquireError| Fault::new(Reason::StreamsExceeded, what)
+        };
+        let here = exceeded(
+            "connection_streams_max",
+            self.config.connection_streams_max,
+            "open another connection, or try again later",
+        );
+        let anywhere = exceeded("streams_max", self.config.streams_max, "try again later");
+        let permits = [
+            Arc::clone(connection).try_acquire_owned().map_err(here)?,
+            Arc::clone(&self.streams).try_acquire_owned().map_err(anywhere)?,
+        ];
+        Ok(Place { id: self.opened.fetch_add(1, Ordering::Relaxed) + 1, _permits: permits })
     }
 }

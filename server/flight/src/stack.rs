@@ -51,8 +51,6 @@ const CALL_BYTES_MAX: usize = COMMAND_BYTES_MAX + (64 << 10);
 const CALLS_BESIDE_STREAMS: u32 = 8;
 /// Between the end of draining and the end of the process, for errors to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// A peer that connects and says nothing has no place for longer: HTTP/2's keepalive begins after its greeting.
-const GREETING: Duration = Duration::from_secs(10);
 /// A dead peer is noticed within twice this.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -130,7 +128,6 @@ pub async fn run(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pool = Pool::new(config.threads.map_or(cores, usize::from))?;
     let drain = Duration::from_secs(config.drain_seconds);
-    let connections = config.connections_max;
     let shared = Arc::new(Shared::new(config, pool));
     tracing::info!(address = bound.address, level = shared.level.name(), threads = shared.pool.threads(), "listening");
 
@@ -161,7 +158,10 @@ pub async fn run(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health_service)
         .add_service(service)
-        .serve_with_incoming_shutdown(accept(bound.socket, connections, draining.clone()), draining.cancelled_owned());
+        .serve_with_incoming_shutdown(
+            accept(bound.socket, Arc::clone(&shared), draining.clone()),
+            draining.cancelled_owned(),
+        );
     tokio::pin!(server);
 
     tokio::select! {
@@ -198,9 +198,14 @@ fn limit_call(request: http::Request<Body>) -> http::Request<Body> {
 ///
 /// A task of its own owns the socket and drops it then: a socket that is open but not accepted from would let new clients
 /// wait where they could go elsewhere.
-fn accept(mut socket: Socket, most: usize, draining: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
+fn accept(
+    mut socket: Socket,
+    shared: Arc<Shared>,
+    draining: CancellationToken,
+) -> impl Stream<Item = io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
+        let most = shared.config.connections_max;
         let places = Arc::new(Semaphore::new(most));
         loop {
             let accepted = tokio::select! {
@@ -209,7 +214,7 @@ fn accept(mut socket: Socket, most: usize, draining: CancellationToken) -> impl 
             };
             match (accepted, Arc::clone(&places).try_acquire_owned()) {
                 (Ok(io), Ok(place)) => {
-                    let connection = Connection::new(io, place);
+                    let connection = Connection::new(io, place, &shared.config);
                     if sender.send(Ok(connection)).await.is_err() {
                         break;
                     }
@@ -251,7 +256,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// A connection that can be closed from within, and that holds its place among `connections_max`.
 struct Connection {
     io: Box<dyn Io>,
-    kill: CancellationToken,
+    peer: Peer,
     killed: Option<Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>>,
     /// Whether a byte has come.
     greeted: Arc<AtomicBool>,
@@ -259,16 +264,18 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(io: Box<dyn Io>, place: OwnedSemaphorePermit) -> Connection {
-        let (kill, greeted) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
-        let (late, spoken) = (kill.clone(), Arc::clone(&greeted));
+    fn new(io: Box<dyn Io>, place: OwnedSemaphorePermit, config: &Config) -> Connection {
+        let (peer, greeted) = (Peer::new(config), Arc::new(AtomicBool::new(false)));
+        let (late, spoken) = (peer.kill.clone(), Arc::clone(&greeted));
+        // HTTP/2's keepalive begins after its greeting.
+        let patience = Duration::from_secs(config.header_seconds);
         tokio::spawn(async move {
-            tokio::time::sleep(GREETING).await;
+            tokio::time::sleep(patience).await;
             if !spoken.load(Ordering::Relaxed) {
                 late.cancel();
             }
         });
-        Connection { io, kill, killed: None, greeted, _place: place }
+        Connection { io, peer, killed: None, greeted, _place: place }
     }
 }
 
@@ -277,19 +284,32 @@ impl Connection {
 pub(crate) struct Peer {
     /// Closes it.
     pub(crate) kill: CancellationToken,
+    /// Places for streams on it.
+    pub(crate) streams: Arc<Semaphore>,
+}
+
+impl Peer {
+    fn new(config: &Config) -> Peer {
+        Peer { kill: CancellationToken::new(), streams: Arc::new(Semaphore::new(config.connection_streams_max)) }
+    }
+
+    /// A request's; every connection of ours has one.
+    pub(crate) fn of(extensions: &http::Extensions, config: &Config) -> Peer {
+        extensions.get::<Peer>().cloned().unwrap_or_else(|| Peer::new(config))
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer { kill: self.kill.clone() }
+        self.peer.clone()
     }
 }
 
 impl Connection {
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let kill = self.kill.clone();
+        let kill = self.peer.kill.clone();
         let killed = self.killed.get_or_insert_with(|| Box::pin(kill.cancelled_owned()));
         match killed.as_mut().poll(context) {
             Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),

@@ -77,7 +77,7 @@ fn code(reason: Reason) -> Code {
         | Reason::SpanTooLarge => Code::InvalidArgument,
         Reason::VerbUnsupported => Code::Unimplemented,
         Reason::ClientNotReading => Code::FailedPrecondition,
-        Reason::Idle => Code::DeadlineExceeded,
+        Reason::Idle | Reason::HeaderTimeout | Reason::StreamTimeout => Code::DeadlineExceeded,
         Reason::Busy | Reason::StreamsExceeded => Code::ResourceExhausted,
         Reason::Stopping => Code::Unavailable,
         Reason::Internal => Code::Internal,

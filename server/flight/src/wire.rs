@@ -65,9 +65,9 @@ impl tower::Service<Request<Body>> for Front {
 }
 
 fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
-    let connection = request.extensions().get::<Peer>().map(|peer| peer.kill.clone()).unwrap_or_default();
+    let peer = Peer::of(request.extensions(), &shared.config);
     let frames = receive::Frames::new(request.into_body(), shared.config.message_bytes_max);
-    match exchange::open(Arc::clone(shared), frames, connection) {
+    match exchange::open(Arc::clone(shared), frames, peer) {
         Ok(responses) => {
             let mut response = Response::new(Body::new(send::Reply::new(responses)));
             response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);

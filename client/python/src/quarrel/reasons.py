@@ -291,9 +291,19 @@ REASONS: dict[str, Reason] = {
         "Try again later, or raise `memory_bytes_max`.",
     ),
     "streams_exceeded": Reason(
-        "More streams at once than `streams_max`; try again later.",
+        "More streams at once than `streams_max`, or on one connection than `connection_streams_max`; try again later.",
         BusyError,
-        "Try again later, or raise `streams_max`.",
+        "Try again later, on another connection, or raise the limit.",
+    ),
+    "header_timeout": Reason(
+        "No command came within `header_seconds`.",
+        IdleError,
+        "Send the command as soon as the stream is open.",
+    ),
+    "stream_timeout": Reason(
+        "The stream took longer than `stream_seconds`.",
+        IdleError,
+        "Send fewer layers in a stream, or raise `stream_seconds`.",
     ),
     "idle": Reason(
         "Nothing came for `idle_seconds`.",

@@ -1,0 +1,26 @@
+//! A command's plan, and what a reply says of it before any row.
+
+use arrow_schema::Schema;
+use bytes::Bytes;
+use quarrel_engine::{Output, Plan};
+use quarrel_proto::{VERSION, command, metadata};
+
+use crate::{shared::Shared, status::Fault};
+
+/// A command's plan. Patterns are compiled, so it is made on the pool.
+pub(crate) async fn plan_of(shared: &Shared, bytes: Bytes) -> Result<Plan, Fault> {
+    let made = shared.pool.lane().run(move || -> Result<Plan, Fault> { Ok(Plan::new(&command::parse(&bytes)?)?) });
+    made.await.map_err(Fault::from)?
+}
+
+/// The schema of the answers, with the effective command, the contract's version and the CPU level.
+pub(crate) fn reply_schema(plan: &Plan, level: quarrel_engine::Level) -> Schema {
+    let entries = [
+        (metadata::COMMAND, command::to_json(&plan.effective)),
+        (metadata::VERSION, VERSION.to_owned()),
+        (metadata::LEVEL, level.name().to_owned()),
+    ];
+    let metadata: std::collections::HashMap<String, String> =
+        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    Output::schema(plan).with_metadata(metadata)
+}
