@@ -13,12 +13,13 @@ use arrow_ipc::{MessageHeader, convert::try_fb_to_schema, reader};
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use quarrel_engine::{shorten, unaligned_schema};
+use quarrel_pool::Landing;
 use quarrel_proto::Reason;
 
 use crate::status::Fault;
 
 /// One message of a request, however it came.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(crate) struct FrameIn {
     /// The command, where the message has a descriptor.
     pub(crate) command: Option<Bytes>,
@@ -28,6 +29,8 @@ pub(crate) struct FrameIn {
     pub(crate) body: Buffer,
     /// Whether nothing comes after it, though the request may stay open.
     pub(crate) is_last: bool,
+    /// The room that it takes, until its rows have room of their own.
+    pub(crate) room: Option<Landing>,
 }
 
 /// What a frame was.

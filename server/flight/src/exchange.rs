@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
-use quarrel_pool::{Lane, Reservation};
+use quarrel_pool::{Lane, Reservation, Share};
 use quarrel_proto::{Reason, command};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -35,9 +35,9 @@ const WIDE_BYTES: usize = 8 << 20;
 /// By how much what a stream remembers may grow before it is charged again.
 const CHARGE_STEP: usize = 64 << 10;
 
-/// Starts a stream of a peer and returns its response. The connection is closed under a client that does not read even the
+/// Starts a stream of a peer, with its share of the budget, and returns its response. The connection is closed under a client that does not read even the
 /// error.
-pub(crate) fn open<F>(shared: Arc<Shared>, frames: F, peer: Peer) -> Result<Responses, Fault>
+pub(crate) fn open<F>(shared: Arc<Shared>, frames: F, share: Arc<Share>, peer: Peer) -> Result<Responses, Fault>
 where
     F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
 {
@@ -46,7 +46,7 @@ where
     let (outbox, responses) = outbox(stop.clone());
     let span = info_span!("stream", id = place.id, command = tracing::field::Empty);
     let lane = shared.pool.lane();
-    let stream = Stream { shared, outbox, stop, cancel: Cancel::default(), lane, connection: peer.kill };
+    let stream = Stream { shared, share, outbox, stop, cancel: Cancel::default(), lane, connection: peer.kill };
     tokio::spawn(stream.run(frames, place).instrument(span));
     Ok(responses)
 }
@@ -54,6 +54,7 @@ where
 /// One stream.
 struct Stream {
     shared: Arc<Shared>,
+    share: Arc<Share>,
     outbox: Outbox,
     /// Cancelled when the client is gone.
     stop: CancellationToken,
@@ -209,14 +210,14 @@ impl Stream {
     where
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
-        let share = self.shared.budget.share();
+        let share = &*self.share;
         let mut reader = Reader::new(plan.clone(), Arc::clone(&self.shared), self.cancel.clone());
         let mut frame = Some(first);
         let mut reserved: Option<Reservation> = None;
         // Names, dictionaries and rows that wait are remembered, and count.
         let (mut charges, mut charged) = (Vec::new(), 0);
-        while let Some(message) = frame {
-            let is_last = message.is_last;
+        while let Some(mut message) = frame {
+            let (is_last, landed) = (message.is_last, message.room.take());
             let mut message = Some(message);
             loop {
                 let span = debug_span!("batch", bytes = message.as_ref().map_or(0, |message| message.body.len()));
@@ -259,6 +260,8 @@ impl Stream {
                     break;
                 }
             }
+            // All its rows have room of their own.
+            drop(landed);
             frame = if is_last { None } else { self.next_frame(frames, sequence).await? };
         }
         reader.end().map_err(Stopped::from)

@@ -48,7 +48,8 @@ impl FlightService for Service {
         let frames = request
             .into_inner()
             .map(move |data| data.map(FrameIn::from).map_err(|status| of_transport(&status, bytes_max)));
-        let responses = exchange::open(Arc::clone(&self.shared), Box::pin(frames), peer)?;
+        let share = Arc::new(self.shared.budget.share());
+        let responses = exchange::open(Arc::clone(&self.shared), Box::pin(frames), share, peer)?;
         Ok(Response::new(Box::pin(responses.map(|frame| frame.map(frame_out).map_err(Status::from)))))
     }
 

@@ -40,7 +40,7 @@ impl Shared {
         Shared {
             level: config.cpu_level.unwrap_or_else(Level::detect),
             pool,
-            budget: Budget::new(config.memory_bytes_max),
+            budget: Budget::new(config.memory_bytes_max, config.message_bytes_max),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(config.streams_max)),

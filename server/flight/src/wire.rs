@@ -66,8 +66,14 @@ impl tower::Service<Request<Body>> for Front {
 
 fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
     let peer = Peer::of(request.extensions(), &shared.config);
-    let frames = receive::Frames::new(request.into_body(), shared.config.message_bytes_max);
-    match exchange::open(Arc::clone(shared), frames, peer) {
+    let share = Arc::new(shared.budget.share());
+    let limits = receive::Limits {
+        share: Arc::clone(&share),
+        message_bytes_max: shared.config.message_bytes_max,
+        stall_seconds: shared.config.stall_seconds,
+    };
+    let frames = receive::Frames::new(request.into_body(), limits);
+    match exchange::open(Arc::clone(shared), frames, share, peer) {
         Ok(responses) => {
             let mut response = Response::new(Body::new(send::Reply::new(responses)));
             response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);

@@ -11,4 +11,4 @@ mod bridge;
 mod budget;
 
 pub use bridge::{Lane, Panicked, Pool, PoolError, Running};
-pub use budget::{Budget, Permit, Refused, Reservation, Share};
+pub use budget::{Budget, Landing, Permit, Refused, Reservation, Share};

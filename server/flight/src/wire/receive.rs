@@ -6,18 +6,23 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use arrow_buffer::{Buffer, MutableBuffer};
 use arrow_flight::FlightData;
 use bytes::{Buf, Bytes};
+use futures::{FutureExt, future::BoxFuture};
 use http_body_util::BodyStream;
 use prost::{
     Message as _,
     encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint},
 };
-use quarrel_proto::metadata;
+use quarrel_pool::{Landing, Share};
+use quarrel_proto::{Reason, metadata};
+use tokio::time::timeout;
 use tonic::body::Body;
 
 use crate::{
@@ -31,6 +36,8 @@ pub(super) const BODY_TAG: u32 = 1000;
 pub(super) const PREFIX_BYTES: usize = 5;
 /// A message's own overhead beyond the body: header, metadata, tags.
 pub(crate) const ENVELOPE_BYTES: usize = 1 << 20;
+/// Messages of at most so many bytes wait for no room: there is one at most for each stream.
+const SMALL_BYTES: usize = 64 << 10;
 /// A field's key and length at most: as many as prost reads.
 const KEY_BYTES_MAX: usize = 20;
 
@@ -41,8 +48,19 @@ pub(crate) struct Frames {
     piece: Bytes,
     prefix: Vec<u8>,
     message: Option<Message>,
-    message_bytes_max: usize,
+    /// The room of the message that comes, or the wait for it.
+    landing: Option<Landing>,
+    waiting: Option<BoxFuture<'static, Result<Landing, Fault>>>,
+    limits: Limits,
     is_over: bool,
+}
+
+/// What a request may take.
+pub(crate) struct Limits {
+    pub(crate) share: Arc<Share>,
+    pub(crate) message_bytes_max: usize,
+    /// How long a message waits for room.
+    pub(crate) stall_seconds: u64,
 }
 
 /// A message of which some has come.
@@ -63,13 +81,15 @@ struct Message {
 
 impl Frames {
     /// Of a request to DoExchange. A message whose body cannot but be longer is an error.
-    pub(crate) fn new(body: Body, message_bytes_max: usize) -> Frames {
+    pub(crate) fn new(body: Body, limits: Limits) -> Frames {
         Frames {
             body: BodyStream::new(body),
             piece: Bytes::new(),
             prefix: Vec::with_capacity(PREFIX_BYTES),
             message: None,
-            message_bytes_max,
+            landing: None,
+            waiting: None,
+            limits,
             is_over: false,
         }
     }
@@ -82,15 +102,34 @@ impl Frames {
                 if message.left > 0 {
                     return Ok(None);
                 }
-                return self.message.take().map(Message::frame).transpose();
+                let frame = self.message.take().map(Message::frame).transpose()?;
+                return Ok(frame.map(|frame| FrameIn { room: self.landing.take(), ..frame }));
             }
             let missing = (PREFIX_BYTES - self.prefix.len()).min(self.piece.len());
             self.prefix.extend_from_slice(&self.piece.split_to(missing));
             let [flag, a, b, c, d] = self.prefix[..] else { return Ok(None) };
             self.prefix.clear();
             let length = u32::from_be_bytes([a, b, c, d]) as usize;
-            self.message = Some(Message::new(flag, length, self.message_bytes_max)?);
+            self.message = Some(Message::new(flag, length, self.limits.message_bytes_max)?);
+            if length > SMALL_BYTES {
+                self.landing = self.limits.share.try_land(length);
+                if self.landing.is_none() {
+                    self.waiting = Some(room(&self.limits, length).boxed());
+                    return Ok(None);
+                }
+            }
         }
+    }
+}
+
+/// Waits for room for a message, and reads nothing meanwhile.
+fn room(limits: &Limits, bytes: usize) -> impl Future<Output = Result<Landing, Fault>> + use<> {
+    let (share, seconds) = (Arc::clone(&limits.share), limits.stall_seconds);
+    async move {
+        let what = || {
+            format!("no room in `memory_bytes_max` for a message for {seconds} s (`stall_seconds`): try again later")
+        };
+        timeout(Duration::from_secs(seconds), share.land(bytes)).await.map_err(|_| Fault::new(Reason::Busy, what()))
     }
 }
 
@@ -203,6 +242,7 @@ impl From<FlightData> for FrameIn {
             header: data.data_header,
             body: Buffer::from(data.data_body),
             is_last: metadata::is_end(&data.app_metadata),
+            room: None,
         }
     }
 }
@@ -216,7 +256,19 @@ impl futures::Stream for Frames {
             if self.is_over {
                 return Poll::Ready(None);
             }
+            if let Some(waiting) = &mut self.waiting {
+                let room = ready!(waiting.poll_unpin(context));
+                self.waiting = None;
+                match room {
+                    Ok(room) => self.landing = Some(room),
+                    Err(fault) => {
+                        self.is_over = true;
+                        return Poll::Ready(Some(Err(Broken::Fault(fault))));
+                    }
+                }
+            }
             match self.next() {
+                Ok(None) if self.waiting.is_some() => continue,
                 Ok(None) => {}
                 Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
                 Err(fault) => {
@@ -231,7 +283,7 @@ impl futures::Stream for Frames {
                 },
                 Some(Err(status)) => {
                     self.is_over = true;
-                    return Poll::Ready(Some(Err(of_transport(&status, self.message_bytes_max))));
+                    return Poll::Ready(Some(Err(of_transport(&status, self.limits.message_bytes_max))));
                 }
                 None => {
                     self.is_over = true;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use arrow_buffer::Buffer;
 use arrow_flight::{FlightData, FlightDescriptor};
@@ -15,6 +15,7 @@ use prost::{
     Message as _,
     encoding::{WireType, encode_key, encode_varint},
 };
+use quarrel_pool::Budget;
 use quarrel_proto::Reason;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -26,7 +27,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
-    receive::{ENVELOPE_BYTES, Frames},
+    receive::{ENVELOPE_BYTES, Frames, Limits},
     send::Reply,
 };
 use crate::{
@@ -40,7 +41,9 @@ use crate::{
 const BYTES_MAX: usize = 1_000;
 
 /// What a request was: its frames, and why it ended.
-type Request = (Vec<FrameIn>, Option<Reason>);
+type Request = (Vec<Seen>, Option<Reason>);
+/// A frame's command, header and body, and whether it is the last.
+type Seen = (Option<Bytes>, Bytes, Buffer, bool);
 
 fn body(bytes: &[u8], cuts: &[usize]) -> Body {
     let mut pieces = Vec::new();
@@ -63,7 +66,7 @@ fn all(frames: impl futures::Stream<Item = Result<FrameIn, Broken>>) -> Request 
     let mut seen = Vec::new();
     while let Some(frame) = block_on(frames.next()) {
         match frame {
-            Ok(frame) => seen.push(frame),
+            Ok(FrameIn { command, header, body, is_last, .. }) => seen.push((command, header, body, is_last)),
             Err(Broken::Fault(fault)) => return (seen, Some(fault.reason)),
             Err(Broken::Gone) => unreachable!("there is no connection to break"),
         }
@@ -72,7 +75,8 @@ fn all(frames: impl futures::Stream<Item = Result<FrameIn, Broken>>) -> Request 
 }
 
 fn ours(body: Body) -> Request {
-    all(Frames::new(body, BYTES_MAX))
+    let share = Arc::new(Budget::new(8 * ENVELOPE_BYTES, ENVELOPE_BYTES).share());
+    all(Frames::new(body, Limits { share, message_bytes_max: BYTES_MAX, stall_seconds: 1 }))
 }
 
 fn stock(body: Body) -> Request {
@@ -172,8 +176,8 @@ proptest! {
         } else {
             prop_assert_eq!(ended, expected_end);
         }
-        for frame in &frames {
-            prop_assert_eq!(frame.body.as_ptr().align_offset(64), 0, "where Arrow wants it");
+        for (_, _, body, _) in &frames {
+            prop_assert_eq!(body.as_ptr().align_offset(64), 0, "where Arrow wants it");
         }
     }
 
