@@ -64,6 +64,12 @@ golden: ## Regenerate tests/golden/files with compressed-tensors, in a fresh env
 bench: build $(VENV)/installed ## Exchange beside memcpy, TCP and the C++ pyarrow server; writes tests/load/results
 	$(PY) tests/load/bench.py
 
+bench-memory: build $(VENV)/installed ## The server's memory under long, many, stopped, large and buffering streams; writes tests/load/results (3 minutes)
+	$(PY) tests/load/memory.py
+
+load-test: build $(VENV)/installed ## 200 streams of random sizes, speeds, cancels and faults for 5 minutes; writes tests/load/results
+	$(PY) tests/load/storm.py
+
 bench-python: build $(VENV)/installed ## The Python package beside a bare pyarrow loop: CPU and peak memory; writes tests/load/results
 	$(PY) tests/load/python_overhead.py --rounds 7
 

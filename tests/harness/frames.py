@@ -178,8 +178,10 @@ def raw_exchange(location: str, frames, *, timeout: float = 120) -> tuple[list[F
 class Call:
     """One open DoExchange, driven by hand. Leaving the context cancels it."""
 
-    def __init__(self, location: str, *, timeout: float = 120):
-        self._channel = channel(location)
+    def __init__(self, location: str, *, timeout: float = 120, on: grpc.Channel | None = None):
+        """On a connection of its own, or on one that is shared."""
+        self._own = None if on else channel(location)
+        self._channel = on or self._own
         # One frame at a time, so that a server that holds back holds `send` back.
         self._queue = queue.Queue(maxsize=1)
         self._over = threading.Event()
@@ -192,7 +194,8 @@ class Call:
     def __exit__(self, *_):
         self.abandon()
         self._call.cancel()
-        self._channel.close()
+        if self._own:
+            self._own.close()
 
     def _requests(self):
         while (frame := self._take()) is not None:

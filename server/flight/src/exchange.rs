@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
-use quarrel_pool::{Lane, Reservation, Share};
+use quarrel_pool::{Lane, Reservation, Share, Wait};
 use quarrel_proto::{Reason, command};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -237,13 +237,13 @@ impl Stream {
                 for need in needs {
                     match need {
                         Need::Span(bytes) => {
-                            reserved = Some(self.room(share.reserve(bytes), sequence, || false).await?);
+                            reserved = Some(self.room(share.reserve(bytes), sequence, || Wait::Others).await?);
                         }
                         Need::Unit(unit) => {
                             let span = if unit.closes_span { reserved.take() } else { None };
                             let bytes = unit.bytes_in + unit.bytes_out;
                             let room = share.acquire(bytes, unit.bytes_out, span);
-                            let permit = self.room(room, sequence, || share.is_used_up()).await?;
+                            let permit = self.room(room, sequence, || share.waits_for()).await?;
                             let ticket = sequence.ticket(permit, unit.bytes_out);
                             self.start(unit, ticket);
                         }
@@ -253,7 +253,7 @@ impl Stream {
                 let held = reader.held_bytes();
                 if held > charged + CHARGE_STEP {
                     let more = held - charged;
-                    charges.push(self.room(share.acquire(more, more, None), sequence, || share.is_used_up()).await?);
+                    charges.push(self.room(share.acquire(more, more, None), sequence, || share.waits_for()).await?);
                     charged = held;
                 }
                 if !more? {
@@ -294,12 +294,12 @@ impl Stream {
     }
 
     /// Waits for room, as long as something moves: room must come, a unit be computed, or the client take results.
-    /// `used_up` says whether it is the stream's own share that has none.
+    /// `waits_for` says whose room it is.
     async fn room<T>(
         &self,
         room: impl Future<Output = Result<T, quarrel_pool::Refused>>,
         sequence: &Sequence,
-        used_up: impl Fn() -> bool,
+        waits_for: impl Fn() -> Wait,
     ) -> Result<T, Stopped> {
         let stall = Duration::from_secs(self.shared.config.stall_seconds);
         let mut began = Instant::now();
@@ -318,14 +318,15 @@ impl Stream {
                 continue;
             }
             let seconds = self.shared.config.stall_seconds;
-            if used_up() && self.outbox.is_waiting() {
+            let waits_for = waits_for();
+            if waits_for != Wait::Others && self.outbox.is_waiting() {
                 let what = format!(
-                    "results fill this stream's half of `memory_bytes_max` and none was taken for {seconds} s \
+                    "results fill this stream's part of `memory_bytes_max` and none was taken for {seconds} s \
                      (`stall_seconds`): read while you write, from a second thread or batch by batch"
                 );
                 return Err(Stopped::AtOnce(Fault::new(Reason::ClientNotReading, what)));
             }
-            if used_up() {
+            if waits_for == Wait::Half {
                 let what = "rows that wait for their span fill this stream's half of `memory_bytes_max`: \
                             send fewer, longer rows";
                 return Err(Stopped::InOrder(Fault::new(Reason::SpanTooLarge, what)));

@@ -2,13 +2,22 @@
 //!
 //! A part of the bytes is for messages that arrive, and they hold it until what is made of them has room of its own. That is
 //! never the other way round, so nobody waits in a circle: a message waits for units to find room, and these for results to leave.
+//!
+//! What one stream may hold depends on what is free: at most twice that, beside its first unit. Alone it holds half of all there is, two hold a
+//! third each, and however many do not read, something is left for the others. (Dynamic thresholds, as in the shared buffers of switches.)
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 /// What one permit of a semaphore stands for, so that 32 bits of permits reach beyond any memory.
 const GRAIN: usize = 1 << 10;
@@ -27,15 +36,44 @@ pub struct Budget {
     bytes: usize,
 }
 
-/// One stream's part of the budget: at most half.
+/// How often a stream that holds its part looks whether there is more room, beside when it gives some back itself.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// One stream's part of the budget.
 #[derive(Debug)]
 pub struct Share {
     budget: Budget,
-    own: Arc<Semaphore>,
-    /// Whether the last [`Share::acquire`] waits, or was given up, for the stream's own half.
-    waits_for_own: AtomicBool,
+    own: Arc<Own>,
+    /// What the last [`Share::acquire`] waits for, as a number.
+    waits_for: AtomicU8,
     /// Bytes of its open span.
     reserved: Arc<AtomicUsize>,
+}
+
+/// Why there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Wait {
+    /// All is in use.
+    Others,
+    /// The stream holds its part of what others have left.
+    Part,
+    /// The stream holds half of all there is.
+    Half,
+}
+
+/// What a stream holds.
+#[derive(Debug, Default)]
+struct Own {
+    grains: AtomicUsize,
+    given_back: Notify,
+}
+
+/// Grains that count as a stream's own.
+#[derive(Debug)]
+struct Held {
+    own: Arc<Own>,
+    grains: usize,
 }
 
 /// Bytes of a message that arrives; given back when dropped.
@@ -48,7 +86,7 @@ pub struct Landing {
 /// Bytes in use; given back when dropped.
 #[derive(Debug)]
 pub struct Permit {
-    own: OwnedSemaphorePermit,
+    own: Held,
     all: OwnedSemaphorePermit,
     _span: Option<OwnedSemaphorePermit>,
 }
@@ -97,8 +135,8 @@ impl Budget {
     pub fn share(&self) -> Share {
         Share {
             budget: self.clone(),
-            own: Arc::new(Semaphore::new(self.bytes.div_ceil(GRAIN) / 2)),
-            waits_for_own: AtomicBool::new(false),
+            own: Arc::default(),
+            waits_for: AtomicU8::new(Wait::Others as u8),
             reserved: Arc::default(),
         }
     }
@@ -151,10 +189,9 @@ impl Share {
     ) -> Result<Permit, Refused> {
         let held = reserved.as_ref().map_or(0, |reserved| reserved.bytes);
         let missing = self.grains(bytes.saturating_sub(held))?;
-        let own = missing.max(self.grains(results)?);
-        self.waits_for_own.store(true, Ordering::Relaxed);
-        let own = take(&self.own, own).await;
-        self.waits_for_own.store(false, Ordering::Relaxed);
+        let own = missing.max(self.grains(results)?) as usize;
+        let own = self.hold(own, missing as usize).await;
+        self.set(Wait::Others);
         let mut all = take(&self.budget.all, missing).await;
         let span = reserved.map(|reserved| {
             all.merge(reserved.all);
@@ -162,6 +199,22 @@ impl Share {
             reserved.span
         });
         Ok(Permit { own, all, _span: span })
+    }
+
+    /// Waits until the stream may hold so much more, of which `missing` is free now.
+    async fn hold(&self, grains: usize, missing: usize) -> Held {
+        loop {
+            let given_back = self.own.given_back.notified();
+            let held = self.own.grains.load(Ordering::Relaxed);
+            let free = self.budget.all.available_permits().saturating_sub(missing);
+            let is_over_half = held + grains > self.budget.half().div_ceil(GRAIN);
+            if held == 0 || !is_over_half && held + grains <= 2 * free {
+                self.own.grains.fetch_add(grains, Ordering::Relaxed);
+                return Held { own: Arc::clone(&self.own), grains };
+            }
+            self.set(if is_over_half { Wait::Half } else { Wait::Part });
+            let _ = timeout(LOOK_EVERY, given_back).await;
+        }
     }
 
     /// Waits for room for a whole span.
@@ -182,9 +235,17 @@ impl Share {
         Ok(Reservation { all, span, bytes, mark: Mark { reserved: Arc::clone(&self.reserved), bytes } })
     }
 
-    /// Whether it is the stream's own half that the last [`Share::acquire`] waits for, and not the whole budget.
-    pub fn is_used_up(&self) -> bool {
-        self.waits_for_own.load(Ordering::Relaxed)
+    /// What the last [`Share::acquire`] waits for, or waited for when it was given up.
+    pub fn waits_for(&self) -> Wait {
+        match self.waits_for.load(Ordering::Relaxed) {
+            half if half == Wait::Half as u8 => Wait::Half,
+            part if part == Wait::Part as u8 => Wait::Part,
+            _ => Wait::Others,
+        }
+    }
+
+    fn set(&self, wait: Wait) {
+        self.waits_for.store(wait as u8, Ordering::Relaxed);
     }
 
     fn grains(&self, bytes: usize) -> Result<u32, Refused> {
@@ -198,6 +259,21 @@ async fn take(semaphore: &Arc<Semaphore>, grains: u32) -> OwnedSemaphorePermit {
     taken.expect("the semaphores of a budget are never closed")
 }
 
+impl Held {
+    fn shrink_to(&mut self, grains: usize) {
+        let given = self.grains.saturating_sub(grains);
+        self.grains -= given;
+        self.own.grains.fetch_sub(given, Ordering::Relaxed);
+        self.own.given_back.notify_waiters();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shrink_to(0);
+    }
+}
+
 impl Drop for Mark {
     fn drop(&mut self) {
         self.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -209,7 +285,7 @@ impl Permit {
     pub fn shrink_to(&mut self, bytes: usize) {
         let keep = bytes.div_ceil(GRAIN);
         drop(self.all.split(self.all.num_permits().saturating_sub(keep)));
-        drop(self.own.split(self.own.num_permits().saturating_sub(keep)));
+        self.own.shrink_to(keep);
         self._span = None;
     }
 }
@@ -236,6 +312,7 @@ mod tests {
         let (greedy, modest) = (budget.share(), budget.share());
         let mut held = greedy.acquire(512 * KIB, KIB, None).await.unwrap();
         assert!(waits(greedy.acquire(KIB, KIB, None)).await);
+        assert_eq!(greedy.waits_for(), Wait::Half);
         // A quarter is for messages.
         let other = modest.acquire(256 * KIB, KIB, None).await.unwrap();
         assert_eq!(budget.free(), 256 * KIB);
@@ -251,6 +328,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn however_many_take_what_they_get_something_is_left() {
+        let budget = Budget::new(1024 * KIB, KIB);
+        let mut held = Vec::new();
+        let mut took = Vec::new();
+        for _ in 0..4 {
+            let share = budget.share();
+            let before = held.len();
+            while let Ok(permit) = timeout(Duration::from_millis(30), share.acquire(8 * KIB, 8 * KIB, None)).await {
+                held.push(permit.unwrap());
+            }
+            assert_eq!(share.waits_for(), if took.is_empty() { Wait::Half } else { Wait::Part });
+            took.push((held.len() - before) * 8);
+        }
+        // Of 768: half of 1024; two thirds of what that left; and so on.
+        assert_eq!(took, [512, 168, 56, 16]);
+        let late = budget.share();
+        drop(late.acquire(16 * KIB, KIB, None).await.unwrap());
+        drop(held);
+        assert_eq!(budget.free(), 1024 * KIB);
+    }
+
+    #[tokio::test]
     async fn spans_together_hold_at_most_half() {
         let budget = Budget::new(1024 * KIB, KIB);
         let (first, second) = (budget.share(), budget.share());
@@ -260,10 +359,10 @@ mod tests {
         let unit = first.acquire(500 * KIB, 300 * KIB, Some(held)).await.unwrap();
         assert_eq!(budget.free(), 524 * KIB);
         // Its results count against the stream's half like any others.
-        drop(first.acquire(212 * KIB, KIB, None).await.unwrap());
-        assert!(!first.is_used_up());
+        drop(first.acquire(70 * KIB, KIB, None).await.unwrap());
+        assert_eq!(first.waits_for(), Wait::Others);
         assert!(waits(first.acquire(213 * KIB, KIB, None)).await);
-        assert!(first.is_used_up());
+        assert_eq!(first.waits_for(), Wait::Half);
         drop(unit);
         second.reserve(200 * KIB).await.unwrap();
         assert_eq!(budget.free(), 1024 * KIB);
