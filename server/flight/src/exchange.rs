@@ -32,6 +32,9 @@ use crate::{
 
 /// A unit of so many bytes is spread over all threads; smaller ones are computed side by side.
 const WIDE_BYTES: usize = 8 << 20;
+/// How much of one stream waits for each thread: two of the largest units that are computed side by side. More would be memory that
+/// makes nothing faster.
+const PENDING_BYTES: usize = 8 << 20;
 /// By how much what a stream remembers may grow before it is charged again.
 const CHARGE_STEP: usize = 64 << 10;
 
@@ -241,10 +244,11 @@ impl Stream {
                         }
                         Need::Unit(unit) => {
                             let span = if unit.closes_span { reserved.take() } else { None };
+                            sequence.turn(unit.bytes_in, self.shared.pool.threads() * PENDING_BYTES).await;
                             let bytes = unit.bytes_in + unit.bytes_out;
                             let room = share.acquire(bytes, unit.bytes_out, span);
                             let permit = self.room(room, sequence, || share.waits_for()).await?;
-                            let ticket = sequence.ticket(permit, unit.bytes_out);
+                            let ticket = sequence.ticket(permit, unit.bytes_in, unit.bytes_out);
                             self.start(unit, ticket);
                         }
                         Need::Rest => {}

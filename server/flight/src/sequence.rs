@@ -27,12 +27,16 @@ pub(crate) struct Sequence {
     outbox: Outbox,
     /// All that was asked for is answered, or nothing more will be.
     settled: Notify,
+    /// A unit is computed.
+    computed: Notify,
 }
 
 struct State {
     /// Tickets given out, and those answered.
     issued: u64,
     answered: u64,
+    /// Bytes of units that are not computed yet.
+    pending_bytes: usize,
     ready: BTreeMap<u64, (quarrel_engine::Result, Permit)>,
     /// Absent while a thread makes frames with it.
     writer: Option<Writer>,
@@ -54,6 +58,7 @@ pub(crate) struct Ticket {
     index: u64,
     /// The room that the unit holds. It travels with the result.
     permit: Option<Permit>,
+    bytes_in: usize,
     bytes_out: usize,
     queued: Instant,
     is_spent: bool,
@@ -64,24 +69,39 @@ impl Sequence {
         let state = State {
             issued: 0,
             answered: 0,
+            pending_bytes: 0,
             ready: BTreeMap::new(),
             writer: Some(Writer { output, encoder }),
             broken: None,
             queue: Duration::ZERO,
             kernel: Duration::ZERO,
         };
-        Arc::new(Sequence { state: Mutex::new(state), outbox, settled: Notify::new() })
+        Arc::new(Sequence { state: Mutex::new(state), outbox, settled: Notify::new(), computed: Notify::new() })
     }
 
-    /// The next place. `permit` is for the unit and its results, which take `bytes_out` of it.
-    pub(crate) fn ticket(self: &Arc<Self>, permit: Permit, bytes_out: usize) -> Ticket {
+    /// Waits until what waits to be computed, with so many bytes more, is at most `most`. One unit there may always be.
+    pub(crate) async fn turn(&self, bytes: usize, most: usize) {
+        loop {
+            let computed = self.computed.notified();
+            let pending = self.state().pending_bytes;
+            if pending == 0 || pending + bytes <= most {
+                return;
+            }
+            computed.await;
+        }
+    }
+
+    /// The next place. `permit` is for the unit, which has `bytes_in`, and its results, which take `bytes_out` of it.
+    pub(crate) fn ticket(self: &Arc<Self>, permit: Permit, bytes_in: usize, bytes_out: usize) -> Ticket {
         let mut state = self.state();
         let index = state.issued;
         state.issued += 1;
+        state.pending_bytes += bytes_in;
         Ticket {
             sequence: Arc::clone(self),
             index,
             permit: Some(permit),
+            bytes_in,
             bytes_out,
             queued: Instant::now(),
             is_spent: false,
@@ -161,6 +181,8 @@ impl Ticket {
     pub(crate) fn run(mut self, compute: impl FnOnce() -> Result<quarrel_engine::Result, Cancelled>) {
         let began = Instant::now();
         let result = compute();
+        self.sequence.state().pending_bytes -= self.bytes_in;
+        self.sequence.computed.notify_one();
         match (result, self.permit.take()) {
             (Ok(result), Some(permit)) => self.answer(result, permit, began),
             // Cancelled: there is nobody to tell.
