@@ -11,7 +11,7 @@ use quarrel_proto::Reason;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, status::Fault};
+use crate::{config::Config, status::Fault, wire::Shelf};
 
 /// One server's means.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) level: Level,
     pub(crate) pool: Pool,
     pub(crate) budget: Budget,
+    pub(crate) shelf: Shelf,
     /// No new streams.
     pub(crate) draining: CancellationToken,
     /// No streams at all.
@@ -40,6 +41,7 @@ impl Shared {
         Shared {
             level: config.cpu_level.unwrap_or_else(Level::detect),
             pool,
+            shelf: Shelf::default(),
             budget: Budget::new(config.memory_bytes_max, config.message_bytes_max),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),

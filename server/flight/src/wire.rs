@@ -2,6 +2,7 @@
 
 mod receive;
 mod send;
+mod shelf;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use tonic::{
 };
 
 pub(crate) use receive::ENVELOPE_BYTES;
+pub(crate) use shelf::Shelf;
 
 use crate::{exchange, service::Service, shared::Shared, stack::Peer};
 
@@ -69,6 +71,7 @@ fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
     let share = Arc::new(shared.budget.share());
     let limits = receive::Limits {
         share: Arc::clone(&share),
+        shelf: shared.shelf.clone(),
         message_bytes_max: shared.config.message_bytes_max,
         stall_seconds: shared.config.stall_seconds,
     };

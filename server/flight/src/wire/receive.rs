@@ -25,6 +25,7 @@ use quarrel_proto::{Reason, metadata};
 use tokio::time::timeout;
 use tonic::body::Body;
 
+use super::shelf::Shelf;
 use crate::{
     decode::FrameIn,
     status::{Broken, Fault, broken_off, message_too_large, of_transport},
@@ -58,6 +59,7 @@ pub(crate) struct Frames {
 /// What a request may take.
 pub(crate) struct Limits {
     pub(crate) share: Arc<Share>,
+    pub(crate) shelf: Shelf,
     pub(crate) message_bytes_max: usize,
     /// How long a message waits for room.
     pub(crate) stall_seconds: u64,
@@ -98,11 +100,12 @@ impl Frames {
     fn next(&mut self) -> Result<Option<FrameIn>, Fault> {
         loop {
             if let Some(message) = &mut self.message {
-                message.take(&mut self.piece);
+                message.take(&mut self.piece, &self.limits.shelf);
                 if message.left > 0 {
                     return Ok(None);
                 }
-                let frame = self.message.take().map(Message::frame).transpose()?;
+                let message = self.message.take();
+                let frame = message.map(|message| message.frame(&self.limits.shelf)).transpose()?;
                 return Ok(frame.map(|frame| FrameIn { room: self.landing.take(), ..frame }));
             }
             let missing = (PREFIX_BYTES - self.prefix.len()).min(self.piece.len());
@@ -154,7 +157,7 @@ impl Message {
     }
 
     /// Takes from a piece what belongs to the message.
-    fn take(&mut self, piece: &mut Bytes) {
+    fn take(&mut self, piece: &mut Bytes, shelf: &Shelf) {
         while self.left > 0 && !piece.is_empty() {
             let taken = if self.body_left > 0 {
                 let taken = self.body_left.min(piece.len());
@@ -175,13 +178,13 @@ impl Message {
             piece.advance(taken);
             self.left -= taken;
             if self.body_left == 0 && self.seen < self.fields.len() && !self.is_odd {
-                self.look();
+                self.look(shelf);
             }
         }
     }
 
     /// Looks at a field's key and length, if they are there.
-    fn look(&mut self) {
+    fn look(&mut self, shelf: &Shelf) {
         let mut rest = &self.fields[self.seen..];
         let before = rest.len();
         let field = match decode_key(&mut rest) {
@@ -208,7 +211,7 @@ impl Message {
         if is_body {
             // Of several the last one counts.
             self.fields.truncate(self.seen);
-            self.body = MutableBuffer::with_capacity(length);
+            self.body = shelf.take(length);
             self.body_left = length;
         } else {
             self.seen = key_end + length;
@@ -228,9 +231,9 @@ impl Message {
         }
     }
 
-    fn frame(self) -> Result<FrameIn, Fault> {
+    fn frame(self, shelf: &Shelf) -> Result<FrameIn, Fault> {
         let data = FlightData::decode(Bytes::from(self.fields)).map_err(|error| broken_off(&error.to_string()))?;
-        let body = if self.is_odd { Buffer::from(&data.data_body[..]) } else { Buffer::from(self.body) };
+        let body = if self.is_odd { Buffer::from(&data.data_body[..]) } else { shelf.lend(self.body) };
         Ok(FrameIn { body, ..FrameIn::from(data) })
     }
 }

@@ -29,6 +29,7 @@ use tonic_prost::ProstCodec;
 use super::{
     receive::{ENVELOPE_BYTES, Frames, Limits},
     send::Reply,
+    shelf::Shelf,
 };
 use crate::{
     decode::FrameIn,
@@ -76,7 +77,7 @@ fn all(frames: impl futures::Stream<Item = Result<FrameIn, Broken>>) -> Request 
 
 fn ours(body: Body) -> Request {
     let share = Arc::new(Budget::new(8 * ENVELOPE_BYTES, ENVELOPE_BYTES).share());
-    all(Frames::new(body, Limits { share, message_bytes_max: BYTES_MAX, stall_seconds: 1 }))
+    all(Frames::new(body, Limits { share, shelf: Shelf::default(), message_bytes_max: BYTES_MAX, stall_seconds: 1 }))
 }
 
 fn stock(body: Body) -> Request {
