@@ -1,6 +1,6 @@
 """How much memory the server takes under the streams that could take much: its resident set, all the while.
 
-Each scene has a server of its own with `memory_bytes_max` of 256 MiB. What counts is that the curve is flat once it has risen: the highest of its second
+Each scene has a server of its own with `memory_bytes_max` of 256 MiB, and without huge pages, as in the image. What counts is that the curve is flat once it has risen: the highest of its second
 half is within 10 % of the highest of its first. Prints a table and the curves, and writes them under `results/`.
 """
 
@@ -143,7 +143,7 @@ def watched(scene: Scene, binary: Path, share: float) -> dict:
     """Runs a scene, and looks at its server's memory ten times a second."""
     print(scene.name, file=sys.stderr)
     flags = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
-    with Server([str(binary), "serve", "--listen", "127.0.0.1:0", "--log", "warn", *flags]) as server:
+    with Server(["env", "MIMALLOC_ALLOW_THP=0", str(binary), "serve", "--listen", "127.0.0.1:0", "--log", "warn", *flags]) as server:
         curve, over = [], threading.Event()
 
         def watch() -> None:
