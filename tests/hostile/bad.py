@@ -103,3 +103,9 @@ def with_header(header: bytes):
     """A batch whose header is `header`."""
     frame = frames.batch_frame(layer()[0])
     return [*opening_and_schema(), replace(frame, header=header)]
+
+
+def with_fields(size: int):
+    """A batch in a message that has `size` bytes of small fields, which mean nothing, beside its body."""
+    frame = frames.batch_frame(layer()[0])
+    return [*opening_and_schema(), frame.encode() + frames.blob(9, b"") * (size // 2)]

@@ -33,6 +33,22 @@ pub(crate) struct FrameIn {
     pub(crate) room: Option<Landing>,
 }
 
+/// A header of so many bytes is verified in microseconds.
+const LIGHT_HEADER_BYTES: usize = 16 << 10;
+
+impl FrameIn {
+    /// Whether decoding it takes microseconds: a short header, few rows, and no views, of which each may stand for all of the body.
+    pub(crate) fn is_light(&self, rows: i64) -> bool {
+        self.header.len() <= LIGHT_HEADER_BYTES
+            && (self.header.is_empty()
+                || arrow_ipc::root_as_message(&self.header).is_ok_and(|message| {
+                    message.header_as_record_batch().is_some_and(|batch| {
+                        batch.length() <= rows && batch.variadicBufferCounts().is_none_or(|counts| counts.is_empty())
+                    }) || message.header_type() == MessageHeader::Schema
+                }))
+    }
+}
+
 /// What a frame was.
 #[derive(Debug)]
 pub(crate) enum Decoded {

@@ -7,11 +7,11 @@
 //!
 //! Not here: what a row becomes (`engine`), Arrow IPC (`decode`, `encode`), gRPC (`wire`, `service`, `status`).
 
-use std::{sync::Arc, time::Duration};
+use std::{mem::take, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
-use quarrel_pool::{Lane, Reservation, Share, Wait};
+use quarrel_pool::{Landing, Lane, Reservation, Share, Wait};
 use quarrel_proto::{Reason, command};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -92,15 +92,6 @@ impl From<Broken> for Stopped {
     }
 }
 
-impl From<Broken> for Option<Fault> {
-    fn from(broken: Broken) -> Option<Fault> {
-        match broken {
-            Broken::Fault(fault) => Some(fault),
-            Broken::Gone => None,
-        }
-    }
-}
-
 impl From<LayerError> for Stopped {
     fn from(error: LayerError) -> Stopped {
         Stopped::InOrder(error.into())
@@ -134,6 +125,7 @@ impl Stream {
         telemetry::stream_ended(&ended, started.elapsed());
         if let Err(Some(fault)) = ended {
             self.outbox.end(Err(fault));
+            self.share.give_up();
             // Polled no more, the request would be reset, and with it a client that still writes would not see why.
             tokio::select! {
                 () = self.discard_request(&mut frames) => {}
@@ -142,6 +134,9 @@ impl Stream {
             }
         }
         drop(place);
+        // Gives back what a message that never came whole has taken.
+        self.share.give_up();
+        let _ = frames.next().now_or_never();
         self.close_if_unread().await;
     }
 
@@ -220,7 +215,10 @@ impl Stream {
         // Names, dictionaries and rows that wait are remembered, and count.
         let (mut charges, mut charged) = (Vec::new(), 0);
         while let Some(mut message) = frame {
-            let (is_last, landed) = (message.is_last, message.room.take());
+            // Others have their turn, however fast messages come.
+            tokio::task::consume_budget().await;
+            let (is_last, mut body_bytes) = (message.is_last, message.body.len());
+            let landed = message.room.take().map(Arc::new);
             let mut message = Some(message);
             loop {
                 let span = debug_span!("batch", bytes = message.as_ref().map_or(0, |message| message.body.len()));
@@ -244,12 +242,14 @@ impl Stream {
                         }
                         Need::Unit(unit) => {
                             let span = if unit.closes_span { reserved.take() } else { None };
-                            sequence.turn(unit.bytes_in, self.shared.pool.threads() * PENDING_BYTES).await;
+                            // Until it is computed, a unit may keep all of its message.
+                            let pending = unit.bytes_in.max(if landed.is_none() { take(&mut body_bytes) } else { 0 });
+                            sequence.turn(pending, self.shared.pool.threads() * PENDING_BYTES).await;
                             let bytes = unit.bytes_in + unit.bytes_out;
                             let room = share.acquire(bytes, unit.bytes_out, span);
                             let permit = self.room(room, sequence, || share.waits_for()).await?;
-                            let ticket = sequence.ticket(permit, unit.bytes_in, unit.bytes_out);
-                            self.start(unit, ticket);
+                            let ticket = sequence.ticket(permit, pending, unit.bytes_out);
+                            self.start(unit, ticket, landed.clone());
                         }
                         Need::Rest => {}
                     }
@@ -264,7 +264,7 @@ impl Stream {
                     break;
                 }
             }
-            // All its rows have room of their own.
+            // Its rows have room of their own; units that are not computed yet still hold it.
             drop(landed);
             frame = if is_last { None } else { self.next_frame(frames, sequence).await? };
         }
@@ -272,10 +272,15 @@ impl Stream {
     }
 
     /// Starts a unit on the pool.
-    fn start(&self, unit: Unit, ticket: Ticket) {
+    fn start(&self, unit: Unit, ticket: Ticket, landed: Option<Arc<Landing>>) {
         let (level, cancel, span) = (self.shared.level, self.cancel.clone(), tracing::Span::current());
         let is_wide = unit.bytes_in >= WIDE_BYTES;
-        let job = move || span.in_scope(|| ticket.run(|| unit.compute(level, &cancel)));
+        let compute = move || {
+            let result = unit.compute(level, &cancel);
+            drop(landed);
+            result
+        };
+        let job = move || span.in_scope(|| ticket.run(compute));
         drop(if is_wide { self.lane.run_wide(job) } else { self.lane.run(job) });
     }
 
@@ -291,7 +296,7 @@ impl Stream {
             match timeout_at(moved + idle_after, frames.next()).await {
                 Ok(frame) => return Ok(frame.transpose()?),
                 Err(_) if self.outbox.last_taken() > moved => {}
-                Err(_) if sequence.is_working() => began = Instant::now(),
+                Err(_) if sequence.is_working() || self.share.is_landing() => began = Instant::now(),
                 Err(_) => return Err(Stopped::AtOnce(idle(self.shared.config.idle_seconds))),
             }
         }

@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// What is looked at where it came, and not on the pool: validating such a message takes microseconds, or at the worst, with
 /// a recipe of hundreds of hard patterns, a few milliseconds.
 const GLANCE_BYTES: usize = 4 << 20;
-const GLANCE_ROWS: usize = 4;
+const GLANCE_ROWS: i64 = 4;
 
 /// What is needed next, and whether there may be more of the same message.
 pub(crate) type Seen = (Vec<Need>, Result<bool, Fault>);
@@ -44,9 +44,8 @@ impl Reader {
 
     /// Takes a small message; `None` if it is for [`Reader::look`], on the pool, wherever this has come with it.
     pub(crate) fn glance(&mut self, message: &mut Option<FrameIn>) -> Option<Seen> {
-        let frame = message.take_if(|message| message.body.len() <= GLANCE_BYTES)?;
+        let frame = message.take_if(|message| message.body.len() <= GLANCE_BYTES && message.is_light(GLANCE_ROWS))?;
         match self.decode(&frame) {
-            Ok(()) if self.batch.as_ref().is_some_and(|batch| batch.num_rows() > GLANCE_ROWS) => None,
             Ok(()) => Some(self.look(None)),
             Err(fault) => Some(self.seen(Vec::new(), Err(fault))),
         }

@@ -152,6 +152,15 @@ pub(crate) enum Broken {
     Gone,
 }
 
+impl From<Broken> for Option<Fault> {
+    fn from(broken: Broken) -> Option<Fault> {
+        match broken {
+            Broken::Fault(fault) => Some(fault),
+            Broken::Gone => None,
+        }
+    }
+}
+
 /// What tonic says of a broken request.
 pub(crate) fn of_transport(status: &Status, message_bytes_max: usize) -> Broken {
     match status.code() {

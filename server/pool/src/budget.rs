@@ -7,9 +7,10 @@
 //! third each, and however many do not read, something is left for the others. (Dynamic thresholds, as in the shared buffers of switches.)
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -33,6 +34,8 @@ pub struct Budget {
     /// For messages that arrive, apart from `all`.
     landing: Arc<Semaphore>,
     landing_grains: u32,
+    /// How many messages have given their room back.
+    landed: Arc<AtomicUsize>,
     bytes: usize,
 }
 
@@ -46,8 +49,12 @@ pub struct Share {
     own: Arc<Own>,
     /// What the last [`Share::acquire`] waits for, as a number.
     waits_for: AtomicU8,
-    /// Bytes of its open span.
+    /// Bytes of its open span for which nothing has come.
     reserved: Arc<AtomicUsize>,
+    /// Whether a message waits for room.
+    is_landing: AtomicBool,
+    /// Whether what comes is not wanted any more.
+    is_given_up: AtomicBool,
 }
 
 /// Why there is no room.
@@ -80,8 +87,13 @@ struct Held {
 #[derive(Debug)]
 pub struct Landing {
     /// None where a reservation has the room already.
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
+    landed: Arc<AtomicUsize>,
 }
+
+/// For so long no message has given its room back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stalled;
 
 /// Bytes in use; given back when dropped.
 #[derive(Debug)]
@@ -100,12 +112,9 @@ pub struct Reservation {
     mark: Mark,
 }
 
-/// Tells a share, while it lives, that so many bytes are reserved.
+/// Tells a share, while it lives, that bytes are reserved. A stream has one span open at a time.
 #[derive(Debug)]
-struct Mark {
-    reserved: Arc<AtomicUsize>,
-    bytes: usize,
-}
+struct Mark(Arc<AtomicUsize>);
 
 /// More bytes than can ever be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +136,7 @@ impl Budget {
             spans: Arc::new(Semaphore::new(grains / 2)),
             landing: Arc::new(Semaphore::new(landing)),
             landing_grains: u32::try_from(landing).unwrap_or(u32::MAX),
+            landed: Arc::default(),
             bytes,
         }
     }
@@ -138,6 +148,8 @@ impl Budget {
             own: Arc::default(),
             waits_for: AtomicU8::new(Wait::Others as u8),
             reserved: Arc::default(),
+            is_landing: AtomicBool::new(false),
+            is_given_up: AtomicBool::new(false),
         }
     }
 
@@ -156,20 +168,50 @@ impl Budget {
 impl Share {
     /// Waits for room for a message of so many bytes. It is to be held until its rows have room of their own. A message of
     /// a span that is open lands in what is reserved for it.
-    pub async fn land(&self, bytes: usize) -> Landing {
-        match self.try_land(bytes) {
-            Some(landing) => landing,
-            None => Landing { _permit: Some(take(&self.budget.landing, self.landing_grains(bytes)).await) },
+    ///
+    /// # Errors
+    /// [`Stalled`] if for `stall` nobody gives such room back.
+    pub async fn land(&self, bytes: usize, stall: Duration) -> Result<Landing, Stalled> {
+        if let Some(landing) = self.try_land(bytes) {
+            return Ok(landing);
         }
+        let mut permit = pin!(take(&self.budget.landing, self.landing_grains(bytes)));
+        self.is_landing.store(true, Ordering::Relaxed);
+        let landing = loop {
+            let landed = self.budget.landed.load(Ordering::Relaxed);
+            match timeout(stall, &mut permit).await {
+                Ok(permit) => break Ok(Landing { permit: Some(permit), landed: Arc::clone(&self.budget.landed) }),
+                Err(_) if self.budget.landed.load(Ordering::Relaxed) != landed => {}
+                Err(_) => break Err(Stalled),
+            }
+        };
+        self.is_landing.store(false, Ordering::Relaxed);
+        landing
     }
 
     /// The same if there is room at once.
     pub fn try_land(&self, bytes: usize) -> Option<Landing> {
-        if bytes <= self.reserved.load(Ordering::Relaxed) {
-            return Some(Landing { _permit: None });
-        }
-        let permit = Arc::clone(&self.budget.landing).try_acquire_many_owned(self.landing_grains(bytes)).ok()?;
-        Some(Landing { _permit: Some(permit) })
+        let rest = |reserved: usize| reserved.checked_sub(bytes);
+        let permit = match self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest) {
+            Ok(_) => None,
+            Err(_) => Some(Arc::clone(&self.budget.landing).try_acquire_many_owned(self.landing_grains(bytes)).ok()?),
+        };
+        Some(Landing { permit, landed: Arc::clone(&self.budget.landed) })
+    }
+
+    /// Whether a message waits for room: it is not the client who keeps us waiting.
+    pub fn is_landing(&self) -> bool {
+        self.is_landing.load(Ordering::Relaxed)
+    }
+
+    /// Nothing that comes is wanted any more: it needs no room.
+    pub fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is so.
+    pub fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
     }
 
     fn landing_grains(&self, bytes: usize) -> u32 {
@@ -231,8 +273,8 @@ impl Share {
             all.merge(take(&self.budget.all, portion).await);
             missing -= portion;
         }
-        self.reserved.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Reservation { all, span, bytes, mark: Mark { reserved: Arc::clone(&self.reserved), bytes } })
+        self.reserved.store(bytes, Ordering::Relaxed);
+        Ok(Reservation { all, span, bytes, mark: Mark(Arc::clone(&self.reserved)) })
     }
 
     /// What the last [`Share::acquire`] waits for, or waited for when it was given up.
@@ -276,7 +318,15 @@ impl Drop for Held {
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        self.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if self.permit.take().is_some() {
+            self.landed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -373,18 +423,20 @@ mod tests {
         let budget = Budget::new(1024 * KIB, KIB);
         let (first, second) = (budget.share(), budget.share());
         let unit = first.acquire(512 * KIB, KIB, None).await.unwrap();
-        let landed = first.land(200 * KIB).await;
-        assert!(waits(second.land(100 * KIB)).await);
+        let landed = first.try_land(200 * KIB).unwrap();
+        assert!(second.try_land(100 * KIB).is_none());
         let span = second.reserve(150 * KIB).await.unwrap();
-        drop(second.land(100 * KIB).await);
-        assert!(waits(second.land(151 * KIB)).await);
+        drop(second.try_land(100 * KIB).unwrap());
+        assert!(second.try_land(57 * KIB).is_none(), "what is reserved counts once");
         drop(span);
-        assert!(waits(second.land(100 * KIB)).await);
+        assert!(second.try_land(100 * KIB).is_none());
         drop(landed);
-        drop(second.land(100 * KIB).await);
+        drop(second.try_land(100 * KIB).unwrap());
         // One larger than the quarter has all of it.
-        let whole = second.land(300 * KIB).await;
-        assert!(waits(first.land(KIB)).await);
+        let whole = second.try_land(300 * KIB).unwrap();
+        assert!(first.try_land(KIB).is_none());
+        let stall = Duration::from_millis(20);
+        assert_eq!(first.land(KIB, stall).await.unwrap_err(), Stalled);
         drop((unit, whole));
         assert_eq!(budget.free(), 1024 * KIB);
     }

@@ -11,4 +11,4 @@ mod bridge;
 mod budget;
 
 pub use bridge::{Lane, Panicked, Pool, PoolError, Running};
-pub use budget::{Budget, Landing, Permit, Refused, Reservation, Share, Wait};
+pub use budget::{Budget, Landing, Permit, Refused, Reservation, Share, Stalled, Wait};

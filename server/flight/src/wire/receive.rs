@@ -20,9 +20,8 @@ use prost::{
     Message as _,
     encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint},
 };
-use quarrel_pool::{Landing, Share};
+use quarrel_pool::{Landing, Share, Stalled};
 use quarrel_proto::{Reason, metadata};
-use tokio::time::timeout;
 use tonic::body::Body;
 
 use super::shelf::Shelf;
@@ -37,6 +36,8 @@ pub(super) const BODY_TAG: u32 = 1000;
 pub(super) const PREFIX_BYTES: usize = 5;
 /// A message's own overhead beyond the body: header, metadata, tags.
 pub(crate) const ENVELOPE_BYTES: usize = 1 << 20;
+/// What a message may have beside its body: twice the largest command. prost looks at it on an async thread.
+const FIELDS_BYTES_MAX: usize = 2 << 20;
 /// Messages of at most so many bytes wait for no room: there is one at most for each stream.
 const SMALL_BYTES: usize = 64 << 10;
 /// A field's key and length at most: as many as prost reads.
@@ -101,6 +102,9 @@ impl Frames {
         loop {
             if let Some(message) = &mut self.message {
                 message.take(&mut self.piece, &self.limits.shelf);
+                if message.fields.len() > FIELDS_BYTES_MAX {
+                    return Err(broken_off("a message has more than 2 MiB beside its body"));
+                }
                 if message.left > 0 {
                     return Ok(None);
                 }
@@ -132,7 +136,8 @@ fn room(limits: &Limits, bytes: usize) -> impl Future<Output = Result<Landing, F
         let what = || {
             format!("no room in `memory_bytes_max` for a message for {seconds} s (`stall_seconds`): try again later")
         };
-        timeout(Duration::from_secs(seconds), share.land(bytes)).await.map_err(|_| Fault::new(Reason::Busy, what()))
+        let stall = Duration::from_secs(seconds);
+        share.land(bytes, stall).await.map_err(|Stalled| Fault::new(Reason::Busy, what()))
     }
 }
 
@@ -259,6 +264,12 @@ impl futures::Stream for Frames {
             if self.is_over {
                 return Poll::Ready(None);
             }
+            if self.limits.share.is_given_up() {
+                // It is read to its end, and nothing of it is kept.
+                (self.waiting, self.landing, self.message) = (None, None, None);
+                self.prefix.clear();
+                self.piece.clear();
+            }
             if let Some(waiting) = &mut self.waiting {
                 let room = ready!(waiting.poll_unpin(context));
                 self.waiting = None;
@@ -282,6 +293,10 @@ impl futures::Stream for Frames {
             match ready!(Pin::new(&mut self.body).poll_next(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(piece) => self.piece = piece,
+                    Err(_trailers) if self.message.is_some() || !self.prefix.is_empty() => {
+                        self.is_over = true;
+                        return Poll::Ready(Some(Err(Broken::Fault(broken_off("it ends within a message")))));
+                    }
                     Err(_trailers) => self.is_over = true,
                 },
                 Some(Err(status)) => {

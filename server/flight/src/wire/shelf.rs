@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow_buffer::{Buffer, MutableBuffer};
 use bytes::Bytes;
 
+/// Smaller ones are the allocator's business.
+const SHELVED_BYTES_MIN: usize = 64 << 10;
 /// What lies idle at most, over all streams.
 pub(crate) const IDLE_BYTES_MAX: usize = 16 << 20;
 
@@ -24,9 +26,12 @@ struct Idle {
 impl Shelf {
     /// An empty buffer with room for so many bytes, aligned for Arrow.
     pub(super) fn take(&self, bytes: usize) -> MutableBuffer {
+        if bytes < SHELVED_BYTES_MIN {
+            return MutableBuffer::with_capacity(bytes);
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // The last one that fits and is not much too large.
-        let fits = |buffer: &MutableBuffer| (bytes..=2 * bytes).contains(&buffer.capacity());
+        let fits = |buffer: &MutableBuffer| (bytes..=bytes + bytes / 4).contains(&buffer.capacity());
         let Some(at) = idle.buffers.iter().rposition(fits) else { return MutableBuffer::with_capacity(bytes) };
         let mut buffer = idle.buffers.swap_remove(at);
         idle.bytes -= buffer.capacity();
@@ -36,14 +41,22 @@ impl Shelf {
 
     /// The same as Arrow's: it comes back when nobody uses it any more.
     pub(super) fn lend(&self, buffer: MutableBuffer) -> Buffer {
+        if buffer.capacity() < SHELVED_BYTES_MIN {
+            return Buffer::from(buffer);
+        }
         Buffer::from(Bytes::from_owner(Lent { buffer, shelf: self.clone() }))
     }
 
     fn put(&self, buffer: MutableBuffer) {
+        if buffer.capacity() > IDLE_BYTES_MAX {
+            return;
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.bytes + buffer.capacity() <= IDLE_BYTES_MAX {
-            idle.bytes += buffer.capacity();
-            idle.buffers.push(buffer);
+        idle.bytes += buffer.capacity();
+        idle.buffers.push(buffer);
+        // The oldest go: nobody has asked for their size.
+        while idle.bytes > IDLE_BYTES_MAX {
+            idle.bytes -= idle.buffers.remove(0).capacity();
         }
     }
 }
@@ -82,6 +95,8 @@ mod tests {
         assert_eq!(slice.as_slice(), [7; 50]);
         drop(slice);
         let again = shelf.take(900 << 10);
+        drop(shelf.lend(MutableBuffer::new(0)));
+        assert!(shelf.idle.lock().is_ok_and(|idle| idle.buffers.is_empty()), "small ones are not kept");
         assert_eq!((again.as_ptr(), again.len()), (at, 0));
         drop(shelf.lend(again));
         assert_ne!(shelf.take(100).as_ptr(), at, "much too large");
