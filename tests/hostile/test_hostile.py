@@ -337,7 +337,7 @@ CASES = [
             lambda: bad.patched(header=(i64(27, 0), i64(1, 0))), "frame_invalid"),
     refused("body cut short", lambda: bad.cut_body(40), "frame_invalid"),
     refused("body missing", lambda: bad.cut_body(0), "frame_invalid"),
-    refused("two MiB and more beside the body", lambda: bad.with_fields(3 * MIB), "frame_invalid"),
+    refused("four MiB and more beside the body", lambda: bad.with_fields(5 * MIB), "frame_invalid"),
     refused("header of garbage", lambda: bad.with_header(b"\xa5" * 64), "frame_invalid"),
     refused("header that points outside",
             lambda: bad.with_header(i32(2**31 - 1) + b"\0" * 60), "frame_invalid"),

@@ -36,8 +36,8 @@ pub(super) const BODY_TAG: u32 = 1000;
 pub(super) const PREFIX_BYTES: usize = 5;
 /// A message's own overhead beyond the body: header, metadata, tags.
 pub(crate) const ENVELOPE_BYTES: usize = 1 << 20;
-/// What a message may have beside its body: twice the largest command. prost looks at it on an async thread.
-const FIELDS_BYTES_MAX: usize = 2 << 20;
+/// What a message may have beside its body: room for a command that is too large to be told so. prost looks at it on an async thread.
+const FIELDS_BYTES_MAX: usize = 4 << 20;
 /// Messages of at most so many bytes wait for no room: there is one at most for each stream.
 const SMALL_BYTES: usize = 64 << 10;
 /// A field's key and length at most: as many as prost reads.
@@ -103,7 +103,7 @@ impl Frames {
             if let Some(message) = &mut self.message {
                 message.take(&mut self.piece, &self.limits.shelf);
                 if message.fields.len() > FIELDS_BYTES_MAX {
-                    return Err(broken_off("a message has more than 2 MiB beside its body"));
+                    return Err(broken_off("a message has more than 4 MiB beside its body"));
                 }
                 if message.left > 0 {
                     return Ok(None);
