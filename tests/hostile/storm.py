@@ -113,8 +113,12 @@ class Client:
                 self.outcome.counts[f"{do.__name__}: {said}"] += 1
 
     def batches(self, layers: list[tuple[str, Sample]]) -> list[pa.RecordBatch]:
-        cut = lambda sample: self.random.choice([None, 1 + len(sample.weights) // 4, 128])  # noqa: E731
-        made = [wire.layer_batch(name, sample.weights, channels_per_row=cut(sample)) for name, sample in layers]
+        made = [
+            wire.layer_batch(
+                name, sample.weights, channels_per_row=self.random.choice([None, 1 + len(sample.weights) // 4, 128])
+            )
+            for name, sample in layers
+        ]
         with self.lock:
             self.outcome.bytes_in += sum(sample.weights.nbytes for _, sample in layers)
         return [row for batch in made for row in (wire.rows(batch) if self.random.random() < 0.5 else [batch])]
@@ -228,7 +232,7 @@ class Client:
     def unread(self) -> str:
         """Writes for as long as it is let, and reads nothing. Few at a time: each takes its time, and it is the others that matter."""
         if not UNREAD.acquire(blocking=False):
-            return self.whole()
+            return f"others do; {self.whole()}"
         try:
             return self.reads_nothing()
         finally:

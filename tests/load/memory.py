@@ -87,8 +87,9 @@ def many_streams(address: str, share: float) -> int:
 
 def readers_that_stop(address: str, share: float) -> int:
     """Eight streams whose readers stop for a minute after 64 answers, and one that goes on."""
-    minute = 60 * share
-    stop = lambda count: minute if count == 64 else 0  # noqa: E731
+    def stop(count: int) -> float:
+        return 60 * share if count == 64 else 0
+
     with ThreadPoolExecutor(9) as threads:
         done = [threads.submit(send, address, "int8", endless(8, layers.f32(64)), stop) for _ in range(8)]
         done.append(threads.submit(send, address, "int8", endless(max(8, int(160 * share)), layers.f32(64))))

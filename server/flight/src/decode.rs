@@ -29,23 +29,29 @@ pub(crate) struct FrameIn {
     pub(crate) body: Buffer,
     /// Whether nothing comes after it, though the request may stay open.
     pub(crate) is_last: bool,
-    /// The room that it takes, until its rows have room of their own.
+    /// The room that it takes, until its rows have room of their own and are computed.
     pub(crate) room: Option<Landing>,
 }
 
-/// A header of so many bytes is verified in microseconds.
+/// What is decoded and looked at where it came, and not on the pool: it takes microseconds.
 const LIGHT_HEADER_BYTES: usize = 16 << 10;
+const LIGHT_BODY_BYTES: usize = 4 << 20;
+const LIGHT_ROWS: i64 = 4;
 
 impl FrameIn {
-    /// Whether decoding it takes microseconds: a short header, few rows, and no views, of which each may stand for all of the body.
-    pub(crate) fn is_light(&self, rows: i64) -> bool {
-        self.header.len() <= LIGHT_HEADER_BYTES
-            && (self.header.is_empty()
-                || arrow_ipc::root_as_message(&self.header).is_ok_and(|message| {
-                    message.header_as_record_batch().is_some_and(|batch| {
-                        batch.length() <= rows && batch.variadicBufferCounts().is_none_or(|counts| counts.is_empty())
-                    }) || message.header_type() == MessageHeader::Schema
-                }))
+    /// Whether it is: without data, a schema, or a batch of few rows and no views, of which each may stand for all of the body.
+    pub(crate) fn is_light(&self) -> bool {
+        if self.header.len() > LIGHT_HEADER_BYTES || self.body.len() > LIGHT_BODY_BYTES {
+            return false;
+        }
+        let Ok(message) = arrow_ipc::root_as_message(&self.header) else { return self.header.is_empty() };
+        match message.header_as_record_batch() {
+            Some(batch) => {
+                let has_views = batch.variadicBufferCounts().is_some_and(|counts| !counts.is_empty());
+                batch.length() <= LIGHT_ROWS && !has_views
+            }
+            None => message.header_type() == MessageHeader::Schema,
+        }
     }
 }
 

@@ -42,20 +42,6 @@ impl Encoder {
     }
 }
 
-impl FrameOut {
-    /// The body in one piece; copied only if it lies in several.
-    pub(crate) fn joined_body(&self) -> Buffer {
-        match self.body.as_slice() {
-            [whole] => whole.clone(),
-            pieces => {
-                let mut body = Vec::with_capacity(pieces.iter().map(Buffer::len).sum());
-                pieces.iter().for_each(|piece| body.extend_from_slice(piece));
-                Buffer::from_vec(body)
-            }
-        }
-    }
-}
-
 /// The frame that opens a response.
 pub(crate) fn schema_frame(schema: &Schema) -> FrameOut {
     let mut tracker = DictionaryTracker::new(false);

@@ -122,10 +122,10 @@ impl Stream {
             }
         };
         self.cancel.cancel();
+        self.share.give_up();
         telemetry::stream_ended(&ended, started.elapsed());
         if let Err(Some(fault)) = ended {
             self.outbox.end(Err(fault));
-            self.share.give_up();
             // Polled no more, the request would be reset, and with it a client that still writes would not see why.
             tokio::select! {
                 () = self.discard_request(&mut frames) => {}
@@ -134,8 +134,7 @@ impl Stream {
             }
         }
         drop(place);
-        // Gives back what a message that never came whole has taken.
-        self.share.give_up();
+        // Polled once more, the request gives back what a message that never came whole has taken.
         let _ = frames.next().now_or_never();
         self.close_if_unread().await;
     }
@@ -217,8 +216,9 @@ impl Stream {
         while let Some(mut message) = frame {
             // Others have their turn, however fast messages come.
             tokio::task::consume_budget().await;
-            let (is_last, mut body_bytes) = (message.is_last, message.body.len());
-            let landed = message.room.take().map(Arc::new);
+            let (is_last, landed) = (message.is_last, message.room.take().map(Arc::new));
+            // Until it is computed, a unit may keep all of its message: a small one, which has no room, counts with the first.
+            let mut roomless = if landed.is_none() { message.body.len() } else { 0 };
             let mut message = Some(message);
             loop {
                 let span = debug_span!("batch", bytes = message.as_ref().map_or(0, |message| message.body.len()));
@@ -242,8 +242,7 @@ impl Stream {
                         }
                         Need::Unit(unit) => {
                             let span = if unit.closes_span { reserved.take() } else { None };
-                            // Until it is computed, a unit may keep all of its message.
-                            let pending = unit.bytes_in.max(if landed.is_none() { take(&mut body_bytes) } else { 0 });
+                            let pending = unit.bytes_in.max(take(&mut roomless));
                             sequence.turn(pending, self.shared.pool.threads() * PENDING_BYTES).await;
                             let bytes = unit.bytes_in + unit.bytes_out;
                             let room = share.acquire(bytes, unit.bytes_out, span);
@@ -386,7 +385,7 @@ struct EndGuard(Outbox);
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.0.end(Err(Fault::new(Reason::Internal, "a fault of the server, which goes on; its log says more")));
+        self.0.end(Err(Fault::ours()));
     }
 }
 

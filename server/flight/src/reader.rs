@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use arrow_array::RecordBatch;
 use quarrel_engine::{Cancel, Intake, Need, Plan};
 use quarrel_proto::Reason;
 use tokio::time::Instant;
@@ -17,10 +16,6 @@ use crate::{
 const UNITS_PER_LOOK: usize = 16;
 /// How long one look at a batch of many rows takes before others have their turn.
 const LOOK: Duration = Duration::from_millis(5);
-/// What is looked at where it came, and not on the pool: validating such a message takes microseconds, or at the worst, with
-/// a recipe of hundreds of hard patterns, a few milliseconds.
-const GLANCE_BYTES: usize = 4 << 20;
-const GLANCE_ROWS: i64 = 4;
 
 /// What is needed next, and whether there may be more of the same message.
 pub(crate) type Seen = (Vec<Need>, Result<bool, Fault>);
@@ -30,8 +25,6 @@ pub(crate) struct Reader {
     decoder: Decoder,
     /// Absent until the schema has come.
     intake: Option<Intake>,
-    /// Decoded, and not begun.
-    batch: Option<RecordBatch>,
     plan: Plan,
     shared: Arc<Shared>,
     cancel: Cancel,
@@ -39,58 +32,42 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(plan: Plan, shared: Arc<Shared>, cancel: Cancel) -> Reader {
-        Reader { decoder: Decoder::default(), intake: None, batch: None, plan, shared, cancel }
+        Reader { decoder: Decoder::default(), intake: None, plan, shared, cancel }
     }
 
-    /// Takes a small message; `None` if it is for [`Reader::look`], on the pool, wherever this has come with it.
+    /// Takes a light message where it came; `None` if it is for [`Reader::look`] on the pool. With a recipe of hundreds of hard
+    /// patterns it may take a few milliseconds.
     pub(crate) fn glance(&mut self, message: &mut Option<FrameIn>) -> Option<Seen> {
-        let frame = message.take_if(|message| message.body.len() <= GLANCE_BYTES && message.is_light(GLANCE_ROWS))?;
-        match self.decode(&frame) {
-            Ok(()) => Some(self.look(None)),
-            Err(fault) => Some(self.seen(Vec::new(), Err(fault))),
-        }
+        let message = message.take_if(|message| message.is_light())?;
+        Some(self.look(Some(&message)))
     }
 
     /// Takes a message, or goes on with the last.
     pub(crate) fn look(&mut self, message: Option<&FrameIn>) -> Seen {
         let mut needs = Vec::new();
         let more = self.look_into(message, &mut needs);
-        self.seen(needs, more)
-    }
-
-    fn seen(&mut self, mut needs: Vec<Need>, more: Result<bool, Fault>) -> Seen {
         if let (Err(_), Some(intake)) = (&more, &mut self.intake) {
             needs.extend(intake.remaining().into_iter().map(Need::Unit));
         }
         (needs, more)
     }
 
-    fn decode(&mut self, message: &FrameIn) -> Result<(), Fault> {
-        match self.decoder.decode(message)? {
-            Decoded::Nothing => {}
-            Decoded::Schema(schema) => {
-                let limits = self.shared.config.layer_limits();
-                self.intake = Some(Intake::new(&self.plan, limits, &schema)?);
-            }
-            Decoded::Batch(batch) => self.batch = Some(batch),
-        }
-        Ok(())
-    }
-
     fn look_into(&mut self, message: Option<&FrameIn>, needs: &mut Vec<Need>) -> Result<bool, Fault> {
         if let Some(message) = message {
-            self.decode(message)?;
+            match self.decoder.decode(message)? {
+                Decoded::Nothing => return Ok(false),
+                Decoded::Schema(schema) => {
+                    let limits = self.shared.config.layer_limits();
+                    self.intake = Some(Intake::new(&self.plan, limits, &schema)?);
+                    return Ok(false);
+                }
+                Decoded::Batch(batch) => match &mut self.intake {
+                    Some(intake) => intake.begin(&batch)?,
+                    None => return Err(Fault::new(Reason::SchemaMissing, "a batch came before the schema")),
+                },
+            }
         }
-        let batch = self.batch.take();
-        let Some(intake) = &mut self.intake else {
-            return match batch {
-                Some(_) => Err(Fault::new(Reason::SchemaMissing, "a batch came before the schema")),
-                None => Ok(false),
-            };
-        };
-        if let Some(batch) = batch {
-            intake.begin(&batch)?;
-        }
+        let Some(intake) = &mut self.intake else { return Ok(false) };
         let began = Instant::now();
         while needs.len() < UNITS_PER_LOOK {
             match intake.next()? {

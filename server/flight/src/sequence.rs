@@ -208,10 +208,8 @@ impl Ticket {
                 break;
             };
             drop(state);
-            let ended = writer.answers(result).and_then(|(frames, ended)| {
-                sequence.outbox.push(frames, Some(permit));
-                ended
-            });
+            let (frames, ended) = writer.answers(result);
+            sequence.outbox.push(frames, Some(permit));
             if let Err(fault) = ended {
                 return sequence.break_off(Some(fault));
             }
@@ -230,22 +228,23 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.is_spent {
             tracing::error!("a bug, a unit was not computed: please report it");
-            let what = "a fault of the server, which goes on; its log says more";
-            self.sequence.break_off(Some(Fault::new(Reason::Internal, what)));
+            self.sequence.break_off(Some(Fault::ours()));
         }
     }
 }
 
 impl Writer {
     /// Answers of one result, as frames; and the fault that ends the stream after them.
-    #[allow(clippy::type_complexity, reason = "said once")]
-    fn answers(&mut self, result: quarrel_engine::Result) -> Result<(Vec<FrameOut>, Result<(), Fault>), Fault> {
+    fn answers(&mut self, result: quarrel_engine::Result) -> (Vec<FrameOut>, Result<(), Fault>) {
         let (answers, ended) = self.output.take(result);
-        let frames = answers
+        let frames: Result<_, _> = answers
             .iter()
             .map(|answer| self.encoder.batch(&answer.batch, json::progress(&answer.progress)).map_err(encoding))
-            .collect::<Result<_, _>>()?;
-        Ok((frames, ended.map_err(Fault::from)))
+            .collect();
+        match frames {
+            Ok(frames) => (frames, ended.map_err(Fault::from)),
+            Err(fault) => (Vec::new(), Err(fault)),
+        }
     }
 }
 

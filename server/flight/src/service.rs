@@ -1,4 +1,4 @@
-//! The RPCs of Arrow Flight, a line or two each. `FlightData` appears here and nowhere further in.
+//! The RPCs of Arrow Flight, a line or two each, but for DoExchange, which is `wire`'s.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -6,18 +6,13 @@ use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse,
     PollInfo, PutResult, Result as ActionResult, SchemaResult, Ticket, flight_service_server::FlightService,
 };
-use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     admin,
-    decode::FrameIn,
-    encode::FrameOut,
-    exchange,
     shared::Shared,
-    stack::Peer,
-    status::{of_transport, unsupported},
+    status::{Fault, unsupported},
 };
 
 /// The service.
@@ -38,19 +33,9 @@ impl FlightService for Service {
     type ListActionsStream = Replies<ActionType>;
     type ListFlightsStream = Replies<FlightInfo>;
 
-    async fn do_exchange(
-        &self,
-        request: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        // Comes here only if `wire` leaves it to us: tonic has refused a compressed request before.
-        let peer = Peer::of(request.extensions(), &self.shared.config);
-        let bytes_max = self.shared.config.message_bytes_max;
-        let frames = request
-            .into_inner()
-            .map(move |data| data.map(FrameIn::from).map_err(|status| of_transport(&status, bytes_max)));
-        let share = Arc::new(self.shared.budget.share());
-        let responses = exchange::open(Arc::clone(&self.shared), Box::pin(frames), share, peer)?;
-        Ok(Response::new(Box::pin(responses.map(|frame| frame.map(frame_out).map_err(Status::from)))))
+    /// `wire` answers these. It leaves compressed ones to tonic, which refuses them before it comes here.
+    async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
+        Err(Fault::ours().into())
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
@@ -96,9 +81,4 @@ impl FlightService for Service {
     ) -> Result<Response<Self::HandshakeStream>, Status> {
         Err(unsupported("no handshake is needed: call DoExchange"))
     }
-}
-
-pub(crate) fn frame_out(frame: FrameOut) -> FlightData {
-    let body = Bytes::from(frame.joined_body());
-    FlightData { flight_descriptor: None, data_header: frame.header, app_metadata: frame.metadata, data_body: body }
 }

@@ -24,6 +24,11 @@ impl Fault {
         Fault { reason, message: message.into() }
     }
 
+    /// A fault of the server, of which the log says more.
+    pub(crate) fn ours() -> Fault {
+        Fault::new(Reason::Internal, "a fault of the server, which goes on; its log says more")
+    }
+
     /// Whether a person of ours must look.
     pub(crate) fn is_ours(&self) -> bool {
         code(self.reason) == Code::Internal
@@ -139,7 +144,7 @@ impl From<Refused> for Fault {
 impl From<Panicked> for Fault {
     fn from(panicked: Panicked) -> Fault {
         tracing::error!(%panicked, "a bug: please report it");
-        Fault::new(Reason::Internal, "a fault of the server, which goes on; its log says more")
+        Fault::ours()
     }
 }
 

@@ -18,6 +18,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
+/// Address space, not memory: pages that are not touched do not exist.
+const STACK_BYTES: usize = 64 << 20;
+
 /// The threads that compute. Clones share them; they end with the last.
 #[derive(Debug, Clone)]
 pub struct Pool {
@@ -86,6 +89,8 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool, PoolError> {
         let wide = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
+            // A thread that waits for a stolen half takes up other work meanwhile, on the same stack.
+            .stack_size(STACK_BYTES)
             .thread_name(|index| format!("quarrel-wide-{index}"))
             .build()?;
         let queue = Arc::new(Queue::default());
@@ -93,7 +98,8 @@ impl Pool {
         let pool = Pool { shared: Arc::new(Shared { queue: Arc::clone(&queue), wide: Arc::new(wide), threads }) };
         for index in 0..threads {
             let queue = Arc::clone(&queue);
-            thread::Builder::new().name(format!("quarrel-compute-{index}")).spawn(move || queue.work())?;
+            let thread = thread::Builder::new().name(format!("quarrel-compute-{index}")).stack_size(STACK_BYTES);
+            thread.spawn(move || queue.work())?;
         }
         Ok(pool)
     }

@@ -2,7 +2,8 @@
 //! come from the connection.
 //!
 //! tonic joins a message's pieces first, in memory that grows, and Arrow would copy what is not aligned there. What is no body
-//! goes to prost as it is, so that prost alone says what a message means. A message that is odd in any way goes to it as a whole.
+//! goes to prost as it is, so that prost alone says what a message means. A message that is odd in any way goes to it as a whole, and may not be
+//! large then.
 
 use std::{
     pin::Pin,
@@ -54,6 +55,9 @@ pub(crate) struct Frames {
     landing: Option<Landing>,
     waiting: Option<BoxFuture<'static, Result<Landing, Fault>>>,
     limits: Limits,
+    /// Whether something was no message: what follows means nothing.
+    is_broken: bool,
+    /// Whether nothing more comes.
     is_over: bool,
 }
 
@@ -93,6 +97,7 @@ impl Frames {
             landing: None,
             waiting: None,
             limits,
+            is_broken: false,
             is_over: false,
         }
     }
@@ -255,60 +260,56 @@ impl From<FlightData> for FrameIn {
     }
 }
 
+impl Frames {
+    fn broken(&mut self, fault: Fault) -> Poll<Option<Result<FrameIn, Broken>>> {
+        self.is_broken = true;
+        Poll::Ready(Some(Err(Broken::Fault(fault))))
+    }
+}
+
 impl futures::Stream for Frames {
     type Item = Result<FrameIn, Broken>;
 
-    /// After an error there is nothing more.
+    /// After an error there is nothing more; once the share is given up, the rest is read to its end, and nothing of it is kept.
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if self.is_over {
-                return Poll::Ready(None);
-            }
             if self.limits.share.is_given_up() {
-                // It is read to its end, and nothing of it is kept.
                 (self.waiting, self.landing, self.message) = (None, None, None);
                 self.prefix.clear();
                 self.piece.clear();
+            } else if self.is_broken {
+                return Poll::Ready(None);
+            }
+            if self.is_over {
+                return Poll::Ready(None);
             }
             if let Some(waiting) = &mut self.waiting {
                 let room = ready!(waiting.poll_unpin(context));
                 self.waiting = None;
                 match room {
                     Ok(room) => self.landing = Some(room),
-                    Err(fault) => {
-                        self.is_over = true;
-                        return Poll::Ready(Some(Err(Broken::Fault(fault))));
-                    }
+                    Err(fault) => return self.broken(fault),
                 }
             }
             match self.next() {
                 Ok(None) if self.waiting.is_some() => continue,
                 Ok(None) => {}
                 Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
-                Err(fault) => {
-                    self.is_over = true;
-                    return Poll::Ready(Some(Err(Broken::Fault(fault))));
-                }
+                Err(fault) => return self.broken(fault),
             }
             match ready!(Pin::new(&mut self.body).poll_next(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(piece) => self.piece = piece,
-                    Err(_trailers) if self.message.is_some() || !self.prefix.is_empty() => {
-                        self.is_over = true;
-                        return Poll::Ready(Some(Err(Broken::Fault(broken_off("it ends within a message")))));
-                    }
                     Err(_trailers) => self.is_over = true,
                 },
                 Some(Err(status)) => {
                     self.is_over = true;
                     return Poll::Ready(Some(Err(of_transport(&status, self.limits.message_bytes_max))));
                 }
-                None => {
-                    self.is_over = true;
-                    if self.message.is_some() || !self.prefix.is_empty() {
-                        return Poll::Ready(Some(Err(Broken::Fault(broken_off("it ends within a message")))));
-                    }
-                }
+                None => self.is_over = true,
+            }
+            if self.is_over && (self.message.is_some() || !self.prefix.is_empty()) {
+                return self.broken(broken_off("it ends within a message"));
             }
         }
     }

@@ -35,7 +35,6 @@ use crate::{
     decode::FrameIn,
     encode::FrameOut,
     outbox::outbox,
-    service::frame_out,
     status::{Broken, Fault, of_transport},
 };
 
@@ -212,6 +211,11 @@ fn buffer() -> impl Strategy<Value = Buffer> {
         .prop_map(|length| Buffer::from_vec((0..length).map(|at| (at % 251) as u8).collect::<Vec<u8>>()))
 }
 
+fn frame_out(frame: FrameOut) -> FlightData {
+    let body: Vec<u8> = frame.body.iter().flat_map(|buffer| buffer.as_slice()).copied().collect();
+    FlightData { data_header: frame.header, app_metadata: frame.metadata, data_body: body.into(), ..Default::default() }
+}
+
 async fn written(body: Body) -> (Bytes, Option<HeaderMap>) {
     let collected = body.collect().await.unwrap();
     let trailers = collected.trailers().cloned();
@@ -230,4 +234,25 @@ fn a_large_body_is_handed_on_where_it_lies() {
     let frames: Vec<Bytes> =
         block_on(Body::new(Reply::new(responses)).into_data_stream().map(|piece| piece.unwrap()).collect());
     assert!(frames.iter().any(|piece| piece.as_ptr() == buffer.as_ptr() && piece.len() == buffer.len()));
+}
+
+/// What is behind an error means nothing; but a client that still writes must be let write, or it would not see why.
+#[test]
+fn behind_an_error_the_rest_is_read_once_it_is_given_up_and_holds_nothing() {
+    let budget = Budget::new(8 * ENVELOPE_BYTES, ENVELOPE_BYTES);
+    let share = Arc::new(budget.share());
+    let all = 2 * ENVELOPE_BYTES;
+    let limits =
+        Limits { share: Arc::clone(&share), shelf: Shelf::default(), message_bytes_max: all, stall_seconds: 1 };
+    // A message that takes all room, and is none.
+    let mut bytes = [&[0][..], &(all as u32).to_be_bytes()].concat();
+    bytes.resize(bytes.len() + all, 0xff);
+    bytes.extend_from_slice(&[9; 1_000]);
+    let mut frames = Frames::new(body(&bytes, &[5, all]), limits);
+    assert!(matches!(block_on(frames.next()), Some(Err(Broken::Fault(_)))));
+    assert!(block_on(frames.next()).is_none());
+    assert!(budget.share().try_land(all).is_none());
+    share.give_up();
+    assert!(block_on(frames.next()).is_none());
+    assert!(budget.share().try_land(all).is_some());
 }
