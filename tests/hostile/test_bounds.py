@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from harness import frames, wire
-from harness.command import encode, quantize, recipe
+from harness.command import dequantize, encode, quantize, recipe
 from harness.server import Server
 from hostile import scenes
 
@@ -47,6 +47,40 @@ def test_rows_that_wait_do_not_keep_whole_messages(fresh_server):
     assert wire.reason_of(details) == "layer_incomplete", (code, details)
     assert server.peak_rss_bytes() < 32 * MIB + scenes.BESIDE_BUDGET  # 420 MiB came
     scenes.good_stream(server.location)
+
+
+def views(count: int, length: int) -> pa.Array:
+    """As many strings, each all of one buffer."""
+    view = np.array([length, int.from_bytes(b"aaaa", "little"), 0, 0], np.int32)
+    buffers = [None, pa.py_buffer(np.tile(view, count)), pa.py_buffer(b"a" * length)]
+    return pa.Array.from_buffers(pa.string_view(), count, buffers)
+
+
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_views_of_one_buffer_are_not_read_over_and_over(server, is_dictionary):
+    names = views(500_000, 4 * MIB)  # 2 TB, of which 12 MB travel: ten minutes of looking
+    if is_dictionary:
+        names = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), names, safe=False)
+    weights = pa.array([[1.0]] * len(names), pa.list_(pa.float32()))
+    batch = pa.record_batch({"layer_name": names, "weights": weights})
+    with pytest.raises(pa.ArrowInvalid, match=r"\[frame_invalid\] .* 500000 views of strings"):
+        wire.exchange(server.location, quantize("int8"), [batch])
+    scenes.good_stream(server.location)
+
+
+def test_an_answer_with_columns_of_other_types_is_refused_by_its_schema(server):
+    answer = wire.exchange(server.location, quantize("int8"), [wire.layer_batch("x", np.eye(4, dtype=np.float32))]).table
+    for column, type in [("reason", pa.string_view()), ("metrics", pa.struct([("mse", pa.string_view())])),
+                         ("bit_width", pa.string_view()),
+                         ("extra_tensors", pa.list_(pa.struct([("name", pa.string_view()), ("dtype", pa.string()),
+                                                               ("data", pa.large_binary())])))]:
+        at = answer.schema.get_field_index(column)
+        odd = answer.set_column(at, column, pa.nulls(answer.num_rows, type))
+        if column == "reason":  # any text
+            assert wire.exchange(server.location, dequantize(), odd.to_batches()).table.num_rows == 1
+            continue
+        with pytest.raises(pa.ArrowInvalid, match=rf"\[column_type\] column `{column}`"):
+            wire.exchange(server.location, dequantize(), odd.to_batches())
 
 
 def test_empty_runs_of_an_open_span_are_charged(fresh_server):

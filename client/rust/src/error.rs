@@ -3,7 +3,7 @@
 //! A server's status is `[reason] sentence`. The reason is the contract's word; the sentence names the layer.
 
 use quarrel_proto::Reason;
-use tonic::{Code, Status};
+use tonic::{Code, Status, codegen::http::StatusCode};
 
 /// Why layers did not come back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -185,6 +185,20 @@ impl From<Status> for Error {
 impl From<tonic::transport::Error> for Error {
     fn from(error: tonic::transport::Error) -> Error {
         Error::Unreachable { detail: deepest(&error) }
+    }
+}
+
+/// Whether a status is the good end.
+pub(crate) fn is_ok(status: &Status) -> bool {
+    status.code() == Code::Ok
+}
+
+/// Of an answer that is no gRPC: a proxy's, or of something else that listens there.
+pub(crate) fn of_http(status: StatusCode) -> Error {
+    let detail = format!("HTTP status {status}");
+    match status.as_u16() {
+        429 | 502..=504 => Error::Unreachable { detail },
+        _ => Error::Stranger { detail },
     }
 }
 

@@ -14,15 +14,13 @@ use std::{
 };
 
 use arrow_array::RecordBatch;
-use arrow_flight::{
-    FlightData, FlightDescriptor,
-    decode::{DecodedPayload, FlightDataDecoder},
-    flight_service_client::FlightServiceClient,
-};
-use arrow_schema::SchemaRef;
+use arrow_flight::{FlightDescriptor, decode::DecodedPayload};
+use arrow_schema::{ArrowError, SchemaRef};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, future::poll_immediate, stream};
+use futures::{StreamExt, future::poll_immediate};
+use prost::Message;
 use quarrel_proto::{json, metadata};
+use quarrel_wire::{Encoder, FrameOut, schema_frame};
 use tokio::{sync::mpsc, time::timeout};
 use tonic::transport::Channel;
 
@@ -31,13 +29,11 @@ use crate::{
     cut::Cut,
     error::Error,
     feed::{Feed, lock},
-    wire,
+    wire::{self, Next},
 };
 
 /// Rows of small layers share a message up to so many bytes.
 const MESSAGE_BYTES: usize = 1 << 20;
-/// No row's answer is larger: what a server can be told to accept.
-const ANSWER_BYTES_MAX: usize = 2 << 30;
 
 /// What a stream does with layers.
 pub(crate) trait Verb: Send + Sync + 'static {
@@ -107,15 +103,8 @@ struct Outgoing<'a> {
     sent_all: &'a AtomicBool,
 }
 
-/// What comes next in a request. A sender that is gone has not said that it ends: then the stream is cancelled, and must not
-/// look like one that is complete.
-enum Next {
-    Message(FlightData),
-    End,
-}
-
 impl Outgoing<'_> {
-    async fn push(&self, message: FlightData) -> Result<(), Gone> {
+    async fn push(&self, message: FrameOut) -> Result<(), Gone> {
         self.sender.send(Next::Message(message)).await.map_err(|_| Gone)
     }
 
@@ -125,7 +114,7 @@ impl Outgoing<'_> {
         loop {
             match timeout(self.limits.alive_every, &mut wait).await {
                 Ok(value) => return Ok(value),
-                Err(_) => self.push(FlightData::new().with_app_metadata("alive")).await?,
+                Err(_) => self.push(FrameOut { metadata: Bytes::from_static(b"alive"), ..FrameOut::default() }).await?,
             }
         }
     }
@@ -157,9 +146,10 @@ impl From<Error> for Stop {
 }
 
 async fn send_all<V: Verb>(verb: &Arc<V>, feed: &Feed<V>, line: &Line<V>, out: &Outgoing<'_>) -> Result<(), Stop> {
-    let mut encoder = wire::Encoder::default();
-    let command = FlightDescriptor::new_cmd(verb.command());
-    out.push(encoder.schema(&verb.schema()).with_descriptor(command)).await?;
+    let schema = verb.schema();
+    let mut encoder = Encoder::new(&schema).map_err(unencodable)?;
+    let command = FlightDescriptor::new_cmd(verb.command()).encode_to_vec();
+    out.push(FrameOut { descriptor: command.into(), ..schema_frame(&schema) }).await?;
     let (mut rows, mut bytes) = (Vec::new(), 0);
     loop {
         let mut next = pin!(feed.next());
@@ -212,15 +202,19 @@ async fn read<V: Verb>(layer: &V::Layer, cut: Cut, channels: Range<u64>) -> Resu
 
 async fn flush<V: Verb>(
     verb: &Arc<V>,
-    encoder: &mut wire::Encoder,
+    encoder: &mut Encoder,
     out: &Outgoing<'_>,
     rows: &mut Vec<V::Row>,
 ) -> Result<(), Stop> {
     if !rows.is_empty() {
         let batch = verb.batch(std::mem::take(rows))?;
-        out.push(encoder.batch(&batch)?).await?;
+        out.push(encoder.batch(&batch, "").map_err(unencodable)?).await?;
     }
     Ok(())
+}
+
+fn unencodable(error: ArrowError) -> Error {
+    Error::Answer { detail: format!("a batch cannot be sent: {error}") }
 }
 
 async fn receive<V: Verb>(
@@ -231,16 +225,7 @@ async fn receive<V: Verb>(
     line: &Line<V>,
     sent_all: &AtomicBool,
 ) -> Result<(), Error> {
-    let mut client = FlightServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-    let requests = stream::unfold(requests, |mut requests| async move {
-        match requests.recv().await {
-            Some(Next::Message(message)) => Some((message, requests)),
-            Some(Next::End) => None,
-            None => std::future::pending().await,
-        }
-    });
-    let responses = client.do_exchange(requests).await?.into_inner();
-    let mut responses = FlightDataDecoder::new(responses.map_err(Into::into));
+    let mut responses = wire::open(channel, requests).await?;
     while let Some(message) = responses.next().await {
         let message = message.map_err(wire::error)?;
         match message.payload {

@@ -1,31 +1,118 @@
-//! Batches to Flight messages.
+//! DoExchange over a connection: frames to a request's bytes, a response's bytes to batches. Large buffers are not copied on the way out, and
+//! once on the way in.
 
-use arrow_array::RecordBatch;
-use arrow_flight::{FlightData, SchemaAsIpc, error::FlightError};
-use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
-use arrow_schema::Schema;
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
-use crate::error::Error;
+use arrow_flight::{FlightData, decode::FlightDataDecoder, error::FlightError};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use http_body::{Body, Frame};
+use http_body_util::BodyStream;
+use quarrel_wire::{DO_EXCHANGE, FrameOut, Messages, Received, Shelf, Step, TooLong, pieces};
+use tokio::sync::mpsc;
+use tonic::{
+    Status, body,
+    codegen::http::{
+        HeaderValue, Method, Request, StatusCode, Uri,
+        header::{CONTENT_TYPE, TE},
+    },
+    metadata::GRPC_CONTENT_TYPE,
+    transport::Channel,
+};
+use tower::ServiceExt;
 
-/// Encodes one stream's messages.
-#[derive(Default)]
-pub(crate) struct Encoder {
-    options: IpcWriteOptions,
-    generator: IpcDataGenerator,
-    context: IpcWriteContext,
+use crate::error::{Error, is_ok, of_http};
+
+/// No answer is larger: what a server can be told to accept.
+const ANSWER_BYTES_MAX: usize = 2 << 30;
+
+/// What comes next in a request. A sender that is gone has not said that it ends: then the stream is cancelled, and must not
+/// look like one that is complete.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Message(FrameOut),
+    End,
 }
 
-impl Encoder {
-    pub(crate) fn schema(&self, schema: &Schema) -> FlightData {
-        SchemaAsIpc::new(schema, &self.options).into()
-    }
+/// The body of a request.
+struct Frames {
+    next: mpsc::Receiver<Next>,
+    /// Of the frame that goes out.
+    pieces: VecDeque<Bytes>,
+    is_over: bool,
+}
 
-    pub(crate) fn batch(&mut self, batch: &RecordBatch) -> Result<FlightData, Error> {
-        // No column of ours is a dictionary.
-        let mut dictionaries = DictionaryTracker::new(false);
-        let encoded = self.generator.encode(batch, &mut dictionaries, &self.options, &mut self.context);
-        encoded.map(|(_, data)| data.into()).map_err(|error| Error::Answer { detail: error.to_string() })
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = TooLong;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooLong>>> {
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            match ready!(self.next.poll_recv(context)) {
+                Some(Next::Message(frame)) => self.pieces = pieces(frame)?,
+                Some(Next::End) => self.is_over = true,
+                None => return Poll::Pending,
+            }
+        }
     }
+}
+
+/// Opens a stream.
+///
+/// # Errors
+/// What the connection or the server says at once.
+pub(crate) async fn open(channel: Channel, next: mpsc::Receiver<Next>) -> Result<FlightDataDecoder, Error> {
+    let frames = Frames { next, pieces: VecDeque::new(), is_over: false };
+    let mut request = Request::new(body::Body::new(frames));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static(DO_EXCHANGE);
+    request.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    let response = channel.oneshot(request).await?;
+    if response.status() != StatusCode::OK {
+        return Err(of_http(response.status()));
+    }
+    of_status(Status::from_header_map(response.headers()))?;
+    Ok(FlightDataDecoder::new(messages(response.into_body())))
+}
+
+/// The messages of a response.
+fn messages(body: body::Body) -> impl Stream<Item = Result<FlightData, FlightError>> + Send {
+    let messages = Messages::new(ANSWER_BYTES_MAX, Shelf::default());
+    stream::try_unfold((BodyStream::new(body), messages), |(mut body, mut messages)| async move {
+        loop {
+            match messages.step().map_err(|error| FlightError::DecodeError(error.to_string()))? {
+                Step::Begins(_) => continue,
+                Step::Whole(Received { data, body: buffer }) => {
+                    let data = FlightData { data_body: Bytes::from_owner(buffer), ..data };
+                    return Ok(Some((data, (body, messages))));
+                }
+                Step::Nothing => {}
+            }
+            let Some(frame) = body.next().await.transpose()? else { return Ok(None) };
+            match frame.into_data() {
+                Ok(piece) => messages.feed(piece),
+                Err(frame) => {
+                    of_status(frame.trailers_ref().and_then(Status::from_header_map))?;
+                    return Ok(None);
+                }
+            }
+        }
+    })
+}
+
+fn of_status(status: Option<Status>) -> Result<(), Status> {
+    status.filter(|status| !is_ok(status)).map_or(Ok(()), Err)
 }
 
 /// What the decoder of answers says.

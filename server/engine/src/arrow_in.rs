@@ -10,7 +10,7 @@ use arrow_array::{
     types::{Float16Type, Float32Type, Float64Type, Int64Type},
 };
 use arrow_buffer::{ArrowNativeType, Buffer, NullBuffer};
-use arrow_schema::{DataType, Field, FieldRef, Schema};
+use arrow_schema::{DataType, Field, Schema};
 use quarrel_kernels::Dtype;
 use quarrel_proto::{Reason, column};
 
@@ -160,29 +160,6 @@ fn list_dtype(data_type: &DataType) -> Option<Dtype> {
         },
         _ => None,
     }
-}
-
-/// The schema by which to decode batches of a schema that `quantize` takes: floats in lists are read as
-/// fixed-size binaries of their width, which lie the same way and may stand at any alignment. The network aligns nothing,
-/// and arrow-rs would copy every misaligned float.
-pub fn unaligned_schema(schema: &Schema) -> Schema {
-    let loosen = |item: &FieldRef| match item.data_type() {
-        DataType::Float16 => Arc::new(item.as_ref().clone().with_data_type(DataType::FixedSizeBinary(2))),
-        DataType::Float32 => Arc::new(item.as_ref().clone().with_data_type(DataType::FixedSizeBinary(4))),
-        DataType::Float64 => Arc::new(item.as_ref().clone().with_data_type(DataType::FixedSizeBinary(8))),
-        _ => Arc::clone(item),
-    };
-    let fields = schema.fields().iter().map(|field| {
-        let data_type = match field.data_type() {
-            _ if field.name() != column::WEIGHTS => return Arc::clone(field),
-            DataType::List(item) => DataType::List(loosen(item)),
-            DataType::LargeList(item) => DataType::LargeList(loosen(item)),
-            DataType::FixedSizeList(item, size) => DataType::FixedSizeList(loosen(item), *size),
-            _ => return Arc::clone(field),
-        };
-        Arc::new(field.as_ref().clone().with_data_type(data_type))
-    });
-    Schema::new(fields.collect::<Vec<_>>())
 }
 
 pub(crate) fn is_shape(data_type: &DataType) -> bool {
@@ -358,9 +335,7 @@ impl Weights {
         let bytes = match lists.values.data_type() {
             DataType::Float16 => lists.values.as_primitive::<Float16Type>().values().inner().clone(),
             DataType::Float32 => lists.values.as_primitive::<Float32Type>().values().inner().clone(),
-            DataType::Float64 => lists.values.as_primitive::<Float64Type>().values().inner().clone(),
-            // Floats as `unaligned_schema` reads them.
-            _ => lists.values.as_fixed_size_binary().values().clone(),
+            _ => lists.values.as_primitive::<Float64Type>().values().inner().clone(),
         };
         Weights::Lists { lists, dtype, bytes }
     }

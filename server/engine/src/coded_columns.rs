@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use arrow_array::{Array, ArrayRef, RecordBatch, cast::AsArray};
 use arrow_buffer::Buffer;
-use arrow_schema::{DataType, Schema};
+use arrow_schema::{DataType, FieldRef, Schema};
 use quarrel_proto::column;
 
 use crate::arrow_in::{ColumnError, Lists, Texts, binary_row, check, is_shape, is_text, places, required};
@@ -76,6 +76,14 @@ impl CodedColumns {
             Some(_) => typed(name, allowed, expected).map(Some),
             None => Ok(None),
         };
+        // What is not read has a known type too: none may cost more than its bytes to check.
+        for unread in [column::REASON, column::MESSAGE] {
+            optional(unread, |t| is_text(t) || t.is_null(), "utf8")?;
+        }
+        optional(column::BIT_WIDTH, |t| t.is_integer() || t.is_null(), "uint8")?;
+        for unread in [column::METRICS, column::LAYER_METRICS] {
+            optional(unread, |t| is_numbers(t) || t.is_null(), "a struct of numbers")?;
+        }
         Ok(CodedColumns {
             name: text(column::LAYER_NAME)?,
             status: text(column::STATUS)?,
@@ -136,11 +144,19 @@ fn is_list_of(data_type: &DataType, item: &DataType) -> bool {
     }
 }
 
+fn is_numbers(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Struct(fields) if fields.iter().all(|field| field.data_type().is_numeric()))
+}
+
 fn is_tensors(data_type: &DataType) -> bool {
     let (DataType::List(field) | DataType::LargeList(field)) = data_type else { return false };
     let DataType::Struct(fields) = field.data_type() else { return false };
-    let has = |name: &str, allowed: fn(&DataType) -> bool| {
-        fields.iter().any(|field| field.name() == name && allowed(field.data_type()))
+    let is_plain_text = |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8);
+    let is_known = |field: &FieldRef| match field.name().as_str() {
+        "name" | "dtype" => is_plain_text(field.data_type()),
+        "shape" => is_shape(field.data_type()),
+        "data" => is_binary(field.data_type()),
+        _ => false,
     };
-    has("name", is_text) && has("data", is_binary) && has("dtype", is_text)
+    fields.iter().all(is_known) && ["name", "dtype", "data"].iter().all(|name| fields.find(name).is_some())
 }

@@ -26,7 +26,7 @@ mod stream;
 mod tally;
 
 pub use answer::Answer;
-pub use arrow_in::{ColumnError, unaligned_schema};
+pub use arrow_in::ColumnError;
 pub use execute::{Cancel, Cancelled, amax};
 pub use layer::{Limits, Note};
 pub use plan::{Plan, PlanError};

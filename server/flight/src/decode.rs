@@ -7,12 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use arrow_array::{ArrayRef, RecordBatch};
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, cast::AsArray};
 use arrow_buffer::Buffer;
 use arrow_ipc::{MessageHeader, convert::try_fb_to_schema, reader};
-use arrow_schema::SchemaRef;
+use arrow_schema::{DataType, Schema, SchemaRef};
 use bytes::Bytes;
-use quarrel_engine::{shorten, unaligned_schema};
+use quarrel_engine::shorten;
 use quarrel_pool::Landing;
 use quarrel_proto::Reason;
 
@@ -67,8 +67,7 @@ pub(crate) enum Decoded {
 /// The state of one request: its schema and dictionaries.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
-    /// By which batches are read.
-    schema: Option<SchemaRef>,
+    schemas: Option<Schemas>,
     dictionaries: HashMap<i64, ArrayRef>,
     /// Bytes of each dictionary.
     sizes: HashMap<i64, usize>,
@@ -98,13 +97,13 @@ impl Decoder {
         let message = arrow_ipc::root_as_message(&frame.header).map_err(|error| invalid(&error.to_string()))?;
         let wrong = |error: arrow_schema::ArrowError| invalid(&error.to_string());
         match message.header_type() {
-            MessageHeader::Schema if self.schema.is_some() => {
+            MessageHeader::Schema if self.schemas.is_some() => {
                 Err(invalid("a second schema: expected one at the start"))
             }
             MessageHeader::Schema => {
                 let schema = message.header_as_schema().ok_or_else(|| invalid("its header holds no schema"))?;
                 let schema = Arc::new(try_fb_to_schema(schema).map_err(wrong)?);
-                self.schema = Some(Arc::new(unaligned_schema(&schema)));
+                self.schemas = Some(Schemas::new(&schema));
                 Ok(Decoded::Schema(schema))
             }
             MessageHeader::RecordBatch => {
@@ -112,8 +111,23 @@ impl Decoder {
                 if batch.compression().is_some() {
                     return Err(invalid("its body is compressed: write without IPC compression"));
                 }
-                let schema = Arc::clone(self.schema()?);
-                reader::read_record_batch(&frame.body, batch, schema, &self.dictionaries, None, &message.version())
+                let Schemas { whole, batches, .. } = self.schemas()?;
+                let read_as = Arc::clone(batches);
+                let batch = reader::read_record_batch(
+                    &frame.body,
+                    batch,
+                    read_as,
+                    &self.dictionaries,
+                    None,
+                    &message.version(),
+                )
+                .map_err(wrong)?;
+                if whole == batches {
+                    return Ok(Decoded::Batch(batch));
+                }
+                let columns = batch.columns().iter().map(strings).collect::<Result<_, _>>()?;
+                let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+                RecordBatch::try_new_with_options(Arc::clone(whole), columns, &options)
                     .map(Decoded::Batch)
                     .map_err(wrong)
             }
@@ -124,9 +138,12 @@ impl Decoder {
                     return Err(invalid("it appends to a dictionary: expected whole dictionaries"));
                 }
                 let id = batch.id();
-                let schema = Arc::clone(self.schema()?);
-                reader::read_dictionary(&frame.body, batch, &schema, &mut self.dictionaries, &message.version())
+                let read_as = Arc::clone(&self.schemas()?.dictionaries);
+                reader::read_dictionary(&frame.body, batch, &read_as, &mut self.dictionaries, &message.version())
                     .map_err(wrong)?;
+                if let Some(values) = self.dictionaries.get_mut(&id) {
+                    *values = strings(values)?;
+                }
                 self.sizes.insert(id, frame.body.len());
                 if self.dictionaries.len() > DICTIONARIES_MAX {
                     return Err(invalid("too many dictionaries"));
@@ -137,9 +154,61 @@ impl Decoder {
         }
     }
 
-    fn schema(&self) -> Result<&SchemaRef, Fault> {
-        self.schema.as_ref().ok_or_else(|| Fault::new(Reason::SchemaMissing, "a batch came before the schema"))
+    fn schemas(&self) -> Result<&Schemas, Fault> {
+        self.schemas.as_ref().ok_or_else(|| Fault::new(Reason::SchemaMissing, "a batch came before the schema"))
     }
+}
+
+/// A stream's schema, and those by which arrow-rs reads: views of strings as views of bytes. It would look at each view's UTF-8, and
+/// views of one buffer may be millions.
+#[derive(Debug)]
+struct Schemas {
+    whole: SchemaRef,
+    batches: SchemaRef,
+    dictionaries: SchemaRef,
+}
+
+impl Schemas {
+    fn new(schema: &SchemaRef) -> Schemas {
+        let read_as = |of: fn(&DataType) -> DataType| {
+            let fields =
+                schema.fields().iter().map(|field| field.as_ref().clone().with_data_type(of(field.data_type())));
+            Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+        };
+        Schemas {
+            whole: Arc::new(Schema::new(schema.fields().clone())),
+            batches: read_as(bytes_of),
+            dictionaries: read_as(|data_type| match data_type {
+                DataType::Dictionary(keys, values) => DataType::Dictionary(keys.clone(), Box::new(bytes_of(values))),
+                other => other.clone(),
+            }),
+        }
+    }
+}
+
+fn bytes_of(data_type: &DataType) -> DataType {
+    match data_type {
+        DataType::Utf8View => DataType::BinaryView,
+        other => other.clone(),
+    }
+}
+
+/// For so many bytes a view's length is not asked for: a name has no more.
+const VIEW_BYTES: usize = 1 << 10;
+
+/// Views of bytes as views of strings; an error if looking at them takes much longer than at their buffers.
+fn strings(array: &ArrayRef) -> Result<ArrayRef, Fault> {
+    let Some(views) = array.as_binary_view_opt() else { return Ok(Arc::clone(array)) };
+    let buffer = views.data_buffers().iter().map(Buffer::len).max().unwrap_or(0);
+    let bytes: usize = views.lengths().map(|length| length as usize).sum();
+    if bytes > buffer + views.len() * VIEW_BYTES {
+        return Err(invalid(&format!(
+            "its {} views of strings have {bytes} bytes together, over and over the same {buffer}",
+            views.len()
+        )));
+    }
+    let strings = views.clone().to_string_view().map_err(|error| invalid(&error.to_string()))?;
+    Ok(Arc::new(strings))
 }
 
 fn invalid(what: &str) -> Fault {

@@ -13,6 +13,7 @@ use futures::{FutureExt, StreamExt};
 use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
 use quarrel_pool::{Landing, Lane, Reservation, Share, Wait};
 use quarrel_proto::{Reason, command};
+use quarrel_wire::{Encoder, schema_frame};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span, info_span};
@@ -20,7 +21,6 @@ use tracing::{Instrument, debug_span, info_span};
 use crate::{
     command::{plan_of, reply_schema},
     decode::FrameIn,
-    encode::{Encoder, schema_frame},
     outbox::{Outbox, Responses, outbox},
     reader::Reader,
     sequence::{Sequence, Ticket},
@@ -217,7 +217,7 @@ impl Stream {
             // Others have their turn, however fast messages come.
             tokio::task::consume_budget().await;
             let (is_last, landed) = (message.is_last, message.room.take().map(Arc::new));
-            // Until it is computed, a unit may keep all of its message: a small one, which has no room, counts with the first.
+            // Until it is computed, a unit may keep all of its message: a small one, which had no room to itself, counts with the first.
             let mut roomless = if landed.is_none() { message.body.len() } else { 0 };
             let mut message = Some(message);
             loop {
@@ -244,7 +244,7 @@ impl Stream {
                             let span = if unit.closes_span { reserved.take() } else { None };
                             let pending = unit.bytes_in.max(take(&mut roomless));
                             sequence.turn(pending, self.shared.pool.threads() * PENDING_BYTES).await;
-                            let bytes = unit.bytes_in + unit.bytes_out;
+                            let bytes = pending + unit.bytes_out;
                             let room = share.acquire(bytes, unit.bytes_out, span);
                             let permit = self.room(room, sequence, || share.waits_for()).await?;
                             let ticket = sequence.ticket(permit, pending, unit.bytes_out);

@@ -9,7 +9,6 @@ mod admin;
 mod command;
 mod config;
 mod decode;
-mod encode;
 mod exchange;
 mod outbox;
 mod reader;

@@ -11,10 +11,11 @@ use std::{
 };
 
 use quarrel_pool::Permit;
+use quarrel_wire::FrameOut;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{encode::FrameOut, status::Fault};
+use crate::status::Fault;
 
 /// The writing end. Clones share it.
 #[derive(Debug, Clone)]

@@ -17,6 +17,9 @@ const UNITS_PER_LOOK: usize = 16;
 /// How long one look at a batch of many rows takes before others have their turn.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// Dictionaries of at most so many bytes are looked through with each light batch.
+const LIGHT_BYTES: usize = 1 << 20;
+
 /// What is needed next, and whether there may be more of the same message.
 pub(crate) type Seen = (Vec<Need>, Result<bool, Fault>);
 
@@ -38,7 +41,8 @@ impl Reader {
     /// Takes a light message where it came; `None` if it is for [`Reader::look`] on the pool. With a recipe of hundreds of hard
     /// patterns it may take a few milliseconds.
     pub(crate) fn glance(&mut self, message: &mut Option<FrameIn>) -> Option<Seen> {
-        let message = message.take_if(|message| message.is_light())?;
+        let is_light = |message: &mut FrameIn| message.is_light() && self.decoder.bytes() <= LIGHT_BYTES;
+        let message = message.take_if(is_light)?;
         Some(self.look(Some(&message)))
     }
 

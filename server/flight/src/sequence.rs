@@ -13,13 +13,10 @@ use arrow_array::RecordBatch;
 use quarrel_engine::{Cancelled, Output};
 use quarrel_pool::Permit;
 use quarrel_proto::{Reason, json};
+use quarrel_wire::{Encoder, FrameOut};
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{
-    encode::{Encoder, FrameOut},
-    outbox::Outbox,
-    status::Fault,
-};
+use crate::{outbox::Outbox, status::Fault};
 
 /// The writing half of a stream.
 pub(crate) struct Sequence {
@@ -37,7 +34,8 @@ struct State {
     answered: u64,
     /// Bytes of units that are not computed yet.
     pending_bytes: usize,
-    ready: BTreeMap<u64, (quarrel_engine::Result, Permit)>,
+    /// What waits for those before it; absent where computing has failed.
+    ready: BTreeMap<u64, Option<(quarrel_engine::Result, Permit)>>,
     /// Absent while a thread makes frames with it.
     writer: Option<Writer>,
     /// Why nothing more is answered; `None` within if there is nobody to tell.
@@ -161,6 +159,36 @@ impl Sequence {
         writer.encoder.batch(&empty, json::summary(&summary)).map_err(encoding)
     }
 
+    /// Takes a unit's result, and makes frames of all that is next. One that failed breaks the stream in its place.
+    fn answer(&self, index: u64, result: Option<(quarrel_engine::Result, Permit)>) {
+        let mut state = self.state();
+        if state.broken.is_some() {
+            return;
+        }
+        state.ready.insert(index, result);
+        while let Some(mut writer) = state.writer.take() {
+            let next = state.answered;
+            let Some(result) = state.ready.remove(&next) else {
+                state.writer = Some(writer);
+                break;
+            };
+            drop(state);
+            let Some((result, permit)) = result else { return self.break_off(Some(Fault::ours())) };
+            let (frames, ended) = writer.answers(result);
+            self.outbox.push(frames, Some(permit));
+            if let Err(fault) = ended {
+                return self.break_off(Some(fault));
+            }
+            state = self.state();
+            state.answered += 1;
+            state.writer = Some(writer);
+        }
+        if state.answered == state.issued {
+            drop(state);
+            self.settled.notify_waiters();
+        }
+    }
+
     fn break_off(&self, why: Option<Fault>) {
         let mut state = self.state();
         state.broken.get_or_insert(why);
@@ -184,51 +212,30 @@ impl Ticket {
         self.sequence.state().pending_bytes -= self.bytes_in;
         self.sequence.computed.notify_one();
         match (result, self.permit.take()) {
-            (Ok(result), Some(permit)) => self.answer(result, permit, began),
+            (Ok(result), Some(mut permit)) => {
+                permit.shrink_to(self.bytes_out);
+                let mut state = self.sequence.state();
+                state.queue += began - self.queued;
+                state.kernel += began.elapsed();
+                drop(state);
+                self.sequence.answer(self.index, Some((result, permit)));
+            }
             // Cancelled: there is nobody to tell.
             _ => self.sequence.break_off(None),
         }
         self.is_spent = true;
-    }
-
-    fn answer(&self, result: quarrel_engine::Result, mut permit: Permit, began: Instant) {
-        let sequence = &*self.sequence;
-        permit.shrink_to(self.bytes_out);
-        let mut state = sequence.state();
-        if state.broken.is_some() {
-            return;
-        }
-        state.queue += began - self.queued;
-        state.kernel += began.elapsed();
-        state.ready.insert(self.index, (result, permit));
-        while let Some(mut writer) = state.writer.take() {
-            let next = state.answered;
-            let Some((result, permit)) = state.ready.remove(&next) else {
-                state.writer = Some(writer);
-                break;
-            };
-            drop(state);
-            let (frames, ended) = writer.answers(result);
-            sequence.outbox.push(frames, Some(permit));
-            if let Err(fault) = ended {
-                return sequence.break_off(Some(fault));
-            }
-            state = sequence.state();
-            state.answered += 1;
-            state.writer = Some(writer);
-        }
-        if state.answered == state.issued {
-            drop(state);
-            sequence.settled.notify_waiters();
-        }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.is_spent {
-            tracing::error!("a bug, a unit was not computed: please report it");
-            self.sequence.break_off(Some(Fault::ours()));
+            tracing::error!("a bug, a unit was not computed or answered: please report it");
+            match self.permit {
+                Some(_) => self.sequence.answer(self.index, None),
+                // Whoever makes frames of it has the writer, and does not bring it back.
+                None => self.sequence.break_off(Some(Fault::ours())),
+            }
         }
     }
 }

@@ -8,10 +8,11 @@ use std::sync::{
 use quarrel_engine::Level;
 use quarrel_pool::{Budget, Pool};
 use quarrel_proto::Reason;
+use quarrel_wire::Shelf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, status::Fault, wire::Shelf};
+use crate::{config::Config, status::Fault};
 
 /// One server's means.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Shared {
             level: config.cpu_level.unwrap_or_else(Level::detect),
             pool,
             shelf: Shelf::default(),
-            budget: Budget::new(config.memory_bytes_max, config.message_bytes_max),
+            budget: Budget::new(config.memory_bytes_max, config.message_bytes_max, config.streams_max),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(config.streams_max)),

@@ -32,11 +32,13 @@ use tonic::{
 };
 use tower::util::MapRequestLayer;
 
+use quarrel_wire::DO_EXCHANGE;
+
 use crate::{
     config::{Config, Listen},
     service::Service,
     shared::Shared,
-    wire::{DO_EXCHANGE, ENVELOPE_BYTES, Front},
+    wire::{ENVELOPE_BYTES, Front},
 };
 
 /// What a client may send ahead of us: two messages of the usual 1 MiB, for several streams on one connection. Larger

@@ -6,6 +6,7 @@
 use quarrel_engine::{LayerError, Note, PlanError, shorten};
 use quarrel_pool::{Panicked, Refused};
 use quarrel_proto::{Reason, command::CommandError};
+use quarrel_wire::{Malformed, TooLong};
 use tonic::{Code, Status, codegen::http::HeaderMap};
 
 /// Bytes of a message: what survives every client's limit on header lists, even percent-encoded.
@@ -141,6 +142,12 @@ impl From<Refused> for Fault {
     }
 }
 
+impl From<TooLong> for Fault {
+    fn from(long: TooLong) -> Fault {
+        Fault::new(Reason::Internal, format!("an answer of {long}"))
+    }
+}
+
 impl From<Panicked> for Fault {
     fn from(panicked: Panicked) -> Fault {
         tracing::error!(%panicked, "a bug: please report it");
@@ -173,6 +180,14 @@ pub(crate) fn of_transport(status: &Status, message_bytes_max: usize) -> Broken 
         // A reset, a closed connection, a deadline.
         Code::Cancelled | Code::Unknown | Code::Unavailable | Code::DeadlineExceeded => Broken::Gone,
         _ => Broken::Fault(broken_off(status.message())),
+    }
+}
+
+/// What is no message.
+pub(crate) fn of_malformed(why: &Malformed, message_bytes_max: usize) -> Fault {
+    match why {
+        Malformed::TooLarge { .. } => message_too_large(message_bytes_max),
+        other => broken_off(&other.to_string()),
     }
 }
 

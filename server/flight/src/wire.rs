@@ -2,7 +2,6 @@
 
 mod receive;
 mod send;
-mod shelf;
 #[cfg(test)]
 mod tests;
 
@@ -23,12 +22,10 @@ use tonic::{
 };
 
 pub(crate) use receive::ENVELOPE_BYTES;
-pub(crate) use shelf::Shelf;
+
+use quarrel_wire::DO_EXCHANGE;
 
 use crate::{exchange, service::Service, shared::Shared, stack::Peer};
-
-/// What the request path of a call to DoExchange is.
-pub(crate) const DO_EXCHANGE: &str = "/arrow.flight.protocol.FlightService/DoExchange";
 
 /// The service as tonic's server takes it.
 #[derive(Debug, Clone)]

@@ -1,7 +1,8 @@
 //! Byte permits.
 //!
-//! A part of the bytes is for messages that arrive, and they hold it until what is made of them has room of its own. That is
-//! never the other way round, so nobody waits in a circle: a message waits for units to find room, and these for results to leave.
+//! A quarter of the bytes is for messages that arrive: an eighth is shared by large ones, which hold it until what is made of them has
+//! room of its own. That is never the other way round, so nobody waits in a circle: a message waits for units to find room, and these for
+//! results to leave. The other eighth is for small ones, one of each stream, and so they wait for nobody, however slowly others send.
 //!
 //! What one stream may hold depends on what is free: at most twice that, beside its first unit. Alone it holds half of all there is, two hold a
 //! third each, and however many do not read, something is left for the others. (Dynamic thresholds, as in the shared buffers of switches.)
@@ -25,15 +26,20 @@ const GRAIN: usize = 1 << 10;
 /// A reservation takes its bytes in portions, so that small units are not queued behind a large span.
 const PORTION: u32 = 1 << 10;
 
+/// Messages of so many bytes are small whatever the budget: one of each stream comes on top.
+const SMALL_BYTES_MIN: usize = 64 << 10;
+
 /// All bytes that may be in use. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Budget {
     all: Arc<Semaphore>,
     /// For spans that are not complete: half of all bytes there are.
     spans: Arc<Semaphore>,
-    /// For messages that arrive, apart from `all`.
+    /// For large messages that arrive, apart from `all`.
     landing: Arc<Semaphore>,
     landing_grains: u32,
+    /// Messages of at most so many bytes are small.
+    small_bytes: usize,
     /// How many messages have given their room back.
     landed: Arc<AtomicUsize>,
     bytes: usize,
@@ -127,12 +133,16 @@ pub struct Refused {
 }
 
 impl Budget {
-    /// A budget of so many bytes, of messages of at most half as many.
-    pub fn new(bytes: usize, message_bytes_max: usize) -> Budget {
+    /// A budget of so many bytes, of messages of at most half as many, and of so many streams at once.
+    pub fn new(bytes: usize, message_bytes_max: usize, streams_max: usize) -> Budget {
         let grains = bytes.div_ceil(GRAIN);
-        let landing = (grains / 4).max(message_bytes_max.div_ceil(GRAIN)).min(grains / 2);
+        let landing = (grains / 8).max(message_bytes_max.div_ceil(GRAIN)).min(grains / 2);
+        // What computes keeps half.
+        let small = (grains / 8).min(grains / 2 - landing);
+        let small_bytes = (small * GRAIN / streams_max.max(1)).max(SMALL_BYTES_MIN);
         Budget {
-            all: Arc::new(Semaphore::new(grains - landing)),
+            small_bytes,
+            all: Arc::new(Semaphore::new(grains - landing - small)),
             spans: Arc::new(Semaphore::new(grains / 2)),
             landing: Arc::new(Semaphore::new(landing)),
             landing_grains: u32::try_from(landing).unwrap_or(u32::MAX),
@@ -153,10 +163,10 @@ impl Budget {
         }
     }
 
-    /// Bytes that nobody uses.
+    /// Bytes that nobody uses, with a small message's.
     #[cfg(test)]
     fn free(&self) -> usize {
-        (self.all.available_permits() + self.landing.available_permits()) * GRAIN
+        (self.all.available_permits() + self.landing.available_permits()) * GRAIN + self.small_bytes
     }
 
     /// The most that one stream, or all spans together, may hold.
@@ -166,7 +176,12 @@ impl Budget {
 }
 
 impl Share {
-    /// Waits for room for a message of so many bytes. It is to be held until its rows have room of their own. A message of
+    /// Whether a message of so many bytes waits for no room. Until its rows have room, its stream is to take no other.
+    pub fn is_small(&self, bytes: usize) -> bool {
+        bytes <= self.budget.small_bytes
+    }
+
+    /// Waits for room for a message of so many bytes that is not small. It is to be held until its rows have room of their own. A message of
     /// a span that is open lands in what is reserved for it.
     ///
     /// # Errors
@@ -232,7 +247,8 @@ impl Share {
         let held = reserved.as_ref().map_or(0, |reserved| reserved.bytes);
         let missing = self.grains(bytes.saturating_sub(held))?;
         let own = missing.max(self.grains(results)?) as usize;
-        let own = self.hold(own, missing as usize).await;
+        let back = reserved.as_ref().map_or(0, |reserved| reserved.all.num_permits());
+        let own = self.hold(own, missing as usize, back).await;
         self.set(Wait::Others);
         let mut all = take(&self.budget.all, missing).await;
         let span = reserved.map(|reserved| {
@@ -243,12 +259,12 @@ impl Share {
         Ok(Permit { own, all, _span: span })
     }
 
-    /// Waits until the stream may hold so much more, of which `missing` is free now.
-    async fn hold(&self, grains: usize, missing: usize) -> Held {
+    /// Waits until the stream may hold so much more, of which `missing` is free now. What a span has reserved comes `back`.
+    async fn hold(&self, grains: usize, missing: usize, back: usize) -> Held {
         loop {
             let given_back = self.own.given_back.notified();
             let held = self.own.grains.load(Ordering::Relaxed);
-            let free = self.budget.all.available_permits().saturating_sub(missing);
+            let free = (self.budget.all.available_permits() + back).saturating_sub(missing);
             let is_over_half = held + grains > self.budget.half().div_ceil(GRAIN);
             if held == 0 || !is_over_half && held + grains <= 2 * free {
                 self.own.grains.fetch_add(grains, Ordering::Relaxed);
@@ -358,7 +374,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_holds_at_most_half_and_another_goes_on() {
-        let budget = Budget::new(1024 * KIB, KIB);
+        let budget = Budget::new(1024 * KIB, KIB, 1);
         let (greedy, modest) = (budget.share(), budget.share());
         let mut held = greedy.acquire(512 * KIB, KIB, None).await.unwrap();
         assert!(waits(greedy.acquire(KIB, KIB, None)).await);
@@ -379,7 +395,7 @@ mod tests {
 
     #[tokio::test]
     async fn however_many_take_what_they_get_something_is_left() {
-        let budget = Budget::new(1024 * KIB, KIB);
+        let budget = Budget::new(1024 * KIB, KIB, 1);
         let mut held = Vec::new();
         let mut took = Vec::new();
         for _ in 0..4 {
@@ -401,7 +417,7 @@ mod tests {
 
     #[tokio::test]
     async fn spans_together_hold_at_most_half() {
-        let budget = Budget::new(1024 * KIB, KIB);
+        let budget = Budget::new(1024 * KIB, KIB, 1);
         let (first, second) = (budget.share(), budget.share());
         let held = first.reserve(400 * KIB).await.unwrap();
         assert!(waits(second.reserve(200 * KIB)).await);
@@ -420,24 +436,48 @@ mod tests {
 
     #[tokio::test]
     async fn messages_wait_for_one_another_and_not_for_what_computes_nor_for_an_open_span() {
-        let budget = Budget::new(1024 * KIB, KIB);
+        let budget = Budget::new(1024 * KIB, 256 * KIB, 1);
         let (first, second) = (budget.share(), budget.share());
         let unit = first.acquire(512 * KIB, KIB, None).await.unwrap();
         let landed = first.try_land(200 * KIB).unwrap();
         assert!(second.try_land(100 * KIB).is_none());
-        let span = second.reserve(150 * KIB).await.unwrap();
+        let span = second.reserve(120 * KIB).await.unwrap();
         drop(second.try_land(100 * KIB).unwrap());
         assert!(second.try_land(57 * KIB).is_none(), "what is reserved counts once");
         drop(span);
         assert!(second.try_land(100 * KIB).is_none());
         drop(landed);
         drop(second.try_land(100 * KIB).unwrap());
-        // One larger than the quarter has all of it.
+        // One larger than all there is for messages has all of it.
         let whole = second.try_land(300 * KIB).unwrap();
         assert!(first.try_land(KIB).is_none());
         let stall = Duration::from_millis(20);
         assert_eq!(first.land(KIB, stall).await.unwrap_err(), Stalled);
         drop((unit, whole));
         assert_eq!(budget.free(), 1024 * KIB);
+    }
+
+    #[test]
+    fn small_messages_of_all_streams_fit_into_their_eighth() {
+        let of =
+            |mib: usize, message_mib: usize, streams| Budget::new(mib << 20, message_mib << 20, streams).small_bytes;
+        assert_eq!(of(1024, 64, 32), 4 << 20);
+        assert_eq!(of(1024, 64, 256), 512 << 10);
+        assert_eq!(of(128, 64, 32), SMALL_BYTES_MIN, "one large message is half of it");
+        assert_eq!(of(32, 8, 32), 128 << 10);
+        let budget = Budget::new(64 << 20, 8 << 20, 32);
+        let all = [&budget.all, &budget.landing].map(|part| part.available_permits() * GRAIN);
+        assert_eq!(all, [48 << 20, 8 << 20]);
+    }
+
+    #[tokio::test]
+    async fn a_span_that_closes_counts_what_it_has_reserved_as_free() {
+        let budget = Budget::new(1024 * KIB, KIB, 1);
+        let (one, other) = (budget.share(), budget.share());
+        let charged = one.acquire(8 * KIB, 8 * KIB, None).await.unwrap();
+        let span = one.reserve(500 * KIB).await.unwrap();
+        let held = other.acquire(250 * KIB, KIB, None).await.unwrap();
+        drop(timeout(Duration::from_millis(20), one.acquire(500 * KIB, 100 * KIB, Some(span))).await.unwrap().unwrap());
+        drop((charged, held));
     }
 }

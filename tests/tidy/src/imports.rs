@@ -10,14 +10,15 @@ use crate::{
 
 /// Every crate of ours, by its folder: ours that it may import, and others' that must not even come in through a third.
 /// (A name stands for the whole family: `arrow` is `arrow-array` too.)
-const CRATES: [(&str, &[&str], &[&str]); 10] = [
+const CRATES: [(&str, &[&str], &[&str]); 11] = [
     ("proto", &[], &["arrow", "tonic", "tokio", "hyper", "tracing"]),
+    ("wire", &[], &["rayon", "clap", "tracing-subscriber"]),
     ("server/kernels", &[], &["arrow", "tonic", "tokio", "futures", "tracing", "log", "rayon", "clap"]),
     ("server/engine", &["quarrel-kernels", "quarrel-proto"], &["tonic", "tokio", "futures", "tracing", "clap"]),
     ("server/pool", &[], &["arrow", "tonic", "hyper", "clap"]),
     ("server/checkpoint", &["quarrel-engine", "quarrel-proto"], &["tonic", "tokio", "hyper", "clap"]),
-    ("server/flight", &["quarrel-engine", "quarrel-pool", "quarrel-proto"], &[]),
-    ("client/rust", &["quarrel-proto"], &["clap", "rayon"]),
+    ("server/flight", &["quarrel-engine", "quarrel-pool", "quarrel-proto", "quarrel-wire"], &[]),
+    ("client/rust", &["quarrel-proto", "quarrel-wire"], &["clap", "rayon"]),
     ("client/cli", &["quarrel-checkpoint", "quarrel-client", "quarrel-flight"], &[]),
     ("tests/interop", &[], &[]),
     ("tests/tidy", &[], &[]),

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use arrow_buffer::Buffer;
 use arrow_flight::{FlightData, FlightDescriptor};
@@ -17,6 +17,8 @@ use prost::{
 };
 use quarrel_pool::Budget;
 use quarrel_proto::Reason;
+use quarrel_wire::{FrameOut, Received, Shelf};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Streaming,
@@ -29,11 +31,9 @@ use tonic_prost::ProstCodec;
 use super::{
     receive::{ENVELOPE_BYTES, Frames, Limits},
     send::Reply,
-    shelf::Shelf,
 };
 use crate::{
     decode::FrameIn,
-    encode::FrameOut,
     outbox::outbox,
     status::{Broken, Fault, of_transport},
 };
@@ -75,14 +75,19 @@ fn all(frames: impl futures::Stream<Item = Result<FrameIn, Broken>>) -> Request 
 }
 
 fn ours(body: Body) -> Request {
-    let share = Arc::new(Budget::new(8 * ENVELOPE_BYTES, ENVELOPE_BYTES).share());
+    let share = Arc::new(Budget::new(8 * ENVELOPE_BYTES, ENVELOPE_BYTES, 1).share());
     all(Frames::new(body, Limits { share, shelf: Shelf::default(), message_bytes_max: BYTES_MAX, stall_seconds: 1 }))
 }
 
 fn stock(body: Body) -> Request {
     let decoder = ProstCodec::<FlightData, FlightData>::default().decoder();
     all(Streaming::new_request(decoder, body, None, Some(BYTES_MAX + ENVELOPE_BYTES))
-        .map(|data| data.map(FrameIn::from).map_err(|status| of_transport(&status, BYTES_MAX))))
+        .map(|data| data.map(whole).map_err(|status| of_transport(&status, BYTES_MAX))))
+}
+
+fn whole(mut data: FlightData) -> FrameIn {
+    let body = Buffer::from(std::mem::take(&mut data.data_body));
+    Received { data, body }.into()
 }
 
 fn key(tag: u32, wire: WireType) -> Vec<u8> {
@@ -98,6 +103,14 @@ fn delimited(tag: u32, value: &[u8]) -> Vec<u8> {
     field
 }
 
+/// Of a command; none, of a message that opens nothing.
+fn descriptor(command: Vec<u8>) -> Bytes {
+    match command.is_empty() {
+        true => Bytes::new(),
+        false => FlightDescriptor::new_cmd(command).encode_to_vec().into(),
+    }
+}
+
 /// A field: mostly one of `FlightData`, now and then one that is not, or is none at all.
 fn field() -> impl Strategy<Value = Vec<u8>> {
     let bytes = || vec(any::<u8>(), 0..40);
@@ -106,9 +119,7 @@ fn field() -> impl Strategy<Value = Vec<u8>> {
         let group = [delimited(2, &kept), delimited(1000, &body)].concat();
         [key(7, WireType::StartGroup), group, key(7, WireType::EndGroup)].concat()
     });
-    let descriptor = bytes().prop_map(|command| {
-        delimited(1, &FlightDescriptor { r#type: 2, cmd: command.into(), path: Vec::new() }.encode_to_vec())
-    });
+    let descriptor = bytes().prop_map(|command| delimited(1, &descriptor(command)));
     prop_oneof![
         8 => (prop_oneof![Just(2), Just(3)], bytes()).prop_map(|(tag, value)| delimited(tag, &value)),
         8 => bytes().prop_map(|value| delimited(1000, &value)),
@@ -183,12 +194,17 @@ proptest! {
 
     #[test]
     fn the_same_bytes_from_the_same_frames(
-        frames in vec((vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..50), vec(buffer(), 0..6)), 0..5),
+        frames in vec((vec(any::<u8>(), 0..20), vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..50), vec(buffer(), 0..6)), 0..5),
         is_fault in any::<bool>(),
     ) {
         let frames: Vec<FrameOut> = frames
             .into_iter()
-            .map(|(header, metadata, body)| FrameOut { header: header.into(), metadata: metadata.into(), body })
+            .map(|(command, header, metadata, body)| FrameOut {
+                descriptor: descriptor(command),
+                header: header.into(),
+                metadata: metadata.into(),
+                body,
+            })
             .collect();
         let fault = is_fault.then(|| Fault::new(Reason::NonFinite, "layer `ü`: NaN"));
 
@@ -213,7 +229,8 @@ fn buffer() -> impl Strategy<Value = Buffer> {
 
 fn frame_out(frame: FrameOut) -> FlightData {
     let body: Vec<u8> = frame.body.iter().flat_map(|buffer| buffer.as_slice()).copied().collect();
-    FlightData { data_header: frame.header, app_metadata: frame.metadata, data_body: body.into(), ..Default::default() }
+    let flight_descriptor = (!frame.descriptor.is_empty()).then(|| FlightDescriptor::decode(frame.descriptor).unwrap());
+    FlightData { flight_descriptor, data_header: frame.header, app_metadata: frame.metadata, data_body: body.into() }
 }
 
 async fn written(body: Body) -> (Bytes, Option<HeaderMap>) {
@@ -239,7 +256,7 @@ fn a_large_body_is_handed_on_where_it_lies() {
 /// What is behind an error means nothing; but a client that still writes must be let write, or it would not see why.
 #[test]
 fn behind_an_error_the_rest_is_read_once_it_is_given_up_and_holds_nothing() {
-    let budget = Budget::new(8 * ENVELOPE_BYTES, ENVELOPE_BYTES);
+    let budget = Budget::new(8 * ENVELOPE_BYTES, ENVELOPE_BYTES, 1);
     let share = Arc::new(budget.share());
     let all = 2 * ENVELOPE_BYTES;
     let limits =
@@ -255,4 +272,25 @@ fn behind_an_error_the_rest_is_read_once_it_is_given_up_and_holds_nothing() {
     share.give_up();
     assert!(block_on(frames.next()).is_none());
     assert!(budget.share().try_land(all).is_some());
+}
+
+#[test]
+fn a_small_message_waits_for_nobody() {
+    let budget = Budget::new(64 * ENVELOPE_BYTES, ENVELOPE_BYTES, 4);
+    let slow = budget.share();
+    let held = slow.try_land(8 * ENVELOPE_BYTES).unwrap();
+    let limits = |share| Limits { share, shelf: Shelf::default(), message_bytes_max: 3_000_000, stall_seconds: 1 };
+    let message = |bytes: usize| {
+        let message = delimited(1000, &vec![7; bytes]);
+        [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        for (bytes, is_taken) in [(1_900_000, true), (2_100_000, false)] {
+            let mut frames = Frames::new(body(&message(bytes), &[1_000]), limits(Arc::new(budget.share())));
+            let taken = timeout(Duration::from_millis(20), frames.next()).await;
+            assert_eq!(taken.is_ok_and(|frame| frame.unwrap().unwrap().body.len() == bytes), is_taken);
+        }
+    });
+    drop(held);
 }

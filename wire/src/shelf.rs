@@ -9,11 +9,11 @@ use bytes::Bytes;
 /// Smaller ones are the allocator's business.
 const SHELVED_BYTES_MIN: usize = 64 << 10;
 /// What lies idle at most, over all streams.
-pub(crate) const IDLE_BYTES_MAX: usize = 16 << 20;
+const IDLE_BYTES_MAX: usize = 16 << 20;
 
 /// Buffers that nobody uses. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shelf {
+pub struct Shelf {
     idle: Arc<Mutex<Idle>>,
 }
 
@@ -25,7 +25,7 @@ struct Idle {
 
 impl Shelf {
     /// An empty buffer with room for so many bytes, aligned for Arrow.
-    pub(super) fn take(&self, bytes: usize) -> MutableBuffer {
+    pub(crate) fn take(&self, bytes: usize) -> MutableBuffer {
         if bytes < SHELVED_BYTES_MIN {
             return MutableBuffer::with_capacity(bytes);
         }
@@ -40,7 +40,7 @@ impl Shelf {
     }
 
     /// The same as Arrow's: it comes back when nobody uses it any more.
-    pub(super) fn lend(&self, buffer: MutableBuffer) -> Buffer {
+    pub(crate) fn lend(&self, buffer: MutableBuffer) -> Buffer {
         if buffer.capacity() < SHELVED_BYTES_MIN {
             return Buffer::from(buffer);
         }

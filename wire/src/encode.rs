@@ -8,42 +8,51 @@ use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, St
 use arrow_schema::{ArrowError, Schema};
 use bytes::Bytes;
 
-/// One message of a response, however it goes.
+/// One message to be sent, however it goes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct FrameOut {
+pub struct FrameOut {
+    /// A `FlightDescriptor` as protobuf, where the message opens a call.
+    pub descriptor: Bytes,
     /// An Arrow IPC message.
-    pub(crate) header: Bytes,
-    /// Progress or summary, as JSON.
-    pub(crate) metadata: Bytes,
+    pub header: Bytes,
+    /// What `app_metadata` is.
+    pub metadata: Bytes,
     /// Its body, in pieces.
-    pub(crate) body: Vec<Buffer>,
+    pub body: Vec<Buffer>,
 }
 
-/// Makes the frames of one response.
-pub(crate) struct Encoder {
+/// Makes the frames of one request or response.
+pub struct Encoder {
     encoder: StreamEncoder,
     /// The stock encoder puts the schema before its first batch; ours went ahead.
     schema_pending: bool,
 }
 
 impl Encoder {
-    pub(crate) fn new(schema: &Schema) -> Result<Encoder, ArrowError> {
+    /// For batches of a schema.
+    ///
+    /// # Errors
+    /// What arrow-ipc says of the schema.
+    pub fn new(schema: &Schema) -> Result<Encoder, ArrowError> {
         Ok(Encoder { encoder: StreamEncoder::try_new(schema)?, schema_pending: true })
     }
 
     /// The frame of a batch.
-    pub(crate) fn batch(&mut self, batch: &RecordBatch, metadata: String) -> Result<FrameOut, ArrowError> {
+    ///
+    /// # Errors
+    /// What arrow-ipc says of the batch.
+    pub fn batch(&mut self, batch: &RecordBatch, metadata: impl Into<Bytes>) -> Result<FrameOut, ArrowError> {
         let mut frames = split(self.encoder.encode(batch)?)?;
         if std::mem::take(&mut self.schema_pending) {
             frames.next();
         }
         let frame = frames.next().ok_or_else(|| malformed("no batch"))?;
-        Ok(FrameOut { metadata: Bytes::from(metadata), ..frame })
+        Ok(FrameOut { metadata: metadata.into(), ..frame })
     }
 }
 
-/// The frame that opens a response.
-pub(crate) fn schema_frame(schema: &Schema) -> FrameOut {
+/// The frame that goes first.
+pub fn schema_frame(schema: &Schema) -> FrameOut {
     let mut tracker = DictionaryTracker::new(false);
     let options = IpcWriteOptions::default();
     let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
@@ -69,7 +78,7 @@ fn split(buffers: Vec<Buffer>) -> Result<impl Iterator<Item = FrameOut>, ArrowEr
             usize::try_from(message.bodyLength()).map_err(|error| malformed(&error.to_string()))?
         };
         let body = take(&mut rest, body_length)?;
-        frames.push(FrameOut { header, metadata: Bytes::new(), body });
+        frames.push(FrameOut { header, body, ..FrameOut::default() });
     }
     Ok(frames.into_iter())
 }
