@@ -10,7 +10,7 @@ DIST := target/dist/quarrel
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python test-asan test-valgrind lint proto golden test-interop bench bench-python bench-kernels choosing docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python test-asan test-valgrind lint proto golden test-interop bench bench-python bench-kernels bench-memory load-test profile choosing docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -69,6 +69,9 @@ bench-memory: build $(VENV)/installed ## The server's memory under long, many, s
 
 load-test: build $(VENV)/installed ## 200 streams of random sizes, speeds, cancels and faults for 5 minutes; writes tests/load/results
 	$(PY) tests/load/storm.py
+
+profile: build $(VENV)/installed ## Where the CPU time of an exchange goes, by perf, which must be installed; writes tests/load/results
+	$(PY) tests/load/profile.py
 
 bench-python: build $(VENV)/installed ## The Python package beside a bare pyarrow loop: CPU and peak memory; writes tests/load/results
 	$(PY) tests/load/python_overhead.py --rounds 7

@@ -22,7 +22,7 @@ TOTALS_FIELDS = {
     "quantized", "kept", "failed", "elements", "bits_per_weight", "worst_layer", "worst_sqnr_db", "source_bytes",
     "destination_bytes",
 }
-LAYER_FIELDS = {"name", "status", "reason", "message", "dtype", "shape", "scheme", "metrics", "tensors"}
+LAYER_FIELDS = {"name", "status", "reason", "message", "dtype", "shape", "scheme", "metrics", "tensors", "bytes"}
 METRICS_FIELDS = {"elements", "mse", "sqnr_db", "cosine", "max_abs_error", "amax", "saturated", "bits_per_weight"}
 # What two reports of one command may differ in.
 OF_THE_RUN = ("server", "seconds", "destination", "cpu_level")

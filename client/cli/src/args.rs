@@ -17,7 +17,9 @@ Exit codes:
   4    no server there, or it has no room now: try again later
   5    the system refused to read or write
   6    done, but layers failed (`--on-error continue`); they are in the file as they were
-  129, 130, 143  stopped by SIGHUP, Ctrl-C, SIGTERM: nothing is left behind";
+  7    a layer is worse than `--sqnr-db-min` or `--cosine-min`: no checkpoint was written
+  129, 130, 143  stopped by SIGHUP, Ctrl-C, SIGTERM: nothing is left behind, but of a folder what is complete; the
+       same command goes on from there";
 
 /// Quantizes neural-network weights, here or on an Arrow Flight server.
 #[derive(Debug, Parser)]
@@ -34,9 +36,10 @@ pub(crate) enum Command {
     /// The first line on standard output says where it listens; logs go to standard error. SIGTERM and Ctrl-C stop it:
     /// running streams have `--drain-seconds` to end.
     Serve(Box<ServeArgs>),
-    /// Quantize a checkpoint: a safetensors file in, one in the layout of compressed-tensors out
+    /// Quantize a checkpoint: a safetensors file or a model's folder in, the same in the layout of compressed-tensors out
     ///
-    /// Every layer is measured; a report in JSON is written beside the result. With `--scheme`, embeddings, output heads,
+    /// Of a folder, all other files are copied, and `config.json` says what transformers and vLLM must know. Stopped, the
+    /// same command goes on where it was. Every layer is measured; a report in JSON is written beside the result. With `--scheme`, embeddings, output heads,
     /// norms and routers stay as they are, and so do layers whose columns a group does not divide.
     #[command(after_help = EXIT_CODES)]
     Quantize(Box<QuantizeArgs>),
@@ -113,11 +116,11 @@ pub(crate) struct OutputArgs {
 /// What is read and written.
 #[derive(Debug, Group)]
 pub(crate) struct FileArgs {
-    /// The safetensors file to read
+    /// The safetensors file, or the folder of a model, to read
     #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
 
-    /// The safetensors file to write; it appears when it is complete
+    /// The file, or folder, to write; it is complete under its name, or not there
     #[arg(value_name = "DST")]
     pub(crate) destination: PathBuf,
 
@@ -131,7 +134,7 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     pub(crate) files: FileArgs,
 
-    /// Where the report goes [default: DST with the ending `.report.json`]
+    /// Where the report goes [default: DST with the ending `.report.json`, or DST/quarrel.report.json]
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
 
@@ -165,6 +168,14 @@ pub(crate) struct QuantizeArgs {
     /// In which type intermediates are rounded; `weight-dtype` repeats llm-compressor on CPU, bit for bit
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
     pub(crate) arith: Arith,
+
+    /// Fail, and write no checkpoint, if a quantized layer has less SQNR
+    #[arg(long, value_name = "DB")]
+    pub(crate) sqnr_db_min: Option<f64>,
+
+    /// The same for the cosine between weights and decoded weights
+    #[arg(long, value_name = "C")]
+    pub(crate) cosine_min: Option<f64>,
 
     #[command(flatten)]
     pub(crate) place: PlaceArgs,

@@ -20,6 +20,7 @@ const INPUT: u8 = 3;
 const SERVER: u8 = 4;
 const SYSTEM: u8 = 5;
 const LAYERS_FAILED: u8 = 6;
+const GATE: u8 = 7;
 
 /// Why a verb is not done.
 #[derive(Debug)]
@@ -55,8 +56,12 @@ impl Failure {
     }
 
     /// Somebody wanted it stopped.
-    pub(crate) fn stopped(code: u8) -> Failure {
-        Failure::new(code, "stopped; nothing was written")
+    pub(crate) fn stopped(code: u8, keeps: bool) -> Failure {
+        match keeps {
+            false => Failure::new(code, "stopped; nothing was written"),
+            true => Failure::new(code, "stopped; the files that are complete stay")
+                .advise("Run the same command again to go on, or with `--force` to start over."),
+        }
     }
 
     /// A command line or a recipe that cannot be.
@@ -141,6 +146,18 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Module { .. } => Failure::new(INPUT, sentence).advise(
                 "Look at it with `quarrel inspect`; start from the checkpoint that it was made of if it is damaged.",
             ),
+            CheckpointError::Model { .. } => {
+                Failure::new(INPUT, sentence).advise("Check that the model was copied whole, with its index.")
+            }
+            CheckpointError::NoFolder { .. } => Failure::new(USAGE, sentence).advise("Name a folder."),
+            CheckpointError::JobChanged { .. } => Failure::new(USAGE, sentence).advise(
+                "Run the command that began it, choose another name, or start over with `--force`: what it has made goes.",
+            ),
+            CheckpointError::JobRuns { .. } => {
+                Failure::new(USAGE, sentence).advise("Wait for it, or choose another name.")
+            }
+            CheckpointError::Gate { .. } => Failure::new(GATE, sentence)
+                .advise("Choose a scheme of more bits or smaller groups, or leave the layer out with `--ignore`."),
             CheckpointError::Twice { .. } => Failure::new(INPUT, sentence).advise("Rename one of them in the source."),
             _ => Failure::ours(sentence),
         }

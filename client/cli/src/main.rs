@@ -78,7 +78,7 @@ where
         () = asked(unix::SignalKind::terminate()) => failure::TERMINATED,
         () = asked(unix::SignalKind::hangup()) => failure::HUNG_UP,
     };
-    if stop.stop() { Err(Failure::stopped(code)) } else { verb.await }
+    if stop.stop() { Err(Failure::stopped(code, stop.keeps())) } else { verb.await }
 }
 
 /// Ends when the signal comes; never if whoever started us has it ignored, as `nohup` does.

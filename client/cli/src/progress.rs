@@ -37,6 +37,11 @@ impl Progress {
         self.bar.set_message(clean(layer));
     }
 
+    /// So many bytes were done before.
+    pub(crate) fn skip(&mut self, bytes: u64) {
+        self.complete += bytes;
+    }
+
     /// What takes time beside the layers.
     pub(crate) fn say(&self, what: &'static str) {
         self.bar.set_message(what);

@@ -2,11 +2,13 @@
 
 use std::{io::Write, path::PathBuf};
 
-use quarrel_checkpoint::{Stop, Target};
-use quarrel_client::Metrics;
+use quarrel_checkpoint::{LayerReport, Status, Stop, Target};
 use serde::Serialize;
 
 use crate::{args::QuantizeArgs, failure::Failure};
+
+/// The report's name where the destination is a folder.
+const IN_A_FOLDER: &str = "quarrel.report.json";
 
 /// All of it. Field names are those of the contract where it has them.
 #[derive(Debug, Serialize)]
@@ -42,44 +44,6 @@ pub(crate) struct Totals {
     pub(crate) destination_bytes: u64,
 }
 
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct LayerReport {
-    /// The tensor of the source.
-    pub(crate) name: String,
-    /// `quantized`, `kept` or `failed`.
-    pub(crate) status: &'static str,
-    pub(crate) reason: Option<String>,
-    pub(crate) message: Option<String>,
-    pub(crate) dtype: String,
-    pub(crate) shape: Vec<u64>,
-    pub(crate) scheme: Option<String>,
-    pub(crate) metrics: Option<MetricsReport>,
-    /// The tensors of the destination.
-    pub(crate) tensors: Vec<String>,
-    /// Bytes in the source.
-    #[serde(skip)]
-    pub(crate) bytes: u64,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct MetricsReport {
-    elements: u64,
-    mse: Option<f64>,
-    pub(crate) sqnr_db: Option<f64>,
-    pub(crate) cosine: Option<f64>,
-    pub(crate) max_abs_error: Option<f64>,
-    amax: Option<f64>,
-    saturated: u64,
-    pub(crate) bits_per_weight: Option<f64>,
-}
-
-impl From<Metrics> for MetricsReport {
-    fn from(metrics: Metrics) -> MetricsReport {
-        let Metrics { elements, mse, sqnr_db, cosine, max_abs_error, amax, saturated, bits_per_weight } = metrics;
-        MetricsReport { elements, mse, sqnr_db, cosine, max_abs_error, amax, saturated, bits_per_weight }
-    }
-}
-
 impl Totals {
     pub(crate) fn of(layers: &[LayerReport]) -> Totals {
         let count = |status| layers.iter().filter(|layer| layer.status == status).count();
@@ -89,9 +53,9 @@ impl Totals {
         let rated = measured().filter_map(|(layer, metrics)| Some((layer, metrics.sqnr_db?)));
         let worst = rated.min_by(|a, b| a.1.total_cmp(&b.1));
         Totals {
-            quantized: count("quantized"),
-            kept: count("kept"),
-            failed: count("failed"),
+            quantized: count(Status::Quantized),
+            kept: count(Status::Kept),
+            failed: count(Status::Failed),
             elements,
             bits_per_weight: (elements > 0).then(|| bits / elements as f64),
             worst_layer: worst.map(|(layer, _)| layer.name.clone()),
@@ -105,6 +69,9 @@ impl Totals {
 /// Where the report goes.
 pub(crate) fn path(args: &QuantizeArgs) -> PathBuf {
     let destination = &args.files.destination;
+    if args.report.is_none() && args.files.source.is_dir() {
+        return destination.join(IN_A_FOLDER);
+    }
     args.report.clone().unwrap_or_else(|| match destination.extension() {
         Some(ending) if ending == "safetensors" => destination.with_extension("report.json"),
         _ => destination.with_added_extension("report.json"),

@@ -3,12 +3,9 @@
 use std::{collections::BTreeMap, io::Write, path::Path};
 
 use comfy_table::{CellAlignment, Table};
+use quarrel_checkpoint::{LayerReport, Status};
 
-use crate::{
-    args::OutputArgs,
-    failure::Failure,
-    report::{LayerReport, Report},
-};
+use crate::{args::OutputArgs, failure::Failure, report::Report};
 
 /// A line under the head, and no other: tables are pasted into messages and read there.
 const HEAD_LINE: &str = "     ──            ";
@@ -80,7 +77,8 @@ fn by_scheme(report: &Report) -> String {
         let key = match (layer.status, &layer.scheme, &layer.reason) {
             (_, Some(scheme), _) => (0, scheme.clone()),
             (status, None, reason) => {
-                (if status == "kept" { 1 } else { 2 }, format!("{status}: {}", reason.as_deref().unwrap_or("")))
+                let rank = if status == Status::Kept { 1 } else { 2 };
+                (rank, format!("{}: {}", status.word(), reason.as_deref().unwrap_or("")))
             }
         };
         groups.entry(key).or_default().push(layer);
@@ -119,7 +117,7 @@ fn every_layer(report: &Report) -> String {
     for layer in &report.layers {
         let what = match (&layer.scheme, &layer.reason) {
             (Some(scheme), _) => scheme.clone(),
-            (None, reason) => format!("{}: {}", layer.status, reason.as_deref().unwrap_or("")),
+            (None, reason) => format!("{}: {}", layer.status.word(), reason.as_deref().unwrap_or("")),
         };
         let metrics = layer.metrics;
         table.add_row([

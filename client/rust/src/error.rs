@@ -3,7 +3,10 @@
 //! A server's status is `[reason] sentence`. The reason is the contract's word; the sentence names the layer.
 
 use quarrel_proto::Reason;
-use tonic::{Code, Status, codegen::http::StatusCode};
+use tonic::{
+    Code, Status,
+    codegen::http::{HeaderMap, StatusCode},
+};
 
 /// Why layers did not come back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -188,9 +191,12 @@ impl From<tonic::transport::Error> for Error {
     }
 }
 
-/// Whether a status is the good end.
-pub(crate) fn is_ok(status: &Status) -> bool {
-    status.code() == Code::Ok
+/// What headers or trailers say of the end: an error, unless they say that it is good or say nothing.
+pub(crate) fn of_headers(headers: &HeaderMap) -> Result<(), Status> {
+    match Status::from_header_map(headers) {
+        Some(status) if status.code() != Code::Ok => Err(status),
+        _ => Ok(()),
+    }
 }
 
 /// Of an answer that is no gRPC: a proxy's, or of something else that listens there.

@@ -15,7 +15,7 @@ use http_body_util::BodyStream;
 use quarrel_wire::{DO_EXCHANGE, FrameOut, Messages, Received, Shelf, Step, TooLong, pieces};
 use tokio::sync::mpsc;
 use tonic::{
-    Status, body,
+    body,
     codegen::http::{
         HeaderValue, Method, Request, StatusCode, Uri,
         header::{CONTENT_TYPE, TE},
@@ -25,7 +25,7 @@ use tonic::{
 };
 use tower::ServiceExt;
 
-use crate::error::{Error, is_ok, of_http};
+use crate::error::{Error, of_headers, of_http};
 
 /// No answer is larger: what a server can be told to accept.
 const ANSWER_BYTES_MAX: usize = 2 << 30;
@@ -82,7 +82,7 @@ pub(crate) async fn open(channel: Channel, next: mpsc::Receiver<Next>) -> Result
     if response.status() != StatusCode::OK {
         return Err(of_http(response.status()));
     }
-    of_status(Status::from_header_map(response.headers()))?;
+    of_headers(response.headers())?;
     Ok(FlightDataDecoder::new(messages(response.into_body())))
 }
 
@@ -103,16 +103,12 @@ fn messages(body: body::Body) -> impl Stream<Item = Result<FlightData, FlightErr
             match frame.into_data() {
                 Ok(piece) => messages.feed(piece),
                 Err(frame) => {
-                    of_status(frame.trailers_ref().and_then(Status::from_header_map))?;
+                    frame.trailers_ref().map_or(Ok(()), of_headers)?;
                     return Ok(None);
                 }
             }
         }
     })
-}
-
-fn of_status(status: Option<Status>) -> Result<(), Status> {
-    status.filter(|status| !is_ok(status)).map_or(Ok(()), Err)
 }
 
 /// What the decoder of answers says.

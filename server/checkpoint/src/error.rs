@@ -26,6 +26,42 @@ pub enum CheckpointError {
         /// What is wrong with it.
         detail: String,
     },
+    /// No model, or a damaged one.
+    #[error("`{}`: {detail}", path.display())]
+    Model {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
+        detail: String,
+    },
+    /// What a model of several files is written to is no folder.
+    #[error("`{}` is a file: expected a folder, as the source is one", path.display())]
+    NoFolder {
+        /// What it is called.
+        path: PathBuf,
+    },
+    /// The folder holds a part of another job.
+    #[error("`{}` was begun by another job: {what} differs", path.display())]
+    JobChanged {
+        /// The folder.
+        path: PathBuf,
+        /// What is not the same.
+        what: String,
+    },
+    /// Another process writes to the folder.
+    #[error("`{}` is being written by another process", path.display())]
+    JobRuns {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A layer is worse than what was asked for.
+    #[error("layer `{layer}` has {detail}")]
+    Gate {
+        /// The worst layer.
+        layer: String,
+        /// Its quality, and what was expected.
+        detail: String,
+    },
     /// A command that cannot be carried out on a checkpoint.
     #[error("{message}")]
     Command {
@@ -42,6 +78,9 @@ pub enum CheckpointError {
         /// What is wrong with it, and what was expected.
         detail: String,
     },
+    /// A bug.
+    #[error("{0}")]
+    Ours(String),
     /// Two tensors of one name would be written.
     #[error("tensor `{name}` would be written twice: it is in the source, and what a quantized layer becomes")]
     Twice {

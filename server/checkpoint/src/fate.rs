@@ -60,11 +60,11 @@ pub(crate) fn float_word(dtype: Dtype) -> Option<&'static str> {
     }
 }
 
-/// Decides for each tensor of a file, in its order.
+/// Decides for each tensor of a model, in the order of its files.
 ///
 /// # Errors
 /// [`CheckpointError::Command`] for a command that gets something wrong, or that needs what weights alone cannot give.
-pub fn fates(source: &Source, command: &v1::Quantize) -> Result<Vec<Fate>, CheckpointError> {
+pub fn fates(shards: &[Source], command: &v1::Quantize) -> Result<Vec<Vec<Fate>>, CheckpointError> {
     let verb = Verb::Quantize(command.clone());
     let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
         .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
@@ -78,10 +78,11 @@ pub fn fates(source: &Source, command: &v1::Quantize) -> Result<Vec<Fate>, Check
     }
     // What lies beside the codes of a module in the layouts of compressed-tensors, DeepSeek, GPTQ, AWQ and bitsandbytes.
     let marks = ["weight_scale", "weight_packed", "weight_scale_inv", "qweight", "weight.absmax"];
-    let names = source.tensors().iter().map(|tensor| tensor.name.as_str());
+    let names = shards.iter().flat_map(Source::tensors).map(|tensor| tensor.name.as_str());
     let coded = names.filter_map(|name| marks.iter().find_map(|mark| name.strip_suffix(mark)?.strip_suffix('.')));
     let coded = BTreeSet::from_iter(coded);
-    Ok(source.tensors().iter().map(|tensor| fate(tensor, &plan, &coded)).collect())
+    let of = |shard: &Source| shard.tensors().iter().map(|tensor| fate(tensor, &plan, &coded)).collect();
+    Ok(shards.iter().map(of).collect())
 }
 
 fn fate(tensor: &Tensor, plan: &Plan, coded: &BTreeSet<&str>) -> Fate {

@@ -1,4 +1,4 @@
-//! Layers that inference engines fuse into one, and so must share NVFP4's global scale: a first pass over the file finds the
+//! Layers that inference engines fuse into one, and so must share NVFP4's global scale: a first pass over the model finds the
 //! greatest magnitude of each set, and rules give it to the quantizer as a fact.
 //!
 //! The sets are those of llm-compressor 0.14, `FUSED_LAYER_NAMES`.
@@ -19,6 +19,9 @@ use crate::{
 const SETS: [&[&str]; 4] =
     [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"], &["q_a_proj", "kv_a_proj_with_mqa"]];
 
+/// A tensor, and the file that it is in.
+type Found<'a> = (&'a Source, &'a Tensor);
+
 /// Bytes of a tensor that are read at a time.
 const STEP_BYTES: u64 = 4 << 20;
 
@@ -29,7 +32,7 @@ const STEP_BYTES: u64 = 4 << 20;
 /// [`CheckpointError::Command`] for a command that gets something wrong, [`CheckpointError::Io`]; the latter too, of kind
 /// `Interrupted`, if `stop` comes first.
 pub fn with_shared_scales(
-    source: &Source,
+    shards: &[Source],
     command: v1::Quantize,
     stop: &Stop,
 ) -> Result<v1::Quantize, CheckpointError> {
@@ -38,12 +41,12 @@ pub fn with_shared_scales(
         .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
     let Some(How::Recipe(mut recipe)) = command.how.clone() else { return Ok(command) };
     let mut rules = Vec::new();
-    for (scheme, tensors) in sets(source, &plan) {
+    for (scheme, tensors) in sets(shards, &plan) {
         if let [_, _, ..] = tensors.as_slice()
-            && let Some(amax) = greatest(source, &tensors, stop)?
+            && let Some(amax) = greatest(&tensors, stop)?
         {
             rules.push(v1::Rule {
-                targets: tensors.iter().map(|tensor| tensor.name.clone()).collect(),
+                targets: tensors.iter().map(|(_, tensor)| tensor.name.clone()).collect(),
                 scheme: scheme.to_string(),
                 amax: Some(amax.into()),
                 ..Default::default()
@@ -55,9 +58,10 @@ pub fn with_shared_scales(
 }
 
 /// The fused sets among what is quantized with a global scale, in the order of their names.
-fn sets<'a>(source: &'a Source, plan: &Plan) -> Vec<(Scheme, Vec<&'a Tensor>)> {
-    let mut found: BTreeMap<(&str, usize, String), (Scheme, Vec<&Tensor>)> = BTreeMap::new();
-    for tensor in source.tensors() {
+fn sets<'a>(shards: &'a [Source], plan: &Plan) -> Vec<(Scheme, Vec<Found<'a>>)> {
+    let mut found: BTreeMap<(&str, usize, String), (Scheme, Vec<Found<'_>>)> = BTreeMap::new();
+    let tensors = shards.iter().flat_map(|shard| shard.tensors().iter().map(move |tensor| (shard, tensor)));
+    for (shard, tensor) in tensors {
         let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
         let (parent, name) = module.rsplit_once('.').unwrap_or(("", module));
         let set = SETS.iter().position(|set| set.contains(&name));
@@ -65,16 +69,16 @@ fn sets<'a>(source: &'a Source, plan: &Plan) -> Vec<(Scheme, Vec<&'a Tensor>)> {
         if let (Some(set), Some(scheme)) = (set, scheme)
             && scheme.format().scaling == Scaling::E4m3
         {
-            found.entry((parent, set, scheme.to_string())).or_insert((scheme, Vec::new())).1.push(tensor);
+            found.entry((parent, set, scheme.to_string())).or_insert((scheme, Vec::new())).1.push((shard, tensor));
         }
     }
     found.into_values().collect()
 }
 
 /// The greatest magnitude over the tensors, if all of their numbers are finite.
-fn greatest(source: &Source, tensors: &[&Tensor], stop: &Stop) -> Result<Option<f32>, CheckpointError> {
+fn greatest(tensors: &[Found<'_>], stop: &Stop) -> Result<Option<f32>, CheckpointError> {
     let mut most = 0f32;
-    for tensor in tensors {
+    for (source, tensor) in tensors {
         let Some(word) = float_word(tensor.dtype) else { return Ok(None) };
         for start in (0..tensor.bytes()).step_by(STEP_BYTES as usize) {
             let range = start..tensor.bytes().min(start + STEP_BYTES);

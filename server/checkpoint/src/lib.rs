@@ -1,31 +1,40 @@
 //! Checkpoints on disk: which of their tensors are quantized, and how quantized layers are stored.
 //!
-//! For now one file of safetensors in, one out, in the layout of compressed-tensors. In the order in which a tensor meets
-//! them: [`Source`] reads, [`with_shared_scales`] finds what fused layers share, [`fates`] decides what is quantized, [`stored`] names what a quantized layer becomes,
-//! [`Sink`] writes. The other way, [`modules`] finds the quantized layers of a file. Nothing here computes a code.
+//! Safetensors in, a file or the folder of a model, and the same out, in the layout of compressed-tensors. START at [`Job`]: in the order in which a tensor
+//! meets them, [`Model`] and [`Source`] read, `fused` finds what fused layers share, `fate` decides what is quantized, a [`Quantizer`] does it, `unit` puts
+//! a file together, for which `stored` names what a layer becomes and [`Sink`] writes; `site` remembers what is complete, `config` says it to whoever loads the model.
+//! The other way, [`modules`] finds the quantized layers of a file. Nothing here computes a code.
 
 #![forbid(unsafe_code)]
 
 mod bits;
+mod config;
 mod error;
 mod fate;
 mod fused;
+mod job;
+mod model;
 mod modules;
+mod report;
 mod sink;
+mod site;
 mod source;
 mod stored;
 mod target;
+mod unit;
 
 pub use error::CheckpointError;
-pub use fate::{Fate, checkpoint_recipe, fates};
-pub use fused::with_shared_scales;
-pub use modules::{Module, known_schemes, modules, with_schemes};
+pub use fate::checkpoint_recipe;
+pub use job::{Job, Made, Quantizer, Told, Weights};
+pub use model::Model;
+pub use modules::{Module, modules};
 pub use quarrel_engine::Scheme;
+pub use report::{Gate, LayerReport, Metrics, Status};
 pub use safetensors::Dtype;
 pub use sink::{Pieces, Sink};
 pub use source::{Source, Tensor};
-pub use stored::{Stored, stored};
 pub use target::{Replace, Stop, Target};
+pub use unit::{Outcome, Row};
 
 /// The key of a file's metadata that says which scheme each quantized module has: JSON, `{scheme: [module, ..]}`.
 pub const SCHEMES_KEY: &str = "quarrel.schemes";

@@ -112,6 +112,11 @@ impl Sink {
         self.enter(Entry { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone(), content })
     }
 
+    /// The tensors so far, and their bytes.
+    pub(crate) fn tensors(&self) -> BTreeMap<String, u64> {
+        self.entries.iter().map(|entry| (entry.name.clone(), entry.content.bytes())).collect()
+    }
+
     fn enter(&mut self, entry: Entry) -> Result<(), CheckpointError> {
         if !self.names.insert(entry.name.clone()) {
             return Err(CheckpointError::Twice { name: entry.name });

@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
 use tempfile::{Builder, NamedTempFile, tempfile_in};
@@ -17,8 +17,11 @@ use crate::error::CheckpointError;
 #[derive(Debug, Clone)]
 pub struct Target {
     path: PathBuf,
+    /// Where it is while it is made: a folder of the same file system.
     folder: PathBuf,
     replace: Replace,
+    /// Whether it is all there is to make: then it is too late to stop.
+    is_all: bool,
 }
 
 /// What to do with a file that is there already.
@@ -56,9 +59,14 @@ impl Target {
             Some(folder) if folder.as_os_str() != OsStr::new("") => folder.to_owned(),
             _ => PathBuf::from("."),
         };
-        let target = Target { path, folder, replace };
+        let target = Target { path, folder, replace, is_all: true };
         target.nameless()?;
         Ok(target)
+    }
+
+    /// The same as one of several, made in another folder.
+    pub(crate) fn by_way_of(self, folder: &Path) -> Target {
+        Target { folder: folder.to_owned(), is_all: false, ..self }
     }
 
     /// The file's path, as it was given.
@@ -91,12 +99,16 @@ impl Target {
             .map_err(self.writing())?;
         let written = write(file.as_file_mut())?;
         file.as_file().sync_all().map_err(self.writing())?;
-        if !stop.commit() {
+        let may_go_on = if self.is_all { stop.commit() } else { !stop.is_stopped() };
+        if !may_go_on {
             return Err(self.writing()(io::ErrorKind::Interrupted.into()));
         }
         self.name(file)?;
         // The name too is to outlast a power cut. It is there by now: where nobody may read the folder, that must do.
-        let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        if let Some(folder) = self.path.parent() {
+            let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
         Ok(written)
     }
 
@@ -121,7 +133,10 @@ impl Target {
 
 /// Whether to stop, and whether it is too late for that: of the two, whoever is first.
 #[derive(Debug, Default)]
-pub struct Stop(AtomicU8);
+pub struct Stop {
+    state: AtomicU8,
+    keeps: AtomicBool,
+}
 
 const GOING: u8 = 0;
 const STOPPED: u8 = 1;
@@ -135,16 +150,26 @@ impl Stop {
 
     /// Whether somebody asked.
     pub fn is_stopped(&self) -> bool {
-        self.0.load(Ordering::Acquire) == STOPPED
+        self.state.load(Ordering::Acquire) == STOPPED
+    }
+
+    /// What is done by now stays, for another run to go on from.
+    pub(crate) fn keep(&self) {
+        self.keeps.store(true, Ordering::Release);
+    }
+
+    /// Whether it is so.
+    pub fn keeps(&self) -> bool {
+        self.keeps.load(Ordering::Acquire)
     }
 
     /// From here on it is too late; false if somebody asked before.
-    fn commit(&self) -> bool {
+    pub(crate) fn commit(&self) -> bool {
         self.settle(COMMITTED)
     }
 
     fn settle(&self, to: u8) -> bool {
-        match self.0.compare_exchange(GOING, to, Ordering::AcqRel, Ordering::Acquire) {
+        match self.state.compare_exchange(GOING, to, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
             Err(now) => now == to,
         }

@@ -5,13 +5,8 @@ use crate::{expect_none, files::files};
 const LINES_MAX: usize = 400;
 
 /// Longer files: how long each may become, and why it is one.
-const LONGER: [(&str, usize, &str); 6] = [
+const LONGER: [(&str, usize, &str); 5] = [
     ("server/engine/src/answer.rs", 500, "one batch: its columns are built side by side from the same lines"),
-    (
-        "server/engine/src/arrow_in.rs",
-        450,
-        "the types that are allowed and how each is read: apart, each would be told twice",
-    ),
     ("server/engine/src/coded_rows.rs", 500, "the inverse of rows.rs: one state machine"),
     ("server/engine/src/execute.rs", 550, "one pass in two halves (ranges, codes) over the same cells"),
     ("server/engine/src/plan.rs", 500, "what a command means: each option beside the errors that it can make"),

@@ -1,0 +1,132 @@
+//! `config.json` of a quantized model: what transformers and vLLM must be told of it.
+//!
+//! Source: `CompressionConfig` of compressed-tensors 0.20, `quantization/quant_config.py` and `quant_scheme.py`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quarrel_engine::{Codes, Granularity, Scaling, Scheme};
+use serde_json::{Map, Value, json};
+
+/// The version of compressed-tensors whose layout is written.
+const LAYOUT_VERSION: &str = "0.20.0";
+
+/// What became of the modules of a model.
+#[derive(Debug, Default)]
+pub(crate) struct Decided {
+    /// Quantized: module to scheme.
+    pub(crate) quantized: BTreeMap<String, Scheme>,
+    /// Left as they are, though they have a weight of two dimensions or more.
+    pub(crate) kept: BTreeSet<String>,
+}
+
+/// The configuration of the dense model, with what was decided.
+pub(crate) fn quantized_config(mut config: Map<String, Value>, decided: &Decided) -> Map<String, Value> {
+    if decided.quantized.is_empty() {
+        return config;
+    }
+    // What computes with bytes for scales is bf16: compressed-tensors makes that of it.
+    let is_narrow = |scheme: &Scheme| !matches!(scheme.format().scaling, Scaling::Weights);
+    if decided.quantized.values().any(is_narrow) {
+        let old = config.contains_key("torch_dtype");
+        config.insert("dtype".to_owned(), json!("bfloat16"));
+        if old {
+            config.insert("torch_dtype".to_owned(), json!("bfloat16"));
+        }
+    }
+    let mut ignore = decided.kept.clone();
+    // It has no tensor of its own, but it is a `Linear` all the same.
+    if !decided.quantized.contains_key("lm_head") {
+        ignore.insert("lm_head".to_owned());
+    }
+    config.insert("quantization_config".to_owned(), quantization(decided, &ignore));
+    config
+}
+
+fn quantization(decided: &Decided, ignore: &BTreeSet<String>) -> Value {
+    let mut groups = BTreeMap::<String, (Scheme, Vec<&str>)>::new();
+    for (module, scheme) in &decided.quantized {
+        // How scales were chosen is over; what they are is not.
+        let shown = group(scheme, &[]).to_string();
+        groups.entry(shown).or_insert((*scheme, Vec::new())).1.push(module);
+    }
+    let formats = BTreeSet::from_iter(groups.values().map(|(scheme, _)| scheme.checkpoint_format()));
+    let only = groups.len() == 1;
+    let config_groups = groups.values().enumerate().map(|(at, (scheme, modules))| {
+        let targets = if only { vec!["Linear"] } else { modules.clone() };
+        (format!("group_{at}"), group(scheme, &targets))
+    });
+    let format = match formats.iter().next() {
+        Some(format) if formats.len() == 1 => format,
+        _ => "mixed-precision",
+    };
+    json!({
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "quantization_status": "compressed",
+        "version": LAYOUT_VERSION,
+        "global_compression_ratio": null,
+        "kv_cache_scheme": null,
+        "ignore": ignore,
+        "config_groups": Map::from_iter(config_groups),
+    })
+}
+
+fn group(scheme: &Scheme, targets: &[&str]) -> Value {
+    json!({
+        "targets": targets,
+        "format": scheme.checkpoint_format(),
+        "weights": weights(scheme),
+        "input_activations": activations(scheme),
+        "output_activations": null,
+    })
+}
+
+fn weights(scheme: &Scheme) -> Value {
+    let (bits, kind, symmetric) = match scheme.codes() {
+        Codes::Int { bits, symmetric, .. } => (bits, "int", symmetric),
+        Codes::Fp8E4m3 => (8, "float", true),
+        Codes::Fp6E2m3 => (6, "float", true),
+        Codes::Fp4E2m1 => (4, "float", true),
+    };
+    let mut weights = json!({ "num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": false });
+    let mut put = |key: &str, value: Value| weights[key] = value;
+    match scheme.granularity() {
+        Granularity::Tensor => put("strategy", json!("tensor")),
+        Granularity::Channel => put("strategy", json!("channel")),
+        Granularity::Group(size) => {
+            let is_two_level = scheme.format().scaling == Scaling::E4m3;
+            put("strategy", json!(if is_two_level { "tensor_group" } else { "group" }));
+            put("group_size", json!(size.get()));
+        }
+        Granularity::Block { rows, columns } => {
+            put("strategy", json!("block"));
+            put("block_structure", json!([rows.get(), columns.get()]));
+        }
+    }
+    let scale = match scheme.format().scaling {
+        Scaling::Weights => None,
+        Scaling::E8m0(_) => Some("torch.uint8"),
+        Scaling::E4m3 => Some("torch.float8_e4m3fn"),
+    };
+    if let Some(scale) = scale {
+        put("scale_dtype", json!(scale));
+        put("zp_dtype", json!(scale));
+    }
+    weights
+}
+
+/// How the engine quantizes activations, for the presets that say so.
+fn activations(scheme: &Scheme) -> Value {
+    match scheme.preset().map(|preset| preset.name) {
+        Some("W8A8" | "INT8") => {
+            json!({ "num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true })
+        }
+        Some("FP8_DYNAMIC") => {
+            json!({ "num_bits": 8, "type": "float", "symmetric": true, "strategy": "token", "dynamic": true })
+        }
+        Some("FP8_BLOCK") => {
+            json!({ "num_bits": 8, "type": "float", "symmetric": true, "strategy": "group", "group_size": 128, "dynamic": true })
+        }
+        _ => Value::Null,
+    }
+}

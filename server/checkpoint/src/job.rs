@@ -1,0 +1,387 @@
+//! A job: a model in, a quantized one out, file by file.
+//!
+//! A unit is one file of the source, which becomes one of the destination under the same name; a tensor is never split over units. A
+//! folder's job goes on where another was stopped, and what makes the folder a model, index and `config.json`, is written last.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
+
+use futures::{StreamExt, stream::BoxStream};
+use quarrel_engine::Plan;
+use quarrel_proto::{
+    command,
+    v1::{self, command::Verb},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    config::{Decided, quantized_config},
+    error::CheckpointError,
+    fate::{Fate, fates},
+    fused::with_shared_scales,
+    model::Model,
+    report::{Gate, LayerReport, Status},
+    site::{Record, Site, checksum},
+    source::{Source, Tensor},
+    target::{Replace, Stop, Target},
+    unit::{Row, Sealed, Unit},
+};
+
+/// What quantizes the layers of a job: a server, here or elsewhere.
+pub trait Quantizer {
+    /// What can go wrong there, or here.
+    type Error: From<CheckpointError>;
+
+    /// Rows of the layers' answers: of each layer in order, and layer after layer however it likes.
+    fn quantize(&self, command: v1::Quantize, layers: Vec<Weights>) -> BoxStream<'static, Result<Row, Self::Error>>;
+}
+
+/// A layer to quantize: a tensor of a file.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    /// The file.
+    pub source: Source,
+    /// The tensor.
+    pub tensor: Tensor,
+    /// Its element type, in the wire's word.
+    pub dtype: &'static str,
+}
+
+/// A job that is ready to run.
+#[derive(Debug)]
+pub struct Job {
+    model: Model,
+    command: v1::Quantize,
+    effective: v1::Command,
+    fates: Vec<Vec<Fate>>,
+    destination: Destination,
+    gate: Gate,
+}
+
+#[derive(Debug)]
+enum Destination {
+    File(Target),
+    Folder(Site),
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy)]
+pub enum Told<'a> {
+    /// So many bytes of a layer are done.
+    Layer {
+        /// Its name.
+        name: &'a str,
+        /// Of the source.
+        bytes: u64,
+        /// Whether that is all of them.
+        completes: bool,
+    },
+    /// A unit that was complete before: so many bytes need not be done.
+    Skipped(u64),
+    /// A file is being written.
+    Writes,
+}
+
+/// What a job has made.
+#[derive(Debug)]
+pub struct Made {
+    /// What became of every tensor, in the order of the source.
+    pub layers: Vec<LayerReport>,
+    /// Of the files of tensors.
+    pub bytes: u64,
+    /// How many units an earlier run had made.
+    pub units_before: usize,
+    pub(crate) records: Vec<Record>,
+}
+
+impl Job {
+    /// Looks at everything before any work is done: source, destination and command fit together. It reads much of the source
+    /// where fused layers must share a scale.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] of any kind.
+    pub fn open(
+        source: &Path,
+        destination: &Path,
+        command: v1::Quantize,
+        (replace, gate): (Replace, Gate),
+        stop: &Stop,
+    ) -> Result<Job, CheckpointError> {
+        let model = Model::open(source)?;
+        // What is wrong with it is said before anything is written.
+        fates(model.shards(), &command)?;
+        let (destination, command) = match model.folder() {
+            None => {
+                let target = Target::new(destination, replace)?;
+                (Destination::File(target), with_shared_scales(model.shards(), command, stop)?)
+            }
+            Some(_) => {
+                stop.keep();
+                let site = Site::open(destination, &identity(&model, &command)?, replace)?;
+                let facts = site.facts::<Facts>()?.and_then(|Facts { command }| read_back(&command));
+                let command = match facts {
+                    Some(command) => command,
+                    None => {
+                        let command = with_shared_scales(model.shards(), command, stop)?;
+                        site.remember_facts(&Facts { command: as_json(&command)? })?;
+                        command
+                    }
+                };
+                (Destination::Folder(site), command)
+            }
+        };
+        let fates = fates(model.shards(), &command)?;
+        let verb = Verb::Quantize(command.clone());
+        let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
+            .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+        Ok(Job { model, command, effective: plan.effective, fates, destination, gate })
+    }
+
+    /// The source.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The command with all that it leaves open.
+    pub fn effective(&self) -> &v1::Command {
+        &self.effective
+    }
+
+    /// Whether an earlier run has made a part of it.
+    pub fn goes_on(&self) -> bool {
+        matches!(&self.destination, Destination::Folder(site) if site.goes_on())
+    }
+
+    /// Whether a later run could go on with it.
+    fn is_recorded(&self) -> bool {
+        matches!(self.destination, Destination::Folder(_))
+    }
+
+    /// The layers that are quantized.
+    pub fn sent(&self) -> impl Iterator<Item = &Tensor> {
+        let all = self.model.shards().iter().zip(&self.fates);
+        let tensors = all.flat_map(|(shard, fates)| shard.tensors().iter().zip(fates));
+        tensors.filter(|(_, fate)| matches!(fate, Fate::Sent(_))).map(|(tensor, _)| tensor)
+    }
+
+    /// Makes every unit that is not made yet.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], as its own or as the quantizer's.
+    pub async fn run<Q: Quantizer>(
+        &mut self,
+        quantizer: &Q,
+        stop: &Arc<Stop>,
+        mut tell: impl FnMut(Told<'_>),
+    ) -> Result<Made, Q::Error> {
+        let mut made = Made { layers: Vec::new(), bytes: 0, units_before: 0, records: Vec::new() };
+        for (shard, fates) in self.model.shards().iter().zip(&self.fates) {
+            let file = name(shard.path());
+            let before = match &self.destination {
+                Destination::Folder(site) => site.record(&file).cloned(),
+                Destination::File(_) => None,
+            };
+            let record = match before {
+                Some(record) => {
+                    made.units_before += 1;
+                    tell(Told::Skipped(sent(shard, fates).map(|(tensor, _)| tensor.bytes()).sum()));
+                    record
+                }
+                None => {
+                    let target = match &self.destination {
+                        Destination::Folder(site) => site.target(Path::new(&file))?,
+                        Destination::File(target) => target.clone(),
+                    };
+                    let gate = if self.is_recorded() { Gate::default() } else { self.gate };
+                    let path = target.path().to_owned();
+                    let unit = self.unit(quantizer, shard, fates, target, &mut tell).await?;
+                    pass(gate, &unit.layers())?;
+                    tell(Told::Writes);
+                    let record = seal(unit, file, path, self.is_recorded(), stop).await?;
+                    if let Destination::Folder(site) = &mut self.destination {
+                        site.complete_unit(record.clone())?;
+                    }
+                    record
+                }
+            };
+            made.bytes += record.bytes;
+            made.layers.extend(record.layers.iter().cloned());
+            made.records.push(record);
+        }
+        pass(self.gate, &made.layers)?;
+        Ok(made)
+    }
+
+    async fn unit<Q: Quantizer>(
+        &self,
+        quantizer: &Q,
+        shard: &Source,
+        fates: &[Fate],
+        target: Target,
+        tell: &mut impl FnMut(Told<'_>),
+    ) -> Result<Unit, Q::Error> {
+        let mut unit = Unit::new(target, shard.clone())?;
+        let mut layers = Vec::new();
+        for (at, (tensor, fate)) in shard.tensors().iter().zip(fates).enumerate() {
+            match fate {
+                Fate::Sent(dtype) => {
+                    layers.push(Weights { source: shard.clone(), tensor: tensor.clone(), dtype });
+                    unit.waits(at);
+                }
+                Fate::Copied { reason, message } => {
+                    unit.copy(at, Status::Kept, reason.word().to_owned(), message.clone())?;
+                }
+            }
+        }
+        if layers.is_empty() {
+            return Ok(unit);
+        }
+        let mut rows = quantizer.quantize(self.command.clone(), layers);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let (name, bytes, completes) = (row.name.clone(), row.done, row.completes);
+            unit.take(row)?;
+            tell(Told::Layer { name: &name, bytes, completes });
+        }
+        Ok(unit)
+    }
+
+    /// Makes a model of the files: what else it has, and last of all its configuration.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`], of kind `Interrupted` if `stop` was first.
+    pub fn finish(self, made: &Made, stop: &Stop) -> Result<(), CheckpointError> {
+        let (Destination::Folder(site), Some(folder)) = (self.destination, self.model.folder()) else { return Ok(()) };
+        for other in &folder.others {
+            site.copy(&self.model.path().join(other), other)?;
+        }
+        if !stop.commit() {
+            let error = std::io::ErrorKind::Interrupted.into();
+            return Err(CheckpointError::Io { what: "cannot write", path: self.model.path().to_owned(), error });
+        }
+        if let Some((name, metadata)) = &folder.index {
+            site.put(Path::new(name), &text(&index(metadata, &made.records))?)?;
+        }
+        if let Some(config) = &folder.config {
+            let config = quantized_config(config.clone(), &decided(&made.layers)?);
+            site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
+        }
+        site.done()
+    }
+}
+
+/// Facts over a whole model, found once: the command with what fused layers share.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Facts {
+    command: Value,
+}
+
+/// What tells a job from another: its source and its command.
+fn identity(model: &Model, command: &v1::Quantize) -> Result<Value, CheckpointError> {
+    let mut files = Map::new();
+    for shard in model.shards() {
+        let found = std::fs::metadata(shard.path()).map_err(CheckpointError::io("cannot read", shard.path()))?;
+        let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified = modified.map(|time| time.as_nanos().to_string());
+        files.insert(name(shard.path()), json!({ "bytes": found.len(), "modified": modified }));
+    }
+    let config = model.folder().and_then(|folder| folder.config.clone());
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "source": files,
+        "configuration": config,
+        "command": as_json(command)?,
+    }))
+}
+
+fn as_json(quantize: &v1::Quantize) -> Result<Value, CheckpointError> {
+    let verb = Verb::Quantize(quantize.clone());
+    let text = command::to_json(&v1::Command { verb: Some(verb), ..Default::default() });
+    serde_json::from_str(&text).map_err(|error| CheckpointError::Ours(error.to_string()))
+}
+
+/// The inverse of [`as_json`].
+fn read_back(command: &Value) -> Option<v1::Quantize> {
+    match command::parse(command.to_string().as_bytes()).ok()?.verb? {
+        Verb::Quantize(quantize) => Some(quantize),
+        Verb::Dequantize(_) | Verb::Measure(_) => None,
+    }
+}
+
+fn sent<'a>(shard: &'a Source, fates: &'a [Fate]) -> impl Iterator<Item = (&'a Tensor, &'static str)> {
+    shard.tensors().iter().zip(fates).filter_map(|(tensor, fate)| match fate {
+        Fate::Sent(dtype) => Some((tensor, *dtype)),
+        Fate::Copied { .. } => None,
+    })
+}
+
+fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
+    match gate.missed(layers) {
+        Some((layer, detail)) => Err(CheckpointError::Gate { layer: layer.name.clone(), detail }),
+        None => Ok(()),
+    }
+}
+
+/// Writes a unit's file, on a thread that may block. Stopped before its end, it leaves nothing behind: the runtime waits for the
+/// thread.
+async fn seal(
+    unit: Unit,
+    file: String,
+    path: PathBuf,
+    is_recorded: bool,
+    stop: &Arc<Stop>,
+) -> Result<Record, CheckpointError> {
+    let stop = Arc::clone(stop);
+    let sealed = tokio::task::spawn_blocking(move || {
+        let Sealed { layers, bytes, tensors } = unit.seal(&stop)?;
+        let crc32c = match is_recorded {
+            true => checksum(&path).map_err(CheckpointError::io("cannot read", &path))?.1,
+            false => 0,
+        };
+        Ok(Record { file, bytes, crc32c, tensors, layers })
+    });
+    sealed.await.map_err(|error| CheckpointError::Ours(error.to_string()))?
+}
+
+/// What became of the modules.
+fn decided(layers: &[LayerReport]) -> Result<Decided, CheckpointError> {
+    let mut decided = Decided::default();
+    for layer in layers {
+        let Some(module) = layer.name.strip_suffix(".weight") else { continue };
+        match &layer.scheme {
+            Some(scheme) => {
+                let scheme = scheme.parse().map_err(|_| CheckpointError::Ours(format!("`{scheme}` was answered")))?;
+                decided.quantized.insert(module.to_owned(), scheme);
+            }
+            None if layer.shape.len() >= 2 => drop(decided.kept.insert(module.to_owned())),
+            None => {}
+        }
+    }
+    Ok(decided)
+}
+
+/// Which tensor is in which file.
+fn index(metadata: &Map<String, Value>, records: &[Record]) -> Value {
+    let mut metadata = metadata.clone();
+    let total: u64 = records.iter().flat_map(|record| record.tensors.values()).sum();
+    metadata.insert("total_size".to_owned(), json!(total));
+    // It counted those of the dense model.
+    metadata.remove("total_parameters");
+    let homes =
+        records.iter().flat_map(|record| record.tensors.keys().map(|tensor| (tensor.clone(), json!(record.file))));
+    let homes = std::collections::BTreeMap::from_iter(homes);
+    json!({ "metadata": metadata, "weight_map": homes })
+}
+
+fn text(value: &Value) -> Result<Vec<u8>, CheckpointError> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| CheckpointError::Ours(error.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

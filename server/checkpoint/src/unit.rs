@@ -1,0 +1,217 @@
+//! One file of a model: rows of quantized layers as they come, and tensors that are copied, to one file of the destination.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use quarrel_engine::Scheme;
+
+use crate::{
+    error::CheckpointError,
+    modules::{known_schemes, with_schemes},
+    report::{LayerReport, Metrics, Status},
+    sink::{Pieces, Sink},
+    source::{Source, Tensor},
+    stored::stored,
+    target::{Stop, Target},
+};
+
+/// A row of a quantized layer, as whoever quantizes answers it.
+#[derive(Debug)]
+pub struct Row {
+    /// The layer.
+    pub name: String,
+    /// Whether it is the layer's first: what came of it before is void.
+    pub begins: bool,
+    /// Whether it completes the layer.
+    pub completes: bool,
+    /// Bytes of the layer that are done with it.
+    pub done: u64,
+    /// What became of the row.
+    pub outcome: Outcome,
+    /// Quality of the layer, with the row that completes it.
+    pub metrics: Option<Metrics>,
+}
+
+/// What became of a row.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was quantized.
+    Quantized {
+        /// Packed codes.
+        data: Bytes,
+        /// Of the spans that begin in this row.
+        scales: Vec<f32>,
+        /// One for each scale; none if symmetric.
+        zero_points: Option<Vec<i32>>,
+        /// What the scales are divided by, on the layer's first row.
+        global_scale: Option<f32>,
+        /// The canonical scheme.
+        scheme: String,
+    },
+    /// It was not.
+    Not {
+        /// Why: kept or failed.
+        status: Status,
+        /// The contract's word.
+        reason: String,
+        /// A sentence.
+        message: String,
+    },
+}
+
+/// The file in the making, and what has come for it so far.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    sink: Sink,
+    source: Source,
+    /// By name, where in the source the layer is.
+    waiting: HashMap<String, usize>,
+    open: HashMap<String, Open>,
+    reports: BTreeMap<usize, LayerReport>,
+    /// Of modules, by name: those that were quantized before, and now.
+    schemes: BTreeMap<String, String>,
+}
+
+/// A layer whose rows are coming.
+#[derive(Debug, Default)]
+struct Open {
+    pieces: Pieces,
+    scales: Vec<f32>,
+    zero_points: Option<Vec<i32>>,
+    global_scale: Option<f32>,
+    scheme: Option<String>,
+    /// Why it is not quantized, if a row says so.
+    not: Option<(Status, String, String)>,
+}
+
+/// What a unit has become.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    /// In the order of the source.
+    pub(crate) layers: Vec<LayerReport>,
+    /// Of the file.
+    pub(crate) bytes: u64,
+    /// Tensors of the destination, and their bytes.
+    pub(crate) tensors: BTreeMap<String, u64>,
+}
+
+impl Unit {
+    pub(crate) fn new(target: Target, source: Source) -> Result<Unit, CheckpointError> {
+        let schemes = known_schemes(&source)?;
+        Ok(Unit {
+            sink: Sink::new(target)?,
+            source,
+            waiting: HashMap::new(),
+            open: HashMap::new(),
+            reports: BTreeMap::new(),
+            schemes,
+        })
+    }
+
+    /// The tensor at that place is sent, and answered later.
+    pub(crate) fn waits(&mut self, at: usize) {
+        self.waiting.insert(self.source.tensors()[at].name.clone(), at);
+    }
+
+    /// The tensor at that place stays as it is.
+    pub(crate) fn copy(
+        &mut self,
+        at: usize,
+        status: Status,
+        reason: String,
+        message: String,
+    ) -> Result<(), CheckpointError> {
+        let tensor = &self.source.tensors()[at];
+        self.sink.copied(&self.source, tensor)?;
+        let tensors = vec![tensor.name.clone()];
+        let report = report(tensor, status, tensors);
+        self.reports.insert(at, LayerReport { reason: Some(reason), message: Some(message), ..report });
+        Ok(())
+    }
+
+    pub(crate) fn take(&mut self, row: Row) -> Result<(), CheckpointError> {
+        let open = self.open.entry(row.name.clone()).or_default();
+        if row.begins {
+            // The first, or the first again because its stream broke.
+            *open = Open::default();
+        }
+        match row.outcome {
+            Outcome::Quantized { data, scales, zero_points, global_scale, scheme } => {
+                self.sink.spool(&mut open.pieces, &data)?;
+                open.scales.extend(scales);
+                match (&mut open.zero_points, zero_points) {
+                    (Some(points), Some(more)) => points.extend(more),
+                    (points, more) => *points = more,
+                }
+                open.global_scale = open.global_scale.or(global_scale);
+                open.scheme = Some(scheme);
+            }
+            Outcome::Not { status, reason, message } => open.not = Some((status, reason, message)),
+        }
+        if row.completes {
+            self.finish(&row.name, row.metrics)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, name: &str, metrics: Option<Metrics>) -> Result<(), CheckpointError> {
+        let unasked = || CheckpointError::Ours(format!("layer `{name}` was answered and not sent"));
+        let at = self.waiting.remove(name).ok_or_else(unasked)?;
+        let open = self.open.remove(name).ok_or_else(unasked)?;
+        if let Some((status, reason, message)) = open.not {
+            return self.copy(at, status, reason, message);
+        }
+        let text = open.scheme.unwrap_or_default();
+        let scheme: Scheme = text.parse().map_err(|error| CheckpointError::Ours(format!("layer `{name}`: {error}")))?;
+        let tensor = &self.source.tensors()[at];
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let (points, global) = (open.zero_points.as_deref(), open.global_scale);
+        let stored = stored(module, &scheme, (tensor.dtype, &tensor.shape), &open.scales, points, global);
+        let mut tensors = vec![stored.codes.0.clone()];
+        self.sink.spooled(stored.codes, open.pieces)?;
+        for (name, dtype, shape, bytes) in stored.beside {
+            tensors.push(name.clone());
+            self.sink.here(name, dtype, shape, &bytes)?;
+        }
+        self.schemes.insert(module.to_owned(), text.clone());
+        let report = report(tensor, Status::Quantized, tensors);
+        self.reports.insert(at, LayerReport { scheme: Some(text), metrics, ..report });
+        Ok(())
+    }
+
+    /// What became of the tensors so far, in the order of the source.
+    pub(crate) fn layers(&self) -> Vec<LayerReport> {
+        self.reports.values().cloned().collect()
+    }
+
+    /// Writes the file.
+    pub(crate) fn seal(self, stop: &Arc<Stop>) -> Result<Sealed, CheckpointError> {
+        let Unit { sink, source, waiting, reports, schemes, .. } = self;
+        if let Some(name) = waiting.keys().next() {
+            return Err(CheckpointError::Ours(format!("layer `{name}` was sent and not answered")));
+        }
+        let mut metadata = with_schemes(&source, &schemes);
+        metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+        let tensors = sink.tensors();
+        let bytes = sink.seal(&metadata, stop)?;
+        Ok(Sealed { layers: reports.into_values().collect(), bytes, tensors })
+    }
+}
+
+fn report(tensor: &Tensor, status: Status, tensors: Vec<String>) -> LayerReport {
+    LayerReport {
+        name: tensor.name.clone(),
+        status,
+        reason: None,
+        message: None,
+        dtype: format!("{:?}", tensor.dtype),
+        shape: tensor.shape.clone(),
+        scheme: None,
+        metrics: None,
+        tensors,
+        bytes: tensor.bytes(),
+    }
+}

@@ -1,0 +1,287 @@
+"""`quarrel quantize FOLDER FOLDER`: a model in, a model out; what is complete of a run that was stopped is not done again."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from golden import cases
+from harness import cli
+
+BF16 = ml_dtypes.bfloat16
+INDEX = "model.safetensors.index.json"
+LAYERS = 2
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_size": 256,
+    "intermediate_size": 512, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "tie_word_embeddings": True, "vocab_size": 512,
+}
+OTHERS = {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ messages }}", "assets/notes.md": b"# Notes"}
+# What is beside the model and is not of it.
+STRANGERS = {"pytorch_model.bin": b"dense", "onnx/model.onnx": b"dense", ".git/HEAD": b"ref"}
+
+
+def tensors() -> dict[str, np.ndarray]:
+    """A small Llama, in the order of its layers."""
+    def normal(name, shape):
+        return (cases.normal(cases.generator(f"folder {name}"), shape) * 0.05).astype(BF16)
+
+    found = {"model.embed_tokens.weight": normal("embed", (512, 256))}
+    for at in range(LAYERS):
+        layer = f"model.layers.{at}"
+        for name, shape in [("self_attn.q_proj", (256, 256)), ("self_attn.k_proj", (128, 256)),
+                            ("self_attn.v_proj", (128, 256)), ("self_attn.o_proj", (256, 256)),
+                            ("mlp.gate_proj", (512, 256)), ("mlp.up_proj", (512, 256)), ("mlp.down_proj", (256, 512))]:
+            found[f"{layer}.{name}.weight"] = normal(f"{at} {name}", shape)
+        found[f"{layer}.input_layernorm.weight"] = np.ones(256, BF16)
+        found[f"{layer}.post_attention_layernorm.weight"] = np.ones(256, BF16)
+    return found | {"model.norm.weight": np.ones(256, BF16)}
+
+
+def write_model(folder: Path, *, shards=3, **config) -> Path:
+    """Fused layers lie in different files."""
+    names = list(tensors())
+    homes = {name: f"model-{at % shards + 1:05}-of-{shards:05}.safetensors" for at, name in enumerate(names)}
+    if shards == 1:
+        homes = dict.fromkeys(names, "model.safetensors")
+    folder.mkdir(parents=True)
+    for file in sorted(set(homes.values())):
+        cli.write(folder / file, {name: tensors()[name] for name in names if homes[name] == file})
+    if shards > 1:
+        total = sum(array.nbytes for array in tensors().values())
+        metadata = {"total_size": total, "total_parameters": 1}
+        (folder / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": homes}))
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    for name, data in (OTHERS | STRANGERS).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("source") / "model")
+
+
+def refused(code: int, *args) -> str:
+    """A run that must fail so; what it says."""
+    ended = cli.run("quantize", *args)
+    assert ended.code == code, (ended.code, ended.err)
+    return ended.err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder; the report without what differs from run to run."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = {name: data for name, data in found.items() if not name.startswith(".quarrel.done/")}
+    if report := found.pop("quarrel.report.json", None):
+        told = json.loads(report)
+        told.pop("seconds"), told.pop("destination"), told.pop("server"), told.pop("source")
+        found["report"] = json.dumps(told).encode()
+    return found
+
+
+def all_tensors(folder: Path) -> dict:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in cli.read(path).tensors.items()}
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "NVFP4A16"])
+def test_a_folder_becomes_the_same_tensors_as_one_file(scheme, model, tmp_path):
+    cli.quantize(model, tmp_path / "out", "-s", scheme)
+    cli.quantize(cli.write(tmp_path / "one.safetensors", tensors()), tmp_path / "whole.safetensors", "-s", scheme)
+    whole = cli.read(tmp_path / "whole.safetensors").tensors
+    found = all_tensors(tmp_path / "out")
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert (found[name].dtype, found[name].tobytes()) == (tensor.dtype, tensor.tobytes()), name
+
+
+def test_the_index_and_the_configuration_say_what_is_there(model, tmp_path):
+    out = tmp_path / "out"
+    cli.quantize(model, out, "-s", "W4A16")
+    index = json.loads((out / INDEX).read_text())
+    held = {name: path.name for path in out.glob("*.safetensors") for name in cli.read(path).tensors}
+    assert index["weight_map"] == held
+    assert index["metadata"] == {"total_size": sum(tensor.nbytes for tensor in all_tensors(out).values())}
+    config = json.loads((out / "config.json").read_text())
+    quantization = config.pop("quantization_config")
+    assert config == CONFIG
+    group, = quantization.pop("config_groups").values()
+    assert quantization == {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "version": "0.20.0", "global_compression_ratio": None, "kv_cache_scheme": None,
+        "ignore": ["lm_head", "model.embed_tokens"],
+    }
+    assert group == {
+        "targets": ["Linear"], "format": "pack-quantized", "input_activations": None, "output_activations": None,
+        "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128,
+                    "dynamic": False},
+    }
+    assert {name: (out / name).read_bytes() for name in OTHERS} == OTHERS
+    expected = {"config.json", INDEX, "quarrel.report.json", *OTHERS, *held.values()}
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == expected
+
+
+def test_a_model_of_one_file_has_no_index(tmp_path):
+    source = write_model(tmp_path / "model", shards=1, dtype="float32")
+    cli.quantize(source, tmp_path / "out", "-s", "MXFP4A16")
+    assert (tmp_path / "out/model.safetensors").is_file() and not (tmp_path / "out" / INDEX).exists()
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_several_schemes_name_their_layers(model, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    rules = [{"targets": ["re:.*self_attn"], "scheme": "W4A16"}, {"targets": ["re:.*mlp"], "scheme": "FP8_DYNAMIC"}]
+    recipe.write_text(json.dumps({"rules": rules, "ignore": ["@standard"]}))
+    cli.quantize(model, tmp_path / "out", "--recipe", recipe)
+    quantization = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert quantization["format"] == "mixed-precision"
+    groups = {group["format"]: group for group in quantization["config_groups"].values()}
+    assert len(groups["pack-quantized"]["targets"]) == 4 * LAYERS
+    assert len(groups["float-quantized"]["targets"]) == 3 * LAYERS
+    assert groups["float-quantized"]["input_activations"]["strategy"] == "token"
+
+
+def test_killed_at_any_moment_the_same_command_makes_the_same_files(model, tmp_path):
+    undisturbed = tmp_path / "undisturbed"
+    began = time.monotonic()
+    cli.quantize(model, undisturbed, "-s", "NVFP4A16")
+    seconds = time.monotonic() - began
+    expected = files(undisturbed)
+    moments, resumed = random.Random(5), 0
+    for at in range(20):
+        out = tmp_path / f"out{at}"
+        with cli.Running("quantize", model, out, "-s", "NVFP4A16") as running:
+            time.sleep(moments.random() * seconds)  # the moment itself
+            running.send(signal.SIGKILL)
+        done = set(out.glob("*.safetensors"))
+        resumed += bool(done) and (out / ".quarrel").exists()
+        assert (out / ".quarrel").exists() or not out.exists() or files(out) == expected
+        assert not (out / "config.json").exists() or (out / INDEX).exists()
+        before = {path: path.stat().st_ino for path in done}
+        if not (out / "config.json").exists() or (out / ".quarrel").exists():
+            cli.quantize(model, out, "-s", "NVFP4A16")
+        records = {path for path in done if path.stat().st_ino == before[path]}
+        assert len(done - records) <= 1, "one at most had its name and no record yet"
+        assert files(out) == expected
+        shutil.rmtree(out)
+    print(f"{resumed} of 20 runs had files that were not made again")
+
+
+def test_stopped_by_a_signal_it_says_how_to_go_on(model, tmp_path):
+    with cli.Running("quantize", model, tmp_path / "out", "-s", "W4A16", "--cpu-level", "scalar") as running:
+        running.reaches(lambda: (tmp_path / "out/.quarrel/job.json").exists())
+        running.send(signal.SIGTERM)
+        ended = running.end()
+    if ended.code != 0:  # it may have been too quick
+        assert ended.code == 143 and "Run the same command again" in ended.advice
+        cli.quantize(model, tmp_path / "out", "-s", "W4A16")
+    cli.quantize(model, tmp_path / "whole", "-s", "W4A16")
+    assert files(tmp_path / "out").keys() == files(tmp_path / "whole").keys()
+
+
+@pytest.fixture
+def begun(model, tmp_path):
+    """A folder in which one file is missing."""
+    out = tmp_path / "out"
+    refused(7, model, out, "-s", "W4A16", "--sqnr-db-min", "99")
+    assert not (out / "config.json").exists() and len(list(out.glob("*.safetensors"))) == 3
+    return out
+
+
+def test_a_gate_that_is_missed_leaves_no_model(begun, model):
+    error = refused(7, model, begun, "-s", "W4A16", "--cosine-min", "0.99999")
+    assert "has a cosine of 0.9" in error and "expected at least 0.99999" in error
+    assert not (begun / "config.json").exists()
+    cli.quantize(model, begun, "-s", "W4A16")
+    assert (begun / "config.json").exists() and not (begun / ".quarrel").exists()
+
+
+def test_a_gate_that_is_missed_leaves_no_file(tmp_path):
+    source = cli.write(tmp_path / "one.safetensors", tensors())
+    error = refused(7, source, tmp_path / "out.safetensors", "-s", "int2/g64", "--sqnr-db-min", "12")
+    assert "dB: expected at least 12 dB" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def test_another_command_or_another_source_does_not_go_on(begun, model, tmp_path):
+    assert "its command differs" in refused(2, model, begun, "-s", "W8A16")
+    changed = shutil.copytree(model, tmp_path / "changed")
+    shard = next(changed.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    assert "its source differs" in refused(2, changed, begun, "-s", "W4A16")
+    cli.quantize(model, begun, "-s", "W8A16", "--force")
+    cli.quantize(model, tmp_path / "whole", "-s", "W8A16")
+    assert files(begun) == files(tmp_path / "whole")
+
+
+def test_a_file_that_is_not_as_it_was_written_is_made_again(begun, model, tmp_path):
+    shard = sorted(begun.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    cli.quantize(model, begun, "-s", "W4A16")
+    cli.quantize(model, tmp_path / "whole", "-s", "W4A16")
+    assert files(begun) == files(tmp_path / "whole")
+
+
+def test_a_folder_that_holds_something_is_left_alone(model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    assert "exists" in refused(2, model, tmp_path / "out", "-s", "W4A16")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    (tmp_path / "file").write_text("mine")
+    assert "expected a folder" in refused(2, model, tmp_path / "file", "-s", "W4A16")
+
+
+def edited(model: Path, folder: Path, edit) -> Path:
+    """A copy whose index is edited."""
+    copy = shutil.copytree(model, folder)
+    index = json.loads((copy / INDEX).read_text())
+    edit(index["weight_map"], copy)
+    (copy / INDEX).write_text(json.dumps(index))
+    return copy
+
+
+def first(weight_map):
+    return next(iter(weight_map))
+
+
+BROKEN = {
+    "a file that is missing": (lambda map, _: map.update({first(map): "gone.safetensors"}), "`gone.safetensors`, which is not"),
+    "a file elsewhere": (lambda map, _: map.update({first(map): "../x.safetensors"}), "expected a file in its own folder"),
+    "a tensor elsewhere": (lambda map, _: map.update({"no.such": map[first(map)]}), "tensor `no.such` in `model-00001"),
+    "nothing": (lambda map, _: map.clear(), "`weight_map` is empty"),
+    "a file twice": (lambda map, at: (shutil.copy(at / map[first(map)], at / "b.safetensors"),
+                                      map.update({first(map): "b.safetensors"})), "is in `b.safetensors` and in `model-0"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_index_that_lies_is_told(what, model, tmp_path):
+    edit, says = BROKEN[what]
+    broken = edited(model, tmp_path / "broken", edit)
+    assert says in refused(3, broken, tmp_path / "out", "-s", "W4A16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_no_model_are_told(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no file of safetensors" in refused(3, tmp_path / "empty", tmp_path / "out", "-s", "W4A16")
+    several = shutil.copytree(model, tmp_path / "several")
+    (several / INDEX).unlink()
+    assert "several files of safetensors and no index" in refused(3, several, tmp_path / "out", "-s", "W4A16")
+    wrong = shutil.copytree(model, tmp_path / "wrong")
+    (wrong / "config.json").write_text("[1")
+    assert "config.json" in refused(3, wrong, tmp_path / "out", "-s", "W4A16")
+
+
+def test_a_server_elsewhere_makes_the_same_model(model, tmp_path, server):
+    cli.quantize(model, tmp_path / "there", "-s", "W4A16", "--server", server.location)
+    cli.quantize(model, tmp_path / "here", "-s", "W4A16")
+    there, here = files(tmp_path / "there"), files(tmp_path / "here")
+    assert there == here
