@@ -186,6 +186,27 @@ def test_stopped_by_a_signal_it_says_how_to_go_on(model, tmp_path):
     assert files(tmp_path / "out").keys() == files(tmp_path / "whole").keys()
 
 
+@pytest.mark.parametrize("scheme", ["W4A16", "NVFP4A16"])
+def test_a_folder_is_dequantized_as_its_files_are(scheme, model, tmp_path):
+    cli.quantize(model, tmp_path / "out", "-s", scheme)
+    cli.done("dequantize", tmp_path / "out", tmp_path / "dense")
+    found = {str(path.relative_to(tmp_path / "dense")) for path in (tmp_path / "dense").rglob("*") if path.is_file()}
+    expected = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
+    assert found == expected - STRANGERS.keys()
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        cli.done("dequantize", path, tmp_path / path.name)
+        assert (tmp_path / path.name).read_bytes() == (tmp_path / "dense" / path.name).read_bytes()
+    assert json.loads((tmp_path / "dense/config.json").read_text()) == CONFIG
+    index = json.loads((tmp_path / "dense" / INDEX).read_text())
+    assert index["weight_map"] == json.loads((model / INDEX).read_text())["weight_map"]
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors().values())
+
+
+def test_a_folder_without_quantized_layers_is_told(model, tmp_path):
+    ended = cli.run("dequantize", model, tmp_path / "out")
+    assert ended.code == 3 and "has no quantized layers" in ended.err and not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def begun(model, tmp_path):
     """A folder in which one file is missing."""

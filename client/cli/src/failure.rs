@@ -69,11 +69,6 @@ impl Failure {
         Failure::new(USAGE, sentence).advise(advice)
     }
 
-    /// A file that cannot be worked on.
-    pub(crate) fn input(sentence: impl Into<String>, advice: impl Into<String>) -> Failure {
-        Failure::new(INPUT, sentence).advise(advice)
-    }
-
     /// An address that cannot be had.
     pub(crate) fn listen(address: &quarrel_flight::Listen, error: &io::Error) -> Failure {
         let advice = "Choose another address with `--listen`, or stop what listens there.";
@@ -148,6 +143,9 @@ impl From<CheckpointError> for Failure {
             ),
             CheckpointError::Model { .. } => {
                 Failure::new(INPUT, sentence).advise("Check that the model was copied whole, with its index.")
+            }
+            CheckpointError::NothingQuantized { .. } => {
+                Failure::new(INPUT, sentence).advise("Look at it with `quarrel inspect`.")
             }
             CheckpointError::NoFolder { .. } => Failure::new(USAGE, sentence).advise("Name a folder."),
             CheckpointError::JobChanged { .. } => Failure::new(USAGE, sentence).advise(

@@ -6,14 +6,15 @@ mod args;
 mod dequantize;
 mod failure;
 mod inspect;
+mod paths;
 mod place;
 mod progress;
 mod quantize;
 mod recipe;
 mod report;
 mod schemes;
-mod seal;
 mod serve;
+mod served;
 mod table;
 
 use std::{

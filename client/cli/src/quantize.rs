@@ -6,27 +6,23 @@
 
 use std::{sync::Arc, time::Instant};
 
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use quarrel_checkpoint::{
-    Gate, Job, LayerReport, Made, Metrics, Outcome, Quantizer, Replace, Row, Status, Stop, Target, Tensor, Told,
-    Weights, checkpoint_recipe,
+    Gate, Job, LayerReport, Made, Replace, Status, Stop, Target, Tensor, Told, checkpoint_recipe,
 };
-use quarrel_client::{
-    Client, Layer, Run,
-    proto::{
-        command::to_json,
-        v1::{self, quantize::How},
-    },
+use quarrel_client::proto::{
+    command::to_json,
+    v1::{self, quantize::How},
 };
 
 use crate::{
     args::{QuantizeArgs, word},
     failure::Failure,
+    paths::different,
     place::{Place, Room},
     progress::Progress,
     recipe::recipe,
     report::{self, Report, Totals},
-    seal::different,
+    served::{Served, blocking, replace},
     table,
 };
 
@@ -40,7 +36,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     different(&Vec::from_iter(paths.into_iter().flatten()))?;
     let mut job = open(&args, command, &stop).await?;
     // A run that has made a part has written no report, or one that this one replaces.
-    let replace = if job.goes_on() { Replace::AtTheEnd } else { replace(&args) };
+    let replace = if job.goes_on() { Replace::AtTheEnd } else { replace(&args.files) };
     let report_target = Target::new(&report_path, replace)?;
 
     let room = Room::for_weights(job.sent().map(|tensor| (tensor.bytes(), tensor.shape.as_slice())));
@@ -64,7 +60,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
         quarrel: env!("CARGO_PKG_VERSION"),
         contract: place.client.info().contract.clone(),
         cpu_level: place.client.info().cpu_level.clone(),
-        command: serde_json::from_str(&to_json(job.effective())).ok(),
+        command: job.effective().and_then(|command| serde_json::from_str(&to_json(command)).ok()),
         seconds: started.elapsed().as_secs_f64(),
         totals,
         layers: made.layers.clone(),
@@ -76,30 +72,19 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     failed(&report.layers)
 }
 
-fn replace(args: &QuantizeArgs) -> Replace {
-    if args.files.force { Replace::AtTheEnd } else { Replace::Never }
-}
-
 /// Opens the job, which may read much of the model, on a thread that may block.
 async fn open(args: &QuantizeArgs, command: v1::Quantize, stop: &Arc<Stop>) -> Result<Job, Failure> {
     let (source, destination) = (args.files.source.clone(), args.files.destination.clone());
-    let replace = replace(args);
+    let replace = replace(&args.files);
     let gate = Gate { sqnr_db_min: args.sqnr_db_min, cosine_min: args.cosine_min };
     let stop = Arc::clone(stop);
     blocking(move || Job::open(&source, &destination, command, (replace, gate), &stop)).await
 }
 
-async fn finish(job: Job, made: Made, progress: &Progress, stop: &Arc<Stop>) -> Result<(), Failure> {
+pub(crate) async fn finish(job: Job, made: Made, progress: &Progress, stop: &Arc<Stop>) -> Result<(), Failure> {
     progress.say("completing the model");
     let stop = Arc::clone(stop);
     blocking(move || job.finish(&made, &stop)).await
-}
-
-async fn blocking<T: Send + 'static>(
-    what: impl FnOnce() -> Result<T, quarrel_checkpoint::CheckpointError> + Send + 'static,
-) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(what).await;
-    Ok(done.map_err(|error| Failure::ours(error.to_string()))??)
 }
 
 fn failed(layers: &[LayerReport]) -> Result<(), Failure> {
@@ -135,57 +120,4 @@ fn command(args: &QuantizeArgs) -> Result<v1::Quantize, Failure> {
         on_error: Some(word(args.on_error)),
         ..Default::default()
     })
-}
-
-/// A server, as a job's quantizer.
-struct Served(Client);
-
-impl Quantizer for Served {
-    type Error = Failure;
-
-    fn quantize(&self, command: v1::Quantize, layers: Vec<Weights>) -> BoxStream<'static, Result<Row, Failure>> {
-        let layers = Result::<Vec<_>, _>::from_iter(layers.into_iter().map(layer));
-        match layers {
-            Ok(layers) => self.0.quantize(command, layers).map_ok(row).map_err(Failure::from).boxed(),
-            Err(failure) => futures::stream::iter([Err(failure)]).boxed(),
-        }
-    }
-}
-
-fn layer(Weights { source, tensor, dtype }: Weights) -> Result<Layer, Failure> {
-    let dtype = dtype.parse().map_err(|_| Failure::ours(format!("`{dtype}` came from the plan")))?;
-    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-    Ok(Layer::lazy(&*name, dtype, &shape, move |range| source.read(&tensor, range)))
-}
-
-fn row(run: Run) -> Row {
-    let bytes = run.layer.shape().iter().product::<u64>() * run.layer.dtype().bytes();
-    let not = |status, reason, message| Outcome::Not { status, reason, message };
-    Row {
-        name: run.layer.name().to_owned(),
-        begins: run.channels.start == 0,
-        completes: run.is_last,
-        done: if run.is_last { bytes } else { bytes / run.channels_total * run.channels.end },
-        outcome: match run.outcome {
-            quarrel_client::Outcome::Quantized(codes) => Outcome::Quantized {
-                data: codes.data,
-                scales: codes.scales,
-                zero_points: codes.zero_points,
-                global_scale: codes.global_scale,
-                scheme: codes.scheme,
-            },
-            quarrel_client::Outcome::Kept { reason, message, .. } => not(Status::Kept, reason, message),
-            quarrel_client::Outcome::Failed { reason, message } => not(Status::Failed, reason, message),
-        },
-        metrics: run.layer_metrics.map(|found| Metrics {
-            elements: found.elements,
-            mse: found.mse,
-            sqnr_db: found.sqnr_db,
-            cosine: found.cosine,
-            max_abs_error: found.max_abs_error,
-            amax: found.amax,
-            saturated: found.saturated,
-            bits_per_weight: found.bits_per_weight,
-        }),
-    }
 }

@@ -81,6 +81,12 @@ pub enum CheckpointError {
     /// A bug.
     #[error("{0}")]
     Ours(String),
+    /// There is nothing to dequantize.
+    #[error("`{}` has no quantized layers", path.display())]
+    NothingQuantized {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// Two tensors of one name would be written.
     #[error("tensor `{name}` would be written twice: it is in the source, and what a quantized layer becomes")]
     Twice {

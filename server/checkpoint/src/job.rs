@@ -4,12 +4,13 @@
 //! folder's job goes on where another was stopped, and what makes the folder a model, index and `config.json`, is written last.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::UNIX_EPOCH,
 };
 
-use futures::{StreamExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use quarrel_engine::Plan;
 use quarrel_proto::{
     command,
@@ -22,12 +23,14 @@ use crate::{
     error::CheckpointError,
     fate::{Fate, fates},
     fused::with_shared_scales,
+    make::{dense, quantized},
     model::Model,
-    report::{Gate, LayerReport, Status},
+    modules::{Module, modules},
+    report::{Gate, LayerReport},
     site::{Record, Site, checksum},
     source::{Source, Tensor},
     target::{Replace, Stop, Target},
-    unit::{Row, Sealed, Unit},
+    unit::{Row, Sealed, Unit, Values},
 };
 
 /// What quantizes the layers of a job: a server, here or elsewhere.
@@ -37,6 +40,9 @@ pub trait Quantizer {
 
     /// Rows of the layers' answers: of each layer in order, and layer after layer however it likes.
     fn quantize(&self, command: v1::Quantize, layers: Vec<Weights>) -> BoxStream<'static, Result<Row, Self::Error>>;
+
+    /// Values of the layers, likewise, all of one type: a word of the wire.
+    fn dequantize(&self, dtype: String, layers: Vec<Coded>) -> BoxStream<'static, Result<Values, Self::Error>>;
 }
 
 /// A layer to quantize: a tensor of a file.
@@ -50,15 +56,37 @@ pub struct Weights {
     pub dtype: &'static str,
 }
 
+/// A layer to dequantize: a module of a file.
+#[derive(Debug, Clone)]
+pub struct Coded {
+    /// The file.
+    pub source: Source,
+    /// The module.
+    pub module: Module,
+}
+
 /// A job that is ready to run.
 #[derive(Debug)]
 pub struct Job {
     model: Model,
-    command: v1::Quantize,
-    effective: v1::Command,
-    fates: Vec<Vec<Fate>>,
+    work: Work,
     destination: Destination,
     gate: Gate,
+}
+
+/// What is done with each file.
+#[derive(Debug)]
+enum Work {
+    Quantize {
+        command: v1::Quantize,
+        effective: v1::Command,
+        fates: Vec<Vec<Fate>>,
+    },
+    /// To one type, or to the one that each layer's weights had.
+    Dequantize {
+        dtype: Option<String>,
+        modules: Vec<Vec<Module>>,
+    },
 }
 
 #[derive(Debug)]
@@ -120,7 +148,7 @@ impl Job {
             }
             Some(_) => {
                 stop.keep();
-                let site = Site::open(destination, &identity(&model, &command)?, replace)?;
+                let site = Site::open(destination, &identity(&model, as_json(&command)?)?, replace)?;
                 let facts = site.facts::<Facts>()?.and_then(|Facts { command }| read_back(&command));
                 let command = match facts {
                     Some(command) => command,
@@ -137,7 +165,34 @@ impl Job {
         let verb = Verb::Quantize(command.clone());
         let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
             .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
-        Ok(Job { model, command, effective: plan.effective, fates, destination, gate })
+        Ok(Job { model, work: Work::Quantize { command, effective: plan.effective, fates }, destination, gate })
+    }
+
+    /// The same for a job that makes dense layers of quantized ones, of type `dtype` or of their own.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] of any kind.
+    pub fn open_dense(
+        source: &Path,
+        destination: &Path,
+        dtype: Option<String>,
+        replace: Replace,
+        stop: &Stop,
+    ) -> Result<Job, CheckpointError> {
+        let model = Model::open(source)?;
+        let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
+        if modules.iter().all(Vec::is_empty) {
+            return Err(CheckpointError::NothingQuantized { path: source.to_owned() });
+        }
+        let destination = match model.folder() {
+            None => Destination::File(Target::new(destination, replace)?),
+            Some(_) => {
+                stop.keep();
+                let identity = identity(&model, json!({ "dequantize": { "dtype": dtype } }))?;
+                Destination::Folder(Site::open(destination, &identity, replace)?)
+            }
+        };
+        Ok(Job { model, work: Work::Dequantize { dtype, modules }, destination, gate: Gate::default() })
     }
 
     /// The source.
@@ -145,9 +200,12 @@ impl Job {
         &self.model
     }
 
-    /// The command with all that it leaves open.
-    pub fn effective(&self) -> &v1::Command {
-        &self.effective
+    /// The command with all that it leaves open, if it quantizes.
+    pub fn effective(&self) -> Option<&v1::Command> {
+        match &self.work {
+            Work::Quantize { effective, .. } => Some(effective),
+            Work::Dequantize { .. } => None,
+        }
     }
 
     /// Whether an earlier run has made a part of it.
@@ -160,11 +218,20 @@ impl Job {
         matches!(self.destination, Destination::Folder(_))
     }
 
-    /// The layers that are quantized.
+    /// The tensors that travel: weights of layers that are quantized, codes of those that are dequantized.
     pub fn sent(&self) -> impl Iterator<Item = &Tensor> {
-        let all = self.model.shards().iter().zip(&self.fates);
-        let tensors = all.flat_map(|(shard, fates)| shard.tensors().iter().zip(fates));
-        tensors.filter(|(_, fate)| matches!(fate, Fate::Sent(_))).map(|(tensor, _)| tensor)
+        (0..self.model.shards().len()).flat_map(|at| self.sent_of(at))
+    }
+
+    /// Those of one file.
+    fn sent_of(&self, at: usize) -> Vec<&Tensor> {
+        match &self.work {
+            Work::Quantize { fates, .. } => {
+                let tensors = self.model.shards()[at].tensors().iter().zip(&fates[at]);
+                tensors.filter(|(_, fate)| matches!(fate, Fate::Sent(_))).map(|(tensor, _)| tensor).collect()
+            }
+            Work::Dequantize { modules, .. } => modules[at].iter().map(|module| &module.codes).collect(),
+        }
     }
 
     /// Makes every unit that is not made yet.
@@ -178,7 +245,7 @@ impl Job {
         mut tell: impl FnMut(Told<'_>),
     ) -> Result<Made, Q::Error> {
         let mut made = Made { layers: Vec::new(), bytes: 0, units_before: 0, records: Vec::new() };
-        for (shard, fates) in self.model.shards().iter().zip(&self.fates) {
+        for (at, shard) in self.model.shards().iter().enumerate() {
             let file = name(shard.path());
             let before = match &self.destination {
                 Destination::Folder(site) => site.record(&file).cloned(),
@@ -187,7 +254,7 @@ impl Job {
             let record = match before {
                 Some(record) => {
                     made.units_before += 1;
-                    tell(Told::Skipped(sent(shard, fates).map(|(tensor, _)| tensor.bytes()).sum()));
+                    tell(Told::Skipped(self.sent_of(at).into_iter().map(Tensor::bytes).sum()));
                     record
                 }
                 None => {
@@ -197,7 +264,14 @@ impl Job {
                     };
                     let gate = if self.is_recorded() { Gate::default() } else { self.gate };
                     let path = target.path().to_owned();
-                    let unit = self.unit(quantizer, shard, fates, target, &mut tell).await?;
+                    let unit = match &self.work {
+                        Work::Quantize { command, fates, .. } => {
+                            quantized(quantizer, command, (shard, &fates[at]), target, &mut tell).await?
+                        }
+                        Work::Dequantize { dtype, modules } => {
+                            dense(quantizer, dtype.as_deref(), (shard, &modules[at]), target, &mut tell).await?
+                        }
+                    };
                     pass(gate, &unit.layers())?;
                     tell(Told::Writes);
                     let record = seal(unit, file, path, self.is_recorded(), stop).await?;
@@ -213,40 +287,6 @@ impl Job {
         }
         pass(self.gate, &made.layers)?;
         Ok(made)
-    }
-
-    async fn unit<Q: Quantizer>(
-        &self,
-        quantizer: &Q,
-        shard: &Source,
-        fates: &[Fate],
-        target: Target,
-        tell: &mut impl FnMut(Told<'_>),
-    ) -> Result<Unit, Q::Error> {
-        let mut unit = Unit::new(target, shard.clone())?;
-        let mut layers = Vec::new();
-        for (at, (tensor, fate)) in shard.tensors().iter().zip(fates).enumerate() {
-            match fate {
-                Fate::Sent(dtype) => {
-                    layers.push(Weights { source: shard.clone(), tensor: tensor.clone(), dtype });
-                    unit.waits(at);
-                }
-                Fate::Copied { reason, message } => {
-                    unit.copy(at, Status::Kept, reason.word().to_owned(), message.clone())?;
-                }
-            }
-        }
-        if layers.is_empty() {
-            return Ok(unit);
-        }
-        let mut rows = quantizer.quantize(self.command.clone(), layers);
-        while let Some(row) = rows.next().await {
-            let row = row?;
-            let (name, bytes, completes) = (row.name.clone(), row.done, row.completes);
-            unit.take(row)?;
-            tell(Told::Layer { name: &name, bytes, completes });
-        }
-        Ok(unit)
     }
 
     /// Makes a model of the files: what else it has, and last of all its configuration.
@@ -266,7 +306,11 @@ impl Job {
             site.put(Path::new(name), &text(&index(metadata, &made.records))?)?;
         }
         if let Some(config) = &folder.config {
-            let config = quantized_config(config.clone(), &decided(&made.layers)?);
+            let mut config = config.clone();
+            match self.work {
+                Work::Quantize { .. } => config = quantized_config(config, &decided(&made.layers)?),
+                Work::Dequantize { .. } => drop(config.remove("quantization_config")),
+            }
             site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
         }
         site.done()
@@ -280,7 +324,7 @@ struct Facts {
 }
 
 /// What tells a job from another: its source and its command.
-fn identity(model: &Model, command: &v1::Quantize) -> Result<Value, CheckpointError> {
+fn identity(model: &Model, command: Value) -> Result<Value, CheckpointError> {
     let mut files = Map::new();
     for shard in model.shards() {
         let found = std::fs::metadata(shard.path()).map_err(CheckpointError::io("cannot read", shard.path()))?;
@@ -293,7 +337,7 @@ fn identity(model: &Model, command: &v1::Quantize) -> Result<Value, CheckpointEr
         "version": env!("CARGO_PKG_VERSION"),
         "source": files,
         "configuration": config,
-        "command": as_json(command)?,
+        "command": command,
     }))
 }
 
@@ -309,13 +353,6 @@ fn read_back(command: &Value) -> Option<v1::Quantize> {
         Verb::Quantize(quantize) => Some(quantize),
         Verb::Dequantize(_) | Verb::Measure(_) => None,
     }
-}
-
-fn sent<'a>(shard: &'a Source, fates: &'a [Fate]) -> impl Iterator<Item = (&'a Tensor, &'static str)> {
-    shard.tensors().iter().zip(fates).filter_map(|(tensor, fate)| match fate {
-        Fate::Sent(dtype) => Some((tensor, *dtype)),
-        Fate::Copied { .. } => None,
-    })
 }
 
 fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
@@ -372,7 +409,7 @@ fn index(metadata: &Map<String, Value>, records: &[Record]) -> Value {
     metadata.remove("total_parameters");
     let homes =
         records.iter().flat_map(|record| record.tensors.keys().map(|tensor| (tensor.clone(), json!(record.file))));
-    let homes = std::collections::BTreeMap::from_iter(homes);
+    let homes = BTreeMap::from_iter(homes);
     json!({ "metadata": metadata, "weight_map": homes })
 }
 

@@ -13,6 +13,7 @@ mod error;
 mod fate;
 mod fused;
 mod job;
+mod make;
 mod model;
 mod modules;
 mod report;
@@ -25,16 +26,15 @@ mod unit;
 
 pub use error::CheckpointError;
 pub use fate::checkpoint_recipe;
-pub use job::{Job, Made, Quantizer, Told, Weights};
+pub use job::{Coded, Job, Made, Quantizer, Told, Weights};
 pub use model::Model;
 pub use modules::{Module, modules};
 pub use quarrel_engine::Scheme;
 pub use report::{Gate, LayerReport, Metrics, Status};
 pub use safetensors::Dtype;
-pub use sink::{Pieces, Sink};
 pub use source::{Source, Tensor};
 pub use target::{Replace, Stop, Target};
-pub use unit::{Outcome, Row};
+pub use unit::{Outcome, Row, Values};
 
 /// The key of a file's metadata that says which scheme each quantized module has: JSON, `{scheme: [module, ..]}`.
 pub const SCHEMES_KEY: &str = "quarrel.schemes";

@@ -21,6 +21,8 @@ use crate::{
 const JSON_BYTES_MAX: u64 = 256 << 20;
 /// What holds weights in other formats: beside a quantized model it would be the dense one again.
 const OTHER_WEIGHTS: [&str; 9] = ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "pt", "pth", "safetensors"];
+/// What the command line writes into a folder: of another model, if it is there.
+const REPORT: &str = "quarrel.report.json";
 /// Folders of tools, not of models.
 const OTHER_FOLDERS: [&str; 5] = [".git", ".cache", ".quarrel", ".quarrel.done", "__pycache__"];
 
@@ -197,7 +199,7 @@ fn gather(root: &Path, below: &Path, others: &mut Vec<PathBuf>) -> Result<(), Ch
             gather(root, &path, others)?;
         }
         let is_weights = path.extension().is_some_and(|ending| OTHER_WEIGHTS.iter().any(|other| ending == *other));
-        if kind.is_file() && !is_weights {
+        if kind.is_file() && !is_weights && path != Path::new(REPORT) {
             others.push(path);
         }
     }

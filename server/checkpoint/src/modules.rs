@@ -78,6 +78,15 @@ impl Module {
         (channels, packed_bytes(self.scheme.codes(), columns as usize) as u64)
     }
 
+    /// The type that its weights had, in the wire's word.
+    pub fn dtype_word(&self) -> &'static str {
+        match self.dtype {
+            Dtype::BF16 => "bf16",
+            Dtype::F16 => "f16",
+            _ => "f32",
+        }
+    }
+
     /// How many channels share scales.
     pub fn span_channels(&self) -> u64 {
         match self.scheme.granularity() {

@@ -37,6 +37,8 @@ pub enum Status {
     Kept,
     /// It could not be quantized, and was left as it is.
     Failed,
+    /// It was quantized, and is dense now.
+    Dequantized,
 }
 
 impl Status {
@@ -46,6 +48,7 @@ impl Status {
             Status::Quantized => "quantized",
             Status::Kept => "kept",
             Status::Failed => "failed",
+            Status::Dequantized => "dequantized",
         }
     }
 }

@@ -1,16 +1,18 @@
 //! One file of a model: rows of quantized layers as they come, and tensors that are copied, to one file of the destination.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use quarrel_engine::Scheme;
+use safetensors::Dtype;
 
 use crate::{
+    SCHEMES_KEY,
     error::CheckpointError,
-    modules::{known_schemes, with_schemes},
+    modules::{Module, known_schemes, with_schemes},
     report::{LayerReport, Metrics, Status},
     sink::{Pieces, Sink},
     source::{Source, Tensor},
@@ -62,6 +64,21 @@ pub enum Outcome {
     },
 }
 
+/// Values of a quantized layer, as whoever dequantizes answers them.
+#[derive(Debug)]
+pub struct Values {
+    /// The module.
+    pub module: String,
+    /// Whether they are the layer's first: what came of it before is void.
+    pub begins: bool,
+    /// Whether they complete the layer.
+    pub completes: bool,
+    /// Bytes of the layer's codes that are done with them.
+    pub done: u64,
+    /// Row-major, little-endian.
+    pub data: Bytes,
+}
+
 /// The file in the making, and what has come for it so far.
 #[derive(Debug)]
 pub(crate) struct Unit {
@@ -73,6 +90,9 @@ pub(crate) struct Unit {
     reports: BTreeMap<usize, LayerReport>,
     /// Of modules, by name: those that were quantized before, and now.
     schemes: BTreeMap<String, String>,
+    /// Layers that are dequantized, by module: their place, and the type and shape of their values.
+    coded: HashMap<String, (usize, Dtype, Module)>,
+    is_dense: bool,
 }
 
 /// A layer whose rows are coming.
@@ -108,7 +128,59 @@ impl Unit {
             open: HashMap::new(),
             reports: BTreeMap::new(),
             schemes,
+            coded: HashMap::new(),
+            is_dense: false,
         })
+    }
+
+    /// The file of dense tensors that a file of quantized ones becomes.
+    pub(crate) fn dense(target: Target, source: Source, modules: &[Module]) -> Result<Unit, CheckpointError> {
+        let mut unit = Unit { is_dense: true, ..Unit::new(target, source)? };
+        unit.schemes.clear();
+        let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(Module::parts));
+        for at in 0..unit.source.tensors().len() {
+            if !parts.contains(unit.source.tensors()[at].name.as_str()) {
+                unit.keep(at)?;
+            }
+        }
+        Ok(unit)
+    }
+
+    /// The module is sent, and answered later; or it has no elements, and nobody need answer.
+    pub(crate) fn waits_dense(&mut self, module: &Module, dtype: Dtype) -> Result<bool, CheckpointError> {
+        let tensors = self.source.tensors();
+        let at = tensors.iter().position(|tensor| tensor.name == module.codes.name).unwrap_or(0);
+        self.coded.insert(module.name.clone(), (at, dtype, module.clone()));
+        if !module.shape.contains(&0) {
+            return Ok(true);
+        }
+        self.finish_dense(&module.name)?;
+        Ok(false)
+    }
+
+    pub(crate) fn take_values(&mut self, values: Values) -> Result<(), CheckpointError> {
+        let open = self.open.entry(values.module.clone()).or_default();
+        if values.begins {
+            *open = Open::default();
+        }
+        self.sink.spool(&mut open.pieces, &values.data)?;
+        if values.completes {
+            self.finish_dense(&values.module)?;
+        }
+        Ok(())
+    }
+
+    fn finish_dense(&mut self, name: &str) -> Result<(), CheckpointError> {
+        let unasked = || CheckpointError::Ours(format!("layer `{name}` was answered and not sent"));
+        let (at, dtype, module) = self.coded.remove(name).ok_or_else(unasked)?;
+        let pieces = self.open.remove(name).unwrap_or_default().pieces;
+        let tensor = format!("{name}.weight");
+        self.sink.spooled((tensor.clone(), dtype, module.shape.clone()), pieces)?;
+        let report = report(&self.source.tensors()[at], Status::Dequantized, vec![tensor.clone()]);
+        let shape = module.shape.clone();
+        let scheme = Some(module.scheme.to_string());
+        self.reports.insert(at, LayerReport { name: tensor, shape, scheme, ..report });
+        Ok(())
     }
 
     /// The tensor at that place is sent, and answered later.
@@ -129,6 +201,14 @@ impl Unit {
         let tensors = vec![tensor.name.clone()];
         let report = report(tensor, status, tensors);
         self.reports.insert(at, LayerReport { reason: Some(reason), message: Some(message), ..report });
+        Ok(())
+    }
+
+    /// The tensor at that place stays as it is, and nobody asks why.
+    fn keep(&mut self, at: usize) -> Result<(), CheckpointError> {
+        let tensor = &self.source.tensors()[at];
+        self.sink.copied(&self.source, tensor)?;
+        self.reports.insert(at, report(tensor, Status::Kept, vec![tensor.name.clone()]));
         Ok(())
     }
 
@@ -189,12 +269,15 @@ impl Unit {
 
     /// Writes the file.
     pub(crate) fn seal(self, stop: &Arc<Stop>) -> Result<Sealed, CheckpointError> {
-        let Unit { sink, source, waiting, reports, schemes, .. } = self;
-        if let Some(name) = waiting.keys().next() {
+        let Unit { sink, source, waiting, reports, schemes, coded, is_dense, .. } = self;
+        if let Some(name) = waiting.keys().chain(coded.keys()).next() {
             return Err(CheckpointError::Ours(format!("layer `{name}` was sent and not answered")));
         }
         let mut metadata = with_schemes(&source, &schemes);
-        metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+        match is_dense {
+            true => drop(metadata.remove(SCHEMES_KEY)),
+            false => drop(metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned())),
+        }
         let tensors = sink.tensors();
         let bytes = sink.seal(&metadata, stop)?;
         Ok(Sealed { layers: reports.into_values().collect(), bytes, tensors })

@@ -1,0 +1,112 @@
+//! What a job asks for, from a server: the same verbs that any client has.
+
+use std::{collections::HashMap, num::NonZeroU64};
+
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use quarrel_checkpoint::{CheckpointError, Coded, Metrics, Outcome, Quantizer, Replace, Row, Status, Values, Weights};
+use quarrel_client::{Client, CodedLayer, DecodedRun, Error, Layer, Run, proto::v1};
+
+use crate::{args::FileArgs, failure::Failure};
+
+/// What is done with a destination that is there.
+pub(crate) fn replace(files: &FileArgs) -> Replace {
+    if files.force { Replace::AtTheEnd } else { Replace::Never }
+}
+
+/// Does what may block, on a thread that may.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(what).await;
+    Ok(done.map_err(|error| Failure::ours(error.to_string()))??)
+}
+
+/// A server, as a job's quantizer.
+pub(crate) struct Served(pub(crate) Client);
+
+impl Quantizer for Served {
+    type Error = Failure;
+
+    fn quantize(&self, command: v1::Quantize, layers: Vec<Weights>) -> BoxStream<'static, Result<Row, Failure>> {
+        let layers = Result::<Vec<_>, _>::from_iter(layers.into_iter().map(layer));
+        match layers {
+            Ok(layers) => self.0.quantize(command, layers).map_ok(row).map_err(Failure::from).boxed(),
+            Err(failure) => futures::stream::iter([Err(failure)]).boxed(),
+        }
+    }
+
+    fn dequantize(&self, dtype: String, layers: Vec<Coded>) -> BoxStream<'static, Result<Values, Failure>> {
+        let sizes = layers.iter().map(|layer| (layer.module.name.clone(), layer.module.codes.bytes()));
+        let sizes = HashMap::<String, u64>::from_iter(sizes);
+        // Scales are read when a layer's turn comes.
+        let layers = layers.into_iter().map(|layer| coded(&layer));
+        let runs = self.0.dequantize(v1::Dequantize { dtype: Some(dtype) }, layers);
+        runs.map_ok(move |run| values(run, &sizes)).map_err(Failure::from).boxed()
+    }
+}
+
+fn layer(Weights { source, tensor, dtype }: Weights) -> Result<Layer, Failure> {
+    let dtype = dtype.parse().map_err(|_| Failure::ours(format!("`{dtype}` came from the plan")))?;
+    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+    Ok(Layer::lazy(&*name, dtype, &shape, move |range| source.read(&tensor, range)))
+}
+
+fn row(run: Run) -> Row {
+    let bytes = run.layer.shape().iter().product::<u64>() * run.layer.dtype().bytes();
+    let not = |status, reason, message| Outcome::Not { status, reason, message };
+    Row {
+        name: run.layer.name().to_owned(),
+        begins: run.channels.start == 0,
+        completes: run.is_last,
+        done: if run.is_last { bytes } else { bytes / run.channels_total * run.channels.end },
+        outcome: match run.outcome {
+            quarrel_client::Outcome::Quantized(codes) => Outcome::Quantized {
+                data: codes.data,
+                scales: codes.scales,
+                zero_points: codes.zero_points,
+                global_scale: codes.global_scale,
+                scheme: codes.scheme,
+            },
+            quarrel_client::Outcome::Kept { reason, message, .. } => not(Status::Kept, reason, message),
+            quarrel_client::Outcome::Failed { reason, message } => not(Status::Failed, reason, message),
+        },
+        metrics: run.layer_metrics.map(|found| Metrics {
+            elements: found.elements,
+            mse: found.mse,
+            sqnr_db: found.sqnr_db,
+            cosine: found.cosine,
+            max_abs_error: found.max_abs_error,
+            amax: found.amax,
+            saturated: found.saturated,
+            bits_per_weight: found.bits_per_weight,
+        }),
+    }
+}
+
+/// A layer to be sent: its codes are read run by run.
+fn coded(Coded { source, module }: &Coded) -> Result<CodedLayer, Error> {
+    let broken = |detail: String| Error::Source { layer: module.name.clone(), detail };
+    let scales = module.scales(source).map_err(|error| broken(error.to_string()))?;
+    let points = module.zero_points(source).map_err(|error| broken(error.to_string()))?;
+    let global = module.global_scale(source).map_err(|error| broken(error.to_string()))?;
+    let span = NonZeroU64::new(module.span_channels()).unwrap_or(NonZeroU64::MIN);
+    let dtype = module.dtype_word().parse().map_err(|_| broken("its type is none of the wire".to_owned()))?;
+    let (file, codes) = (source.clone(), module.codes.clone());
+    let read = move |range| file.read(&codes, range);
+    let scheme = module.scheme.to_string();
+    CodedLayer::new(&*module.name, dtype, &module.shape, scheme, module.channels(), span, scales, points, read)
+        .map(|layer| layer.with_global_scale(global))
+}
+
+fn values(run: DecodedRun, sizes: &HashMap<String, u64>) -> Values {
+    let module = run.name.to_string();
+    let (size, total) = (sizes.get(&module).copied().unwrap_or(0), run.shape.iter().product::<u64>());
+    let done = (size as f64 * run.elements.end as f64 / total as f64) as u64;
+    Values {
+        module,
+        begins: run.elements.start == 0,
+        completes: run.is_last,
+        done: if run.is_last { size } else { done },
+        data: run.data,
+    }
+}
