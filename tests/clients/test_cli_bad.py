@@ -131,7 +131,6 @@ CASES = [
               flags=("-s", "FP8_BLOCK")),
     bad_layer("channel dims without columns", weights(4, 16, 16), "rank_unsupported", "channel_dims", "[4, 16, 16]",
               flags=("-s", "int8", "--channel-dims", 3, "--ignore", "a")),
-    bad_layer("a name over 1,024 bytes", weights(2, 128), "name_too_long", "1024", layer="x" * 1100 + ".weight"),
     Case("two tensors of one name", INPUT, ("quantize", "in.safetensors", "out.safetensors", "-s", "W4A16"),
          ("`mlp.up.weight_shape`", "twice"), lambda folder: model(folder, MODEL | {"mlp.up.weight_shape": np.ones(2)})),
 

@@ -76,8 +76,9 @@ def test_verbose_prints_a_line_for_every_layer(source, quantized, tmp_path):
 
 
 def test_verbose_shows_the_log_of_the_server_in_this_process(source, tmp_path):
-    quiet = cli.quantize(source, tmp_path / "a.safetensors", "-s", "int8")
-    verbose = cli.quantize(source, tmp_path / "b.safetensors", "-s", "int8", "--verbose")
+    cli.quantize(source, tmp_path / "coded.safetensors", "-s", "int8")
+    quiet = cli.done("dequantize", tmp_path / "coded.safetensors", tmp_path / "a.safetensors")
+    verbose = cli.done("dequantize", tmp_path / "coded.safetensors", tmp_path / "b.safetensors", "--verbose")
 
     assert quiet.err == ""
     assert len([line for line in verbose.err.splitlines() if "done" in line]) == 1

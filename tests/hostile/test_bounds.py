@@ -27,7 +27,7 @@ def dictionary_rows(count: int, elements: int, shape: tuple[int, int]) -> pa.Rec
     })
 
 
-def padded_messages(count: int):
+def padded_messages(count: int, command=None):
     """Messages of 7 MiB of which one row uses 16 bytes."""
     elements = 7 * MIB // 4
     weights = pa.LargeListArray.from_arrays(pa.array([0, elements], pa.int64()), pa.array(np.ones(elements, np.float32)))
@@ -35,17 +35,38 @@ def padded_messages(count: int):
     frame = frames.batch_frame(batch)
     used = frame.body.replace(np.array([0, elements], np.int64).tobytes(), np.array([0, 4], np.int64).tobytes(), 1)
     assert used != frame.body
-    yield frames.opening(wire.command_bytes(quantize("int8/tensor")))
+    yield frames.opening(wire.command_bytes(command or quantize("int8/tensor")))
     yield frames.schema_frame(batch.schema)
     for _ in range(count):
         yield frames.Frame(header=frame.header, body=used)
 
 
-def test_rows_that_wait_do_not_keep_whole_messages(fresh_server):
+LADDER = quantize("int4", fallback={"schemes": ["int8"], "sqnr_db_min": 18}, return_kept=True)
+
+
+@pytest.mark.parametrize("command", [quantize("int8/tensor"), LADDER], ids=["tensor", "ladder"])
+def test_rows_that_wait_do_not_keep_whole_messages(fresh_server, command):
     server = fresh_server(*SMALL)
-    _, code, details = frames.raw_exchange(server.location, padded_messages(60))
+    _, code, details = frames.raw_exchange(server.location, padded_messages(60, command))
     assert wire.reason_of(details) == "layer_incomplete", (code, details)
     assert server.peak_rss_bytes() < 32 * MIB + scenes.BESIDE_BUDGET  # 420 MiB came
+    scenes.good_stream(server.location)
+
+
+def test_buffers_of_one_body_are_not_copied_each(server):
+    """Each of its buffers is all of the body, at an odd offset; arrow-rs copies what is not aligned."""
+    batch = wire.layer_batch("x", np.ones((64, 1024), np.float32))
+    frame = frames.batch_frame(batch)
+    at = frame.body.index(np.ones(1024, np.float32).tobytes())
+    found = np.array([at, 4 * 64 * 1024], np.int64).tobytes()
+    assert frame.header.count(found) == 1
+    for claimed in ([0, len(frame.body)], [1, len(frame.body) - 1]):
+        lying = frame.header.replace(found, np.array(claimed, np.int64).tobytes())
+        sent = [frames.opening(wire.command_bytes(quantize("int8"))), frames.schema_frame(batch.schema),
+                frames.Frame(header=lying, body=frame.body)]
+        _, code, details = frames.raw_exchange(server.location, sent)
+        assert (code, wire.reason_of(details)) == ("INVALID_ARGUMENT", "frame_invalid")
+        assert "bytes together, in a body of" in details
     scenes.good_stream(server.location)
 
 

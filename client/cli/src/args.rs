@@ -108,7 +108,7 @@ pub(crate) struct OutputArgs {
     #[arg(long, short, conflicts_with_all = ["json", "verbose"])]
     pub(crate) quiet: bool,
 
-    /// A line for every layer, and the log of the server in this process
+    /// A line for every layer; `dequantize` shows the log of the server in this process too
     #[arg(long, short)]
     pub(crate) verbose: bool,
 }

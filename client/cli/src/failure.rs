@@ -124,6 +124,7 @@ impl From<CheckpointError> for Failure {
         let sentence = error.to_string();
         match error {
             CheckpointError::Io { error, .. } => Failure::new(SYSTEM, sentence).advise(of_the_system(&error)),
+            CheckpointError::Read { error, .. } => Failure::new(SYSTEM, sentence).advise(of_the_system(&error)),
             CheckpointError::NoFile { .. } => Failure::new(USAGE, sentence).advise("Name a file."),
             CheckpointError::Malformed { .. } => {
                 Failure::new(INPUT, sentence).advise("Check that it was copied whole, and that it is safetensors.")
@@ -134,6 +135,11 @@ impl From<CheckpointError> for Failure {
                     reason: Some(reason.word().to_owned()),
                     ..Failure::new(code, sentence).advise(reason.advice())
                 }
+            }
+            CheckpointError::Layer { reason, .. } => {
+                let code = if is_about_the_command(reason.word()) { USAGE } else { INPUT };
+                let reason_word = Some(reason.word().to_owned());
+                Failure { reason: reason_word, ..Failure::new(code, sentence).advise(advice(reason)) }
             }
             CheckpointError::Exists { .. } => {
                 Failure::new(USAGE, sentence).advise("Choose another name, or replace it with `--force`.")

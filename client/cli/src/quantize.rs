@@ -18,11 +18,10 @@ use crate::{
     args::{QuantizeArgs, word},
     failure::Failure,
     paths::different,
-    place::{Place, Room},
     progress::Progress,
     recipe::recipe,
     report::{self, Report, Totals},
-    served::{Served, blocking, replace},
+    served::{Worker, blocking, replace},
     table,
 };
 
@@ -39,11 +38,10 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let replace = if job.goes_on() { Replace::AtTheEnd } else { replace(&args.files) };
     let report_target = Target::new(&report_path, replace)?;
 
-    let room = Room::for_weights(job.sent().map(|tensor| (tensor.bytes(), tensor.shape.as_slice())));
-    let place = Place::open(&args.place, args.output, room).await?;
+    let (worker, about) = Worker::open(&args.place, args.output).await?;
     let mut progress = Progress::new(job.sent().map(Tensor::bytes).sum(), args.output);
     let made = job
-        .run(&Served(place.client.clone()), &stop, |told| match told {
+        .run(&worker, &stop, |told| match told {
             Told::Layer { name, bytes, completes } => progress.at(name, bytes, completes),
             Told::Skipped(bytes) => progress.skip(bytes),
             Told::Writes => progress.say("writing the file"),
@@ -56,10 +54,10 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let report = Report {
         source: args.files.source.display().to_string(),
         destination: args.files.destination.display().to_string(),
-        server: args.place.server.clone().filter(|_| !place.is_here()),
+        server: args.place.server.clone(),
         quarrel: env!("CARGO_PKG_VERSION"),
-        contract: place.client.info().contract.clone(),
-        cpu_level: place.client.info().cpu_level.clone(),
+        contract: about.contract,
+        cpu_level: about.cpu_level,
         command: job.effective().and_then(|command| serde_json::from_str(&to_json(command)).ok()),
         seconds: started.elapsed().as_secs_f64(),
         totals,

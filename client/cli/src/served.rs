@@ -2,11 +2,23 @@
 
 use std::{collections::HashMap, num::NonZeroU64};
 
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use quarrel_checkpoint::{CheckpointError, Coded, Metrics, Outcome, Quantizer, Replace, Row, Status, Values, Weights};
-use quarrel_client::{Client, CodedLayer, DecodedRun, Error, Layer, Run, proto::v1};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
+use quarrel_checkpoint::{
+    CheckpointError, Coded, Level, Local, Metrics, Outcome, Quantizer, Replace, Row, Status, Values, Weights,
+};
+use quarrel_client::{
+    Client, CodedLayer, DecodedRun, Error, Layer, Run,
+    proto::{VERSION, v1},
+};
 
-use crate::{args::FileArgs, failure::Failure};
+use crate::{
+    args::{FileArgs, OutputArgs, PlaceArgs},
+    failure::Failure,
+    place::{Place, Room, environment},
+};
 
 /// What is done with a destination that is there.
 pub(crate) fn replace(files: &FileArgs) -> Replace {
@@ -21,6 +33,59 @@ pub(crate) async fn blocking<T: Send + 'static>(
     Ok(done.map_err(|error| Failure::ours(error.to_string()))??)
 }
 
+/// What quantizes for a job.
+pub(crate) enum Worker {
+    /// Threads of this process.
+    Here(Local),
+    /// A server.
+    There(Served),
+}
+
+impl Worker {
+    /// This process or a server, as the command line says.
+    pub(crate) async fn open(args: &PlaceArgs, output: OutputArgs) -> Result<(Worker, About), Failure> {
+        if args.server.is_some() {
+            let place = Place::open(args, output, Room::default()).await?;
+            let info = place.client.info();
+            let about = About { contract: info.contract.clone(), cpu_level: info.cpu_level.clone() };
+            return Ok((Worker::There(Served(place.client)), about));
+        }
+        let config = environment(args)?;
+        let level = config.cpu_level.unwrap_or_else(Level::detect);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let local = Local::new(config.threads.map_or(cores, usize::from), level, JOB_BYTES)?;
+        let about = About { contract: VERSION.to_owned(), cpu_level: level.name().to_owned() };
+        Ok((Worker::Here(local), about))
+    }
+}
+
+/// Who quantized.
+pub(crate) struct About {
+    pub(crate) contract: String,
+    pub(crate) cpu_level: String,
+}
+
+/// What a job in this process may hold of weights and results.
+const JOB_BYTES: usize = 48 << 20;
+
+impl Quantizer for Worker {
+    type Error = Failure;
+
+    fn quantize(&self, command: v1::Quantize, layers: Vec<Weights>) -> BoxStream<'static, Result<Row, Failure>> {
+        match self {
+            Worker::Here(local) => local.quantize(command, layers).map_err(Failure::from).boxed(),
+            Worker::There(served) => served.quantize(command, layers),
+        }
+    }
+
+    fn dequantize(&self, dtype: String, layers: Vec<Coded>) -> BoxStream<'static, Result<Values, Failure>> {
+        match self {
+            Worker::Here(_) => stream::iter([Err(Failure::ours("this process dequantizes by a server"))]).boxed(),
+            Worker::There(served) => served.dequantize(dtype, layers),
+        }
+    }
+}
+
 /// A server, as a job's quantizer.
 pub(crate) struct Served(pub(crate) Client);
 
@@ -31,7 +96,7 @@ impl Quantizer for Served {
         let layers = Result::<Vec<_>, _>::from_iter(layers.into_iter().map(layer));
         match layers {
             Ok(layers) => self.0.quantize(command, layers).map_ok(row).map_err(Failure::from).boxed(),
-            Err(failure) => futures::stream::iter([Err(failure)]).boxed(),
+            Err(failure) => stream::iter([Err(failure)]).boxed(),
         }
     }
 

@@ -30,8 +30,16 @@ use crate::error::{Error, of_headers, of_http};
 /// No answer is larger: what a server can be told to accept.
 const ANSWER_BYTES_MAX: usize = 2 << 30;
 
-/// What comes next in a request. A sender that is gone has not said that it ends: then the stream is cancelled, and must not
-/// look like one that is complete.
+/// Why a request has no end. The stream is reset then: it must not look like one that is complete.
+#[derive(Debug, thiserror::Error)]
+enum Unsent {
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    #[error("the stream was cancelled")]
+    Cancelled,
+}
+
+/// What comes next in a request. A sender that is gone has not said that it ends.
 #[derive(Debug)]
 pub(crate) enum Next {
     Message(FrameOut),
@@ -48,9 +56,9 @@ struct Frames {
 
 impl Body for Frames {
     type Data = Bytes;
-    type Error = TooLong;
+    type Error = Unsent;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooLong>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Unsent>>> {
         loop {
             if let Some(piece) = self.pieces.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
@@ -61,7 +69,7 @@ impl Body for Frames {
             match ready!(self.next.poll_recv(context)) {
                 Some(Next::Message(frame)) => self.pieces = pieces(frame)?,
                 Some(Next::End) => self.is_over = true,
-                None => return Poll::Pending,
+                None => return Poll::Ready(Some(Err(Unsent::Cancelled))),
             }
         }
     }

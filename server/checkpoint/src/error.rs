@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use quarrel_engine::{LayerError, Note};
 use quarrel_proto::Reason;
 
 /// Why a checkpoint cannot be read or written.
@@ -13,6 +14,16 @@ pub enum CheckpointError {
     Io {
         /// What was tried: `cannot read`.
         what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The same of a tensor.
+    #[error("layer `{layer}` cannot be read from `{}`: {error}", path.display())]
+    Read {
+        /// The tensor.
+        layer: String,
         /// The file.
         path: PathBuf,
         /// Why not.
@@ -70,6 +81,14 @@ pub enum CheckpointError {
         /// What is wrong, and what was expected.
         message: String,
     },
+    /// A layer that cannot be quantized.
+    #[error("{message}")]
+    Layer {
+        /// The contract's word.
+        reason: Reason,
+        /// The layer, the value, and what was expected.
+        message: String,
+    },
     /// A quantized module that cannot be understood.
     #[error("layer `{module}`: {detail}")]
     Module {
@@ -107,6 +126,12 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl From<LayerError> for CheckpointError {
+    fn from(LayerError(Note { reason, message }): LayerError) -> CheckpointError {
+        CheckpointError::Layer { reason, message }
+    }
 }
 
 impl CheckpointError {

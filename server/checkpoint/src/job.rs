@@ -17,6 +17,7 @@ use quarrel_proto::{
     v1::{self, command::Verb},
 };
 use serde_json::{Map, Value, json};
+use tokio::task::JoinHandle;
 
 use crate::{
     config::{Decided, quantized_config},
@@ -76,6 +77,7 @@ pub struct Job {
 
 /// What is done with each file.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one")]
 enum Work {
     Quantize {
         command: v1::Quantize,
@@ -123,6 +125,14 @@ pub struct Made {
     /// How many units an earlier run had made.
     pub units_before: usize,
     pub(crate) records: Vec<Record>,
+}
+
+impl Made {
+    fn add(&mut self, record: Record) {
+        self.bytes += record.bytes;
+        self.layers.extend(record.layers.iter().cloned());
+        self.records.push(record);
+    }
 }
 
 impl Job {
@@ -245,48 +255,59 @@ impl Job {
         mut tell: impl FnMut(Told<'_>),
     ) -> Result<Made, Q::Error> {
         let mut made = Made { layers: Vec::new(), bytes: 0, units_before: 0, records: Vec::new() };
-        for (at, shard) in self.model.shards().iter().enumerate() {
+        // A file is written while the next one is computed.
+        let mut writing: Option<JoinHandle<Result<Record, CheckpointError>>> = None;
+        for (at, shard) in self.model.shards().to_vec().iter().enumerate() {
             let file = name(shard.path());
             let before = match &self.destination {
                 Destination::Folder(site) => site.record(&file).cloned(),
                 Destination::File(_) => None,
             };
-            let record = match before {
-                Some(record) => {
-                    made.units_before += 1;
-                    tell(Told::Skipped(self.sent_of(at).into_iter().map(Tensor::bytes).sum()));
-                    record
+            if let Some(record) = before {
+                made.units_before += 1;
+                tell(Told::Skipped(self.sent_of(at).into_iter().map(Tensor::bytes).sum()));
+                self.written(writing.take(), &mut made).await?;
+                made.add(record);
+                continue;
+            }
+            let target = match &self.destination {
+                Destination::Folder(site) => site.target(Path::new(&file))?,
+                Destination::File(target) => target.clone(),
+            };
+            let path = target.path().to_owned();
+            let unit = match &self.work {
+                Work::Quantize { command, fates, .. } => {
+                    quantized(quantizer, command, (shard, &fates[at]), target, &mut tell).await?
                 }
-                None => {
-                    let target = match &self.destination {
-                        Destination::Folder(site) => site.target(Path::new(&file))?,
-                        Destination::File(target) => target.clone(),
-                    };
-                    let gate = if self.is_recorded() { Gate::default() } else { self.gate };
-                    let path = target.path().to_owned();
-                    let unit = match &self.work {
-                        Work::Quantize { command, fates, .. } => {
-                            quantized(quantizer, command, (shard, &fates[at]), target, &mut tell).await?
-                        }
-                        Work::Dequantize { dtype, modules } => {
-                            dense(quantizer, dtype.as_deref(), (shard, &modules[at]), target, &mut tell).await?
-                        }
-                    };
-                    pass(gate, &unit.layers())?;
-                    tell(Told::Writes);
-                    let record = seal(unit, file, path, self.is_recorded(), stop).await?;
-                    if let Destination::Folder(site) = &mut self.destination {
-                        site.complete_unit(record.clone())?;
-                    }
-                    record
+                Work::Dequantize { dtype, modules } => {
+                    dense(quantizer, dtype.as_deref(), (shard, &modules[at]), target, &mut tell).await?
                 }
             };
-            made.bytes += record.bytes;
-            made.layers.extend(record.layers.iter().cloned());
-            made.records.push(record);
+            if !self.is_recorded() {
+                pass(self.gate, &unit.layers())?;
+            }
+            self.written(writing.take(), &mut made).await?;
+            tell(Told::Writes);
+            writing = Some(seal(unit, file, path, self.is_recorded(), stop));
         }
+        self.written(writing, &mut made).await?;
         pass(self.gate, &made.layers)?;
         Ok(made)
+    }
+
+    /// Waits until a file is written, and remembers it.
+    async fn written(
+        &mut self,
+        writing: Option<JoinHandle<Result<Record, CheckpointError>>>,
+        made: &mut Made,
+    ) -> Result<(), CheckpointError> {
+        let Some(writing) = writing else { return Ok(()) };
+        let record = writing.await.map_err(|error| CheckpointError::Ours(error.to_string()))??;
+        if let Destination::Folder(site) = &mut self.destination {
+            site.complete_unit(record.clone())?;
+        }
+        made.add(record);
+        Ok(())
     }
 
     /// Makes a model of the files: what else it has, and last of all its configuration.
@@ -364,23 +385,22 @@ fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
 
 /// Writes a unit's file, on a thread that may block. Stopped before its end, it leaves nothing behind: the runtime waits for the
 /// thread.
-async fn seal(
+fn seal(
     unit: Unit,
     file: String,
     path: PathBuf,
     is_recorded: bool,
     stop: &Arc<Stop>,
-) -> Result<Record, CheckpointError> {
+) -> JoinHandle<Result<Record, CheckpointError>> {
     let stop = Arc::clone(stop);
-    let sealed = tokio::task::spawn_blocking(move || {
+    tokio::task::spawn_blocking(move || {
         let Sealed { layers, bytes, tensors } = unit.seal(&stop)?;
         let crc32c = match is_recorded {
             true => checksum(&path).map_err(CheckpointError::io("cannot read", &path))?.1,
             false => 0,
         };
         Ok(Record { file, bytes, crc32c, tensors, layers })
-    });
-    sealed.await.map_err(|error| CheckpointError::Ours(error.to_string()))?
+    })
 }
 
 /// What became of the modules.

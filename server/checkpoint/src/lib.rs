@@ -7,12 +7,14 @@
 
 #![forbid(unsafe_code)]
 
+mod answers;
 mod bits;
 mod config;
 mod error;
 mod fate;
 mod fused;
 mod job;
+mod local;
 mod make;
 mod model;
 mod modules;
@@ -27,9 +29,10 @@ mod unit;
 pub use error::CheckpointError;
 pub use fate::checkpoint_recipe;
 pub use job::{Coded, Job, Made, Quantizer, Told, Weights};
+pub use local::Local;
 pub use model::Model;
 pub use modules::{Module, modules};
-pub use quarrel_engine::Scheme;
+pub use quarrel_engine::{Level, Scheme};
 pub use report::{Gate, LayerReport, Metrics, Status};
 pub use safetensors::Dtype;
 pub use source::{Source, Tensor};

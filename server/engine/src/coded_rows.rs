@@ -119,7 +119,7 @@ impl CodedRows {
     /// # Errors
     /// [`LayerError`] for a batch of too many rows or with broken columns.
     pub fn begin(&mut self, batch: &RecordBatch) -> Result<(), LayerError> {
-        check_rows(batch, &self.limits)?;
+        check_rows(batch.num_rows(), &self.limits)?;
         self.batch = Some((self.columns.read(batch)?, 0));
         Ok(())
     }

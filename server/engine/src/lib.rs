@@ -29,6 +29,7 @@ pub use answer::Answer;
 pub use arrow_in::ColumnError;
 pub use execute::{Cancel, Cancelled, amax};
 pub use layer::{Limits, Note};
+pub use names::check_rows;
 pub use plan::{Plan, PlanError};
 pub use quarrel_kernels::{
     Codes, Format, Level, LevelError, MxRule, Packing, Scaling, e4m3_bits, e4m3_value, packed_bytes,

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use arrow_array::RecordBatch;
 use quarrel_proto::Reason;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -11,11 +10,15 @@ use crate::{
     rows::LayerError,
 };
 
-pub(crate) fn check_rows(batch: &RecordBatch, limits: &Limits) -> Result<(), LayerError> {
-    if batch.num_rows() <= limits.batch_rows_max {
+/// Refuses a batch of too many rows.
+///
+/// # Errors
+/// [`LayerError`].
+pub fn check_rows(rows: usize, limits: &Limits) -> Result<(), LayerError> {
+    if rows <= limits.batch_rows_max {
         return Ok(());
     }
-    let message = format!("a batch of {} rows is over `batch_rows_max` {}", batch.num_rows(), limits.batch_rows_max);
+    let message = format!("a batch of {rows} rows is over `batch_rows_max` {}", limits.batch_rows_max);
     Err(LayerError(Note { reason: Reason::BatchRowsExceeded, message }))
 }
 

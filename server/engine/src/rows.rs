@@ -162,7 +162,7 @@ impl Rows {
     /// # Errors
     /// [`LayerError`] for a batch of too many rows or with broken columns.
     pub fn begin(&mut self, batch: &RecordBatch) -> Result<(), LayerError> {
-        check_rows(batch, &self.limits)?;
+        check_rows(batch.num_rows(), &self.limits)?;
         self.batch = Some((self.columns.read(batch)?, 0));
         Ok(())
     }
@@ -344,7 +344,7 @@ impl Rows {
             Decision::Keep(_) | Decision::Fail(_) => {
                 if self.plan.return_kept && matches!(layer.decision, Decision::Keep(_)) {
                     self.unit.bytes_out += data.len();
-                    row.kept = Some(data);
+                    row.kept = Some(compact(data));
                 }
                 self.unit.add_row(row);
             }
@@ -371,7 +371,7 @@ impl Rows {
                 let end = rungs[0].channels;
                 let completes = row.completes;
                 if self.plan.return_kept {
-                    row.kept = Some(data.clone());
+                    row.kept = Some(compact(data.clone()));
                     open.kept_bytes += data.len();
                 }
                 open.hold(row, data);
@@ -474,12 +474,7 @@ impl Open {
 
     fn hold(&mut self, row: Row, data: Buffer) {
         if !row.channels.is_empty() {
-            // A slice keeps its whole message alive. Where that is much more than the slice, which alone is charged, copy.
-            let data = match data.capacity() > data.len() + data.len() / 4 + ROW_BYTES {
-                true => Buffer::from_slice_ref(data.as_slice()),
-                false => data,
-            };
-            self.pieces.push(Piece { data, channels: row.channels.len() });
+            self.pieces.push(Piece { data: compact(data), channels: row.channels.len() });
         }
         self.rows.push(row);
     }
@@ -530,5 +525,13 @@ impl Unit {
             }
             _ => self.works.push(Work { layer: Arc::clone(layer), channels, pieces }),
         }
+    }
+}
+
+/// Data that stays. A slice keeps its whole message alive: where that is much more than the slice, which alone is charged, copy.
+fn compact(data: Buffer) -> Buffer {
+    match data.capacity() > data.len() + data.len() / 4 + ROW_BYTES {
+        true => Buffer::from_slice_ref(data.as_slice()),
+        false => data,
     }
 }

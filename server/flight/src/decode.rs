@@ -12,7 +12,8 @@ use arrow_buffer::Buffer;
 use arrow_ipc::{MessageHeader, convert::try_fb_to_schema, reader};
 use arrow_schema::{DataType, Schema, SchemaRef};
 use bytes::Bytes;
-use quarrel_engine::shorten;
+use flatbuffers::VerifierOptions;
+use quarrel_engine::{Limits, check_rows, shorten};
 use quarrel_pool::Landing;
 use quarrel_proto::Reason;
 
@@ -44,7 +45,7 @@ impl FrameIn {
         if self.header.len() > LIGHT_HEADER_BYTES || self.body.len() > LIGHT_BODY_BYTES {
             return false;
         }
-        let Ok(message) = arrow_ipc::root_as_message(&self.header) else { return self.header.is_empty() };
+        let Ok(message) = message(&self.header) else { return self.header.is_empty() };
         match message.header_as_record_batch() {
             Some(batch) => {
                 let has_views = batch.variadicBufferCounts().is_some_and(|counts| !counts.is_empty());
@@ -65,8 +66,9 @@ pub(crate) enum Decoded {
 }
 
 /// The state of one request: its schema and dictionaries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Decoder {
+    limits: Limits,
     schemas: Option<Schemas>,
     dictionaries: HashMap<i64, ArrayRef>,
     /// Bytes of each dictionary.
@@ -77,6 +79,10 @@ pub(crate) struct Decoder {
 const DICTIONARIES_MAX: usize = 64;
 
 impl Decoder {
+    pub(crate) fn new(limits: Limits) -> Decoder {
+        Decoder { limits, schemas: None, dictionaries: HashMap::new(), sizes: HashMap::new() }
+    }
+
     /// Bytes that stay from message to message.
     pub(crate) fn bytes(&self) -> usize {
         self.sizes.values().sum()
@@ -94,7 +100,7 @@ impl Decoder {
     }
 
     fn decode_unguarded(&mut self, frame: &FrameIn) -> Result<Decoded, Fault> {
-        let message = arrow_ipc::root_as_message(&frame.header).map_err(|error| invalid(&error.to_string()))?;
+        let message = message(&frame.header)?;
         let wrong = |error: arrow_schema::ArrowError| invalid(&error.to_string());
         match message.header_type() {
             MessageHeader::Schema if self.schemas.is_some() => {
@@ -108,9 +114,7 @@ impl Decoder {
             }
             MessageHeader::RecordBatch => {
                 let batch = message.header_as_record_batch().ok_or_else(|| invalid("its header holds no batch"))?;
-                if batch.compression().is_some() {
-                    return Err(invalid("its body is compressed: write without IPC compression"));
-                }
+                self.check(&batch, &frame.body)?;
                 let Schemas { whole, batches, .. } = self.schemas()?;
                 let read_as = Arc::clone(batches);
                 let batch = reader::read_record_batch(
@@ -138,6 +142,8 @@ impl Decoder {
                     return Err(invalid("it appends to a dictionary: expected whole dictionaries"));
                 }
                 let id = batch.id();
+                let values = batch.data().ok_or_else(|| invalid("its header holds no values of the dictionary"))?;
+                self.check(&values, &frame.body)?;
                 let read_as = Arc::clone(&self.schemas()?.dictionaries);
                 reader::read_dictionary(&frame.body, batch, &read_as, &mut self.dictionaries, &message.version())
                     .map_err(wrong)?;
@@ -152,6 +158,21 @@ impl Decoder {
             }
             other => Err(invalid(&format!("a message of type {other:?}: expected a schema, a batch or a dictionary"))),
         }
+    }
+
+    /// What a header says of its body, before arrow-rs believes it: a buffer that is not aligned is copied, so that many of one body would be
+    /// many bodies.
+    fn check(&self, batch: &arrow_ipc::RecordBatch<'_>, body: &Buffer) -> Result<(), Fault> {
+        if batch.compression().is_some() {
+            return Err(invalid("its body is compressed: write without IPC compression"));
+        }
+        check_rows(usize::try_from(batch.length()).unwrap_or(0), &self.limits)?;
+        let lengths = batch.buffers().into_iter().flatten().map(|buffer| u64::try_from(buffer.length()).unwrap_or(0));
+        let bytes = lengths.fold(0, u64::saturating_add);
+        if bytes > body.len() as u64 {
+            return Err(invalid(&format!("its buffers have {bytes} bytes together, in a body of {}", body.len())));
+        }
+        Ok(())
     }
 
     fn schemas(&self) -> Result<&Schemas, Fault> {
@@ -211,6 +232,19 @@ fn strings(array: &ArrayRef) -> Result<ArrayRef, Fault> {
     Ok(Arc::new(strings))
 }
 
+/// More tables than a schema of ours has, with many to spare: fields, types, metadata.
+const TABLES_MAX: usize = 4_000;
+
+/// A header's message. Its parts may be shared, each standing for many: so not many more than it has bytes.
+fn message(header: &[u8]) -> Result<arrow_ipc::Message<'_>, Fault> {
+    let options = VerifierOptions {
+        max_tables: TABLES_MAX,
+        max_apparent_size: 8 * header.len() + (64 << 10),
+        ..VerifierOptions::default()
+    };
+    arrow_ipc::root_as_message_with_opts(&options, header).map_err(|error| invalid(&error.to_string()))
+}
+
 fn invalid(what: &str) -> Fault {
     Fault::new(Reason::FrameInvalid, format!("a message is no valid Arrow IPC: {}", shorten(what, 500)))
 }
@@ -222,4 +256,54 @@ thread_local! {
 /// Whether a panic on this thread is one that [`Decoder::decode`] turns into an error, and so no news for the log.
 pub(crate) fn panics_are_contained() -> bool {
     CONTAINED.with(Cell::get)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use arrow_ipc::{FieldArgs, MessageArgs, SchemaArgs};
+    use flatbuffers::FlatBufferBuilder;
+
+    use super::*;
+
+    /// A schema of `levels` of fields, each of which has the same one below it `many` times: a kilobyte that stands for `many`^`levels` fields.
+    fn shared(levels: usize, many: usize) -> Vec<u8> {
+        let mut builder = FlatBufferBuilder::new();
+        let int = arrow_ipc::Int::create(&mut builder, &arrow_ipc::IntArgs { bitWidth: 8, is_signed: true });
+        let name = builder.create_string("n");
+        let mut field = None;
+        for _ in 0..=levels {
+            let children = Vec::from_iter(field.into_iter().cycle().take(if field.is_some() { many } else { 0 }));
+            let children = builder.create_vector(&children);
+            let of = FieldArgs {
+                name: Some(name),
+                type_type: arrow_ipc::Type::Int,
+                type_: Some(int.as_union_value()),
+                children: Some(children),
+                ..FieldArgs::default()
+            };
+            field = Some(arrow_ipc::Field::create(&mut builder, &of));
+        }
+        let fields = builder.create_vector(&[field.unwrap()]);
+        let schema =
+            arrow_ipc::Schema::create(&mut builder, &SchemaArgs { fields: Some(fields), ..SchemaArgs::default() });
+        let of = MessageArgs {
+            header_type: MessageHeader::Schema,
+            header: Some(schema.as_union_value()),
+            ..MessageArgs::default()
+        };
+        let message = arrow_ipc::Message::create(&mut builder, &of);
+        builder.finish(message, None);
+        builder.finished_data().to_vec()
+    }
+
+    #[test]
+    fn a_header_stands_for_not_much_more_than_its_bytes() {
+        assert!(message(&shared(2, 3)).is_ok());
+        let bomb = shared(3, 79);
+        assert!(bomb.len() < 2_000);
+        let fault = message(&bomb).unwrap_err();
+        assert_eq!(fault.reason, Reason::FrameInvalid);
+    }
 }

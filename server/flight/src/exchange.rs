@@ -218,7 +218,8 @@ impl Stream {
             tokio::task::consume_budget().await;
             let (is_last, landed) = (message.is_last, message.room.take().map(Arc::new));
             // Until it is computed, a unit may keep all of its message: a small one, which had no room to itself, counts with the first.
-            let mut roomless = if landed.is_none() { message.body.len() } else { 0 };
+            let came = message.body.len();
+            let mut roomless = if landed.is_none() { came } else { 0 };
             let mut message = Some(message);
             loop {
                 let span = debug_span!("batch", bytes = message.as_ref().map_or(0, |message| message.body.len()));
@@ -238,7 +239,7 @@ impl Stream {
                 for need in needs {
                     match need {
                         Need::Span(bytes) => {
-                            reserved = Some(self.room(share.reserve(bytes), sequence, || Wait::Others).await?);
+                            reserved = Some(self.room(share.reserve(bytes, came), sequence, || Wait::Others).await?);
                         }
                         Need::Unit(unit) => {
                             let span = if unit.closes_span { reserved.take() } else { None };

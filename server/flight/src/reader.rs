@@ -35,7 +35,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(plan: Plan, shared: Arc<Shared>, cancel: Cancel) -> Reader {
-        Reader { decoder: Decoder::default(), intake: None, plan, shared, cancel }
+        Reader { decoder: Decoder::new(shared.config.layer_limits()), intake: None, plan, shared, cancel }
     }
 
     /// Takes a light message where it came; `None` if it is for [`Reader::look`] on the pool. With a recipe of hundreds of hard

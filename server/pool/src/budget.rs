@@ -176,9 +176,15 @@ impl Budget {
 }
 
 impl Share {
-    /// Whether a message of so many bytes waits for no room. Until its rows have room, its stream is to take no other.
-    pub fn is_small(&self, bytes: usize) -> bool {
-        bytes <= self.budget.small_bytes
+    /// Whether a message of so many bytes waits for no room. Until its rows have room, its stream is to take no other. One of a
+    /// span that is open uses up what is reserved, as any other.
+    pub fn lands_small(&self, bytes: usize) -> bool {
+        let is_small = bytes <= self.budget.small_bytes;
+        if is_small {
+            let rest = |reserved: usize| Some(reserved.saturating_sub(bytes));
+            let _ = self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        }
+        is_small
     }
 
     /// Waits for room for a message of so many bytes that is not small. It is to be held until its rows have room of their own. A message of
@@ -275,11 +281,11 @@ impl Share {
         }
     }
 
-    /// Waits for room for a whole span.
+    /// Waits for room for a whole span, of which so many bytes `came`.
     ///
     /// # Errors
     /// [`Refused`] for more than all spans may have.
-    pub async fn reserve(&self, bytes: usize) -> Result<Reservation, Refused> {
+    pub async fn reserve(&self, bytes: usize, came: usize) -> Result<Reservation, Refused> {
         let grains = self.grains(bytes)?;
         let span = take(&self.budget.spans, grains).await;
         let mut all = take(&self.budget.all, 0).await;
@@ -289,7 +295,7 @@ impl Share {
             all.merge(take(&self.budget.all, portion).await);
             missing -= portion;
         }
-        self.reserved.store(bytes, Ordering::Relaxed);
+        self.reserved.store(bytes.saturating_sub(came), Ordering::Relaxed);
         Ok(Reservation { all, span, bytes, mark: Mark(Arc::clone(&self.reserved)) })
     }
 
@@ -419,8 +425,8 @@ mod tests {
     async fn spans_together_hold_at_most_half() {
         let budget = Budget::new(1024 * KIB, KIB, 1);
         let (first, second) = (budget.share(), budget.share());
-        let held = first.reserve(400 * KIB).await.unwrap();
-        assert!(waits(second.reserve(200 * KIB)).await);
+        let held = first.reserve(400 * KIB, 0).await.unwrap();
+        assert!(waits(second.reserve(200 * KIB, 0)).await);
         // The unit that closes a span draws on what the span holds, and waits for what is beyond it only.
         let unit = first.acquire(500 * KIB, 300 * KIB, Some(held)).await.unwrap();
         assert_eq!(budget.free(), 524 * KIB);
@@ -430,7 +436,7 @@ mod tests {
         assert!(waits(first.acquire(213 * KIB, KIB, None)).await);
         assert_eq!(first.waits_for(), Wait::Half);
         drop(unit);
-        second.reserve(200 * KIB).await.unwrap();
+        second.reserve(200 * KIB, 0).await.unwrap();
         assert_eq!(budget.free(), 1024 * KIB);
     }
 
@@ -441,9 +447,14 @@ mod tests {
         let unit = first.acquire(512 * KIB, KIB, None).await.unwrap();
         let landed = first.try_land(200 * KIB).unwrap();
         assert!(second.try_land(100 * KIB).is_none());
-        let span = second.reserve(120 * KIB).await.unwrap();
+        let span = second.reserve(120 * KIB, 0).await.unwrap();
         drop(second.try_land(100 * KIB).unwrap());
         assert!(second.try_land(57 * KIB).is_none(), "what is reserved counts once");
+        drop(span);
+        let span = second.reserve(120 * KIB, 30 * KIB).await.unwrap();
+        assert!(second.try_land(100 * KIB).is_none(), "what came counts too");
+        assert!(second.lands_small(64 * KIB));
+        assert!(second.try_land(57 * KIB).is_none(), "and small ones do");
         drop(span);
         assert!(second.try_land(100 * KIB).is_none());
         drop(landed);
@@ -475,7 +486,7 @@ mod tests {
         let budget = Budget::new(1024 * KIB, KIB, 1);
         let (one, other) = (budget.share(), budget.share());
         let charged = one.acquire(8 * KIB, 8 * KIB, None).await.unwrap();
-        let span = one.reserve(500 * KIB).await.unwrap();
+        let span = one.reserve(500 * KIB, 0).await.unwrap();
         let held = other.acquire(250 * KIB, KIB, None).await.unwrap();
         drop(timeout(Duration::from_millis(20), one.acquire(500 * KIB, 100 * KIB, Some(span))).await.unwrap().unwrap());
         drop((charged, held));

@@ -66,7 +66,7 @@ impl Frames {
             match step {
                 Step::Nothing => return Ok(None),
                 Step::Whole(message) => return Ok(Some(FrameIn { room: self.landing.take(), ..message.into() })),
-                Step::Begins(bytes) if self.limits.share.is_small(bytes) => {}
+                Step::Begins(bytes) if self.limits.share.lands_small(bytes) => {}
                 Step::Begins(bytes) => {
                     self.landing = self.limits.share.try_land(bytes);
                     if self.landing.is_none() {

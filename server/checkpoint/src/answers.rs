@@ -1,0 +1,112 @@
+//! The engine's answers as rows. SPEC.md, section "Output", has the columns.
+
+use std::collections::VecDeque;
+
+use arrow_array::{
+    Array, ArrayRef, RecordBatch, StructArray,
+    cast::AsArray,
+    types::{Float32Type, Float64Type, Int32Type, UInt64Type},
+};
+use bytes::Bytes;
+use quarrel_proto::column::{self, status, tensor};
+
+use crate::{
+    error::CheckpointError,
+    local::Asked,
+    report::{Metrics, Status},
+    unit::{Outcome, Row},
+};
+
+/// A row for each of a batch, which is of the next runs that were asked for.
+pub(crate) fn rows(batch: &RecordBatch, asked: &mut VecDeque<Asked>) -> Result<Vec<Row>, CheckpointError> {
+    (0..batch.num_rows()).map(|row| one(batch, row, asked)).collect()
+}
+
+fn one(batch: &RecordBatch, row: usize, asked: &mut VecDeque<Asked>) -> Result<Row, CheckpointError> {
+    let unasked = || CheckpointError::Ours("a row was answered and not sent".to_owned());
+    let Asked { name, begins, completes, done } = asked.pop_front().ok_or_else(unasked)?;
+    if text(batch, column::LAYER_NAME, row)? != name {
+        return Err(unasked());
+    }
+    let not = |status| {
+        let (reason, message) = (text(batch, column::REASON, row)?, text(batch, column::MESSAGE, row)?);
+        Ok::<_, CheckpointError>(Outcome::Not { status, reason, message })
+    };
+    let outcome = match text(batch, column::STATUS, row)?.as_str() {
+        status::QUANTIZED => codes(batch, row)?,
+        status::KEPT => not(Status::Kept)?,
+        _ => not(Status::Failed)?,
+    };
+    Ok(Row { name, begins, completes, done, outcome, metrics: metrics(batch, row)? })
+}
+
+fn codes(batch: &RecordBatch, row: usize) -> Result<Outcome, CheckpointError> {
+    let scales = of(batch, column::SCALES)?.as_list::<i32>().value(row);
+    let zero_points = of(batch, column::ZERO_POINTS)?.as_list::<i32>();
+    let points = || zero_points.value(row).as_primitive::<Int32Type>().values().to_vec();
+    Ok(Outcome::Quantized {
+        data: bytes(of(batch, column::QUANTIZED_DATA)?, row),
+        scales: scales.as_primitive::<Float32Type>().values().to_vec(),
+        zero_points: zero_points.is_valid(row).then(points),
+        global_scale: global_scale(of(batch, column::EXTRA_TENSORS)?, row)?,
+        scheme: text(batch, column::SCHEME, row)?,
+    })
+}
+
+fn global_scale(extra: &ArrayRef, row: usize) -> Result<Option<f32>, CheckpointError> {
+    if extra.is_null(row) {
+        return Ok(None);
+    }
+    let tensors = extra.as_list::<i32>().value(row);
+    let tensors = tensors.as_struct();
+    let (names, data) = (field(tensors, "name")?.as_string::<i32>(), field(tensors, "data")?);
+    let at = (0..tensors.len()).find(|at| names.value(*at) == tensor::WEIGHT_GLOBAL_SCALE);
+    Ok(at.and_then(|at| Some(f32::from_le_bytes(*bytes(data, at).first_chunk()?))))
+}
+
+fn metrics(batch: &RecordBatch, row: usize) -> Result<Option<Metrics>, CheckpointError> {
+    let found = of(batch, column::LAYER_METRICS)?.as_struct();
+    if found.is_null(row) {
+        return Ok(None);
+    }
+    let count = |name| Ok::<_, CheckpointError>(field(found, name)?.as_primitive::<UInt64Type>().value(row));
+    let number = |name| {
+        let numbers = field(found, name)?.as_primitive::<Float64Type>();
+        Ok::<_, CheckpointError>(numbers.is_valid(row).then(|| numbers.value(row)))
+    };
+    Ok(Some(Metrics {
+        elements: count("elements")?,
+        mse: number("mse")?,
+        sqnr_db: number("sqnr_db")?,
+        cosine: number("cosine")?,
+        max_abs_error: number("max_abs_error")?,
+        amax: number("amax")?,
+        saturated: count("saturated")?,
+        bits_per_weight: number("bits_per_weight")?,
+    }))
+}
+
+/// Bytes of a large_binary row, which stay where they are.
+fn bytes(array: &ArrayRef, row: usize) -> Bytes {
+    let binary = array.as_binary::<i64>();
+    let (start, end) = (binary.value_offsets()[row] as usize, binary.value_offsets()[row + 1] as usize);
+    binary.values().slice_with_length(start, end - start).into()
+}
+
+/// A text; empty where it is null.
+fn text(batch: &RecordBatch, name: &str, row: usize) -> Result<String, CheckpointError> {
+    let texts = of(batch, name)?.as_string::<i32>();
+    Ok(if texts.is_valid(row) { texts.value(row).to_owned() } else { String::new() })
+}
+
+fn of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, CheckpointError> {
+    batch.column_by_name(name).ok_or_else(|| missing(name))
+}
+
+fn field<'a>(structs: &'a StructArray, name: &str) -> Result<&'a ArrayRef, CheckpointError> {
+    structs.column_by_name(name).ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> CheckpointError {
+    CheckpointError::Ours(format!("the engine's answer has no `{name}`"))
+}
