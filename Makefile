@@ -49,10 +49,10 @@ lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors
 proto: ## Regenerate proto/src/generated from proto/quarrel
 	QUARREL_REGENERATE=1 cargo test --release --locked --package quarrel-tidy checked_in_code
 
-test-interop: build ## Real torch and compressed-tensors on our tensors and files, in a fresh environment (4.3 GB, minutes)
+test-interop: build ## Real torch, compressed-tensors and transformers on our tensors, files and models, in a fresh environment (4.3 GB, minutes); writes tests/interop/results
 	$(PYTHON) -m venv --clear $(VENV_INTEROP)
 	$(VENV_INTEROP)/bin/pip install --quiet --no-deps -r tests/golden/requirements.txt -r tests/interop/peers/requirements.txt
-	$(VENV_INTEROP)/bin/python -m pytest -c tests/pytest.ini tests/interop/peers/peer_*.py
+	$(VENV_INTEROP)/bin/python tests/interop/peers/run.py
 
 golden: ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment (4.3 GB, minutes)
 	$(PYTHON) -m venv --clear $(VENV_GOLDEN)

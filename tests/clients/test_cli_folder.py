@@ -116,7 +116,7 @@ def test_the_index_and_the_configuration_say_what_is_there(model, tmp_path):
     assert quantization == {
         "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
         "version": "0.20.0", "global_compression_ratio": None, "kv_cache_scheme": None,
-        "ignore": ["lm_head", "model.embed_tokens"],
+        "ignore": ["lm_head", "model.embed_tokens", r"re:.*\.lm_head$"],
     }
     assert group == {
         "targets": ["Linear"], "format": "pack-quantized", "input_activations": None, "output_activations": None,
@@ -205,6 +205,76 @@ def test_a_folder_is_dequantized_as_its_files_are(scheme, model, tmp_path):
 def test_a_folder_without_quantized_layers_is_told(model, tmp_path):
     ended = cli.run("dequantize", model, tmp_path / "out")
     assert ended.code == 3 and "has no quantized layers" in ended.err and not (tmp_path / "out").exists()
+
+
+def test_what_is_quantized_already_is_refused(model, tmp_path):
+    cli.quantize(model, tmp_path / "out", "-s", "W4A16")
+    error = refused(3, tmp_path / "out", tmp_path / "again", "-s", "int8")
+    assert "[already_quantized]" in error and not (tmp_path / "again").exists()
+    said = shutil.copytree(model, tmp_path / "said")
+    (said / "config.json").write_text(json.dumps({"text_config": {"quantization_config": {"quant_method": "fp8"}}}))
+    assert "says that it is quantized" in refused(3, said, tmp_path / "again", "-s", "int8")
+
+
+def test_of_a_model_linear_layers_alone_are_quantized(tmp_path):
+    """transformers looks for codes in no other module."""
+    source = write_model(tmp_path / "model", shards=1)
+    more = {"model.conv.weight": np.ones((8, 4, 4, 8), BF16), "model.experts.down_proj": np.ones((2, 256, 256), BF16)}
+    cli.write(source / "model.safetensors", tensors() | more)
+    cli.quantize(source, tmp_path / "out", "-s", "int8")
+    assert more.keys() <= all_tensors(tmp_path / "out").keys()
+    ignore = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["ignore"]
+    assert {"model.conv", r"re:model\.experts\..*"} <= set(ignore)
+
+
+def test_force_starts_over_and_leaves_no_old_weights(begun, model, tmp_path):
+    one = write_model(tmp_path / "one", shards=1)
+    cli.quantize(one, begun, "-s", "W4A16", "--force")
+    assert [path.name for path in begun.glob("*.safetensors")] == ["model.safetensors"]
+    before = (begun / "model.safetensors").stat().st_mtime_ns
+    cli.quantize(one, begun, "-s", "W4A16", "--force")
+    assert (begun / "model.safetensors").stat().st_mtime_ns > before and (begun / "config.json").exists()
+
+
+def test_folders_within_each_other_and_reports_within_them_are_refused(model, tmp_path):
+    inside = shutil.copytree(model, tmp_path / "inside")
+    for args in [(inside, inside / "out"), (inside / "assets", inside), (inside, inside),
+                 (inside, tmp_path / "out", "--report", inside / "config.json"),
+                 (inside, tmp_path / "out", "--report", tmp_path / "out/config.json", "--force")]:
+        error = refused(2, *args, "-s", "W4A16")
+        assert "is within" in error or "named twice" in error
+    assert files(inside) == files(model) and not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_of_the_model_are_named_and_not_copied(model, tmp_path):
+    ended = cli.quantize(model, tmp_path / "out", "-s", "W4A16")
+    left_out = sorted(name for name in STRANGERS if not name.startswith(".git"))
+    assert f"not copied: {', '.join(left_out)}" in ended.out.replace("\n", " ")
+    assert json.loads((tmp_path / "out/quarrel.report.json").read_text())["left_out"] == left_out
+
+
+def test_a_file_of_tensors_under_another_ending_is_written_once(model, tmp_path):
+    def renamed(map, at):
+        file = map[first(map)]
+        (at / file).rename(at / "model.st")
+        map.update({name: "model.st" for name, home in map.items() if home == file})
+
+    cli.quantize(edited(model, tmp_path / "renamed", renamed), tmp_path / "out", "-s", "W4A16")
+    assert any("weight_packed" in name for name in cli.read(tmp_path / "out/model.st").tensors)
+
+
+def test_scales_that_lie_elsewhere_are_told(model, tmp_path):
+    cli.quantize(model, tmp_path / "out", "-s", "W8A8")
+    one, other = sorted((tmp_path / "out").glob("*.safetensors"))[:2]
+    here, there = cli.read(one).tensors, cli.read(other).tensors
+    name = next(name for name in here if name.endswith(".weight_scale"))
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    index["weight_map"][name] = other.name
+    (tmp_path / "out" / INDEX).write_text(json.dumps(index))
+    cli.write(other, there | {name: here.pop(name)})
+    cli.write(one, here)
+    ended = cli.run("dequantize", tmp_path / "out", tmp_path / "dense")
+    assert ended.code == 3 and "wants both in one file" in ended.err and not (tmp_path / "dense").exists()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ BF16 = ml_dtypes.bfloat16
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
 REPORT_FIELDS = {
     "source", "destination", "server", "quarrel", "contract", "cpu_level", "command", "seconds", "totals", "layers",
+    "left_out",
 }
 TOTALS_FIELDS = {
     "quantized", "kept", "failed", "elements", "bits_per_weight", "worst_layer", "worst_sqnr_db", "source_bytes",

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     args::{DequantizeArgs, word},
     failure::Failure,
-    paths::different,
+    paths::{apart, different},
     place::{Place, Room},
     progress::Progress,
     quantize::finish,
@@ -34,6 +34,7 @@ struct Done {
 pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
     different(&[&args.files.source, &args.files.destination])?;
+    apart(&args.files, None)?;
     let mut job = open(&args, &stop).await?;
     let place = Place::open(&args.place, args.output, Room::for_codes()).await?;
     let mut progress = Progress::new(job.sent().map(Tensor::bytes).sum(), args.output);

@@ -44,7 +44,7 @@ pub(crate) struct Room {
 impl Room {
     /// For codes, which never wait for their layer.
     pub(crate) fn for_codes() -> Room {
-        Room { memory_bytes_max: Some(256 << 20), ..Room::default() }
+        Room { memory_bytes_max: Some(256 << 20) }
     }
 
     fn make(&self, config: &mut Config) {

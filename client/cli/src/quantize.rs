@@ -6,9 +6,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use quarrel_checkpoint::{
-    Gate, Job, LayerReport, Made, Replace, Status, Stop, Target, Tensor, Told, checkpoint_recipe,
-};
+use quarrel_checkpoint::{Gate, Job, LayerReport, Made, Status, Stop, Target, Tensor, Told, checkpoint_recipe};
 use quarrel_client::proto::{
     command::to_json,
     v1::{self, quantize::How},
@@ -17,7 +15,7 @@ use quarrel_client::proto::{
 use crate::{
     args::{QuantizeArgs, word},
     failure::Failure,
-    paths::different,
+    paths::{apart, different},
     progress::Progress,
     recipe::recipe,
     report::{self, Report, Totals},
@@ -33,12 +31,19 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let recipe = args.how.recipe.as_deref();
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
     different(&Vec::from_iter(paths.into_iter().flatten()))?;
-    let mut job = open(&args, command, &stop).await?;
-    // A run that has made a part has written no report, or one that this one replaces.
-    let replace = if job.goes_on() { Replace::AtTheEnd } else { replace(&args.files) };
-    let report_target = Target::new(&report_path, replace)?;
-
+    apart(&args.files, args.report.as_deref())?;
+    if !args.files.source.is_dir() {
+        Target::new(&args.files.destination, replace(&args.files))?;
+    }
+    let is_given = args.report.is_some() || !args.files.source.is_dir();
+    let given = is_given.then(|| Target::new(&report_path, replace(&args.files))).transpose()?;
     let (worker, about) = Worker::open(&args.place, args.output).await?;
+    let mut job = open(&args, command, &stop).await?;
+    let report_target = match given {
+        Some(target) => target,
+        None => job.report()?.ok_or_else(|| Failure::ours("a folder became a file"))?,
+    };
+
     let mut progress = Progress::new(job.sent().map(Tensor::bytes).sum(), args.output);
     let made = job
         .run(&worker, &stop, |told| match told {
@@ -61,6 +66,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
         command: job.effective().and_then(|command| serde_json::from_str(&to_json(command)).ok()),
         seconds: started.elapsed().as_secs_f64(),
         totals,
+        left_out: job.model().left_out().map(|path| path.display().to_string()).collect(),
         layers: made.layers.clone(),
     };
     report::write(&report, &report_target)?;
@@ -106,7 +112,7 @@ fn command(args: &QuantizeArgs) -> Result<v1::Quantize, Failure> {
             };
             let standard = (!args.no_standard).then(|| "@standard".to_owned());
             let ignore = standard.into_iter().chain(args.ignore.iter().cloned());
-            How::Recipe(checkpoint_recipe(rule, ignore.collect()))
+            How::Recipe(checkpoint_recipe(rule, ignore.collect(), args.files.source.is_dir()))
         }
         (_, Some(path), _) => How::Recipe(recipe(path)?),
         (.., Some(profile)) => How::Profile(profile.clone()),

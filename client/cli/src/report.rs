@@ -2,13 +2,10 @@
 
 use std::{io::Write, path::PathBuf};
 
-use quarrel_checkpoint::{LayerReport, Status, Stop, Target};
+use quarrel_checkpoint::{LayerReport, REPORT, Status, Stop, Target};
 use serde::Serialize;
 
 use crate::{args::QuantizeArgs, failure::Failure};
-
-/// The report's name where the destination is a folder.
-const IN_A_FOLDER: &str = "quarrel.report.json";
 
 /// All of it. Field names are those of the contract where it has them.
 #[derive(Debug, Serialize)]
@@ -24,6 +21,8 @@ pub(crate) struct Report {
     pub(crate) command: Option<serde_json::Value>,
     pub(crate) seconds: f64,
     pub(crate) totals: Totals,
+    /// Weights in a model's folder that are not of it, and were not copied.
+    pub(crate) left_out: Vec<String>,
     /// In the order of the source.
     pub(crate) layers: Vec<LayerReport>,
 }
@@ -70,7 +69,7 @@ impl Totals {
 pub(crate) fn path(args: &QuantizeArgs) -> PathBuf {
     let destination = &args.files.destination;
     if args.report.is_none() && args.files.source.is_dir() {
-        return destination.join(IN_A_FOLDER);
+        return destination.join(REPORT);
     }
     args.report.clone().unwrap_or_else(|| match destination.extension() {
         Some(ending) if ending == "safetensors" => destination.with_extension("report.json"),

@@ -66,6 +66,10 @@ fn summary(report: &Report, path: &Path, verbose: bool) -> String {
     if totals.quantized == 0 {
         lines.push("Nothing was quantized: see the reasons above.".to_owned());
     }
+    if !report.left_out.is_empty() {
+        let files = Vec::from_iter(report.left_out.iter().map(|file| clean(file)));
+        lines.push(format!("Not of the model, and not copied: {}", files.join(", ")));
+    }
     lines.push(format!("{}\n{}", report.destination, path.display()));
     lines.join("\n")
 }

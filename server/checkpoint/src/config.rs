@@ -1,4 +1,4 @@
-//! `config.json` of a quantized model: what transformers and vLLM must be told of it.
+//! `config.json` and the index of a quantized model: what transformers and vLLM must be told of it.
 //!
 //! Source: `CompressionConfig` of compressed-tensors 0.20, `quantization/quant_config.py` and `quant_scheme.py`.
 
@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quarrel_engine::{Codes, Granularity, Scaling, Scheme};
 use serde_json::{Map, Value, json};
+
+use crate::{error::CheckpointError, report::LayerReport, site::Record};
 
 /// The version of compressed-tensors whose layout is written.
 const LAYOUT_VERSION: &str = "0.20.0";
@@ -17,6 +19,55 @@ pub(crate) struct Decided {
     pub(crate) quantized: BTreeMap<String, Scheme>,
     /// Left as they are, though they have a weight of two dimensions or more.
     pub(crate) kept: BTreeSet<String>,
+}
+
+/// What became of the modules.
+pub(crate) fn decided(layers: &[LayerReport]) -> Result<Decided, CheckpointError> {
+    let mut decided = Decided::default();
+    for layer in layers {
+        let Some(module) = layer.name.strip_suffix(".weight") else {
+            // Experts in one tensor: whoever splits them must not take them for quantized.
+            if let (3.., Some((parent, _))) = (layer.shape.len(), layer.name.rsplit_once('.')) {
+                decided.kept.insert(format!("re:{}\\..*", parent.replace('.', "\\.")));
+            }
+            continue;
+        };
+        match &layer.scheme {
+            Some(scheme) => {
+                let scheme = scheme.parse().map_err(|_| CheckpointError::Ours(format!("`{scheme}` was answered")))?;
+                decided.quantized.insert(module.to_owned(), scheme);
+            }
+            None if layer.shape.len() >= 2 => drop(decided.kept.insert(module.to_owned())),
+            None => {}
+        }
+    }
+    Ok(decided)
+}
+
+/// Which tensor is in which file.
+pub(crate) fn index(metadata: &Map<String, Value>, records: &[Record]) -> Value {
+    let mut metadata = metadata.clone();
+    let total: u64 = records.iter().flat_map(|record| record.tensors.values()).sum();
+    metadata.insert("total_size".to_owned(), json!(total));
+    // It counted those of the dense model.
+    metadata.remove("total_parameters");
+    let homes =
+        records.iter().flat_map(|record| record.tensors.keys().map(|tensor| (tensor.clone(), json!(record.file))));
+    let homes = BTreeMap::from_iter(homes);
+    json!({ "metadata": metadata, "weight_map": homes })
+}
+
+pub(crate) fn text(value: &Value) -> Result<Vec<u8>, CheckpointError> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| CheckpointError::Ours(error.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Whether a configuration, or one within it, says that its model is quantized.
+pub(crate) fn says_quantized(config: &Map<String, Value>) -> bool {
+    let keys = ["quantization_config", "compression_config"];
+    let has_it = keys.iter().any(|key| config.get(*key).is_some_and(|value| !value.is_null()));
+    has_it || config.values().any(|value| value.as_object().is_some_and(says_quantized))
 }
 
 /// The configuration of the dense model, with what was decided.
@@ -34,9 +85,9 @@ pub(crate) fn quantized_config(mut config: Map<String, Value>, decided: &Decided
         }
     }
     let mut ignore = decided.kept.clone();
-    // It has no tensor of its own, but it is a `Linear` all the same.
-    if !decided.quantized.contains_key("lm_head") {
-        ignore.insert("lm_head".to_owned());
+    // A tied head has no tensor of its own, but it is a `Linear` all the same.
+    if !decided.quantized.keys().any(|module| module.ends_with("lm_head")) {
+        ignore.extend(["lm_head".to_owned(), "re:.*\\.lm_head$".to_owned()]);
     }
     config.insert("quantization_config".to_owned(), quantization(decided, &ignore));
     config

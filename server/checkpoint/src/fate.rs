@@ -31,9 +31,9 @@ pub enum Fate {
     },
 }
 
-/// The recipe that a scheme stands for where whole checkpoints are quantized: `* -> scheme`, with what `ignore` names and
+/// The recipe that a scheme stands for where whole checkpoints are quantized: `* -> scheme`, of a model's folder `Linear -> scheme`, with what `ignore` names and
 /// what its groups do not divide left as it is.
-pub fn checkpoint_recipe(rule: v1::Rule, ignore: Vec<String>) -> v1::Recipe {
+pub fn checkpoint_recipe(rule: v1::Rule, ignore: Vec<String>, is_model: bool) -> v1::Recipe {
     let is_grouped = |scheme: Scheme| matches!(scheme.granularity(), Granularity::Group(_));
     let is_grouped = rule.group_size.is_some() || rule.scheme.parse().is_ok_and(is_grouped);
     let keep = || is_grouped.then(|| "keep".to_owned());
@@ -45,7 +45,9 @@ pub fn checkpoint_recipe(rule: v1::Rule, ignore: Vec<String>) -> v1::Recipe {
         channel_dims: None,
         ..rule.clone()
     });
-    let every = v1::Rule { targets: vec!["*".to_owned()], on_indivisible, ..rule };
+    // Of a model, whoever loads it looks for codes in `Linear` modules alone.
+    let targets = if is_model { "Linear" } else { "*" };
+    let every = v1::Rule { targets: vec![targets.to_owned()], on_indivisible, ..rule };
     v1::Recipe { rules: linear.into_iter().chain([every]).collect(), ignore }
 }
 

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, io};
 
 use quarrel_engine::{Level, Plan, Scaling, Scheme, amax};
 use quarrel_proto::v1::{self, command::Verb, quantize::How};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::CheckpointError,
@@ -25,36 +26,58 @@ type Found<'a> = (&'a Source, &'a Tensor);
 /// Bytes of a tensor that are read at a time.
 const STEP_BYTES: u64 = 4 << 20;
 
-/// The command with a rule more for each fused set that gets a scheme with a global scale. Where a set's numbers are not
-/// finite there is none: the quantizer says which.
+/// A set of fused layers that share a global scale: a fact over the whole model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Fused {
+    /// Their tensors.
+    layers: Vec<String>,
+    scheme: String,
+    /// Their greatest magnitude.
+    amax: f64,
+}
+
+/// The fused sets that get a scheme with a global scale. Where a set's numbers are not finite there is none: the quantizer says which.
 ///
 /// # Errors
 /// [`CheckpointError::Command`] for a command that gets something wrong, [`CheckpointError::Io`]; the latter too, of kind
 /// `Interrupted`, if `stop` comes first.
-pub fn with_shared_scales(
-    shards: &[Source],
-    command: v1::Quantize,
-    stop: &Stop,
-) -> Result<v1::Quantize, CheckpointError> {
+pub(crate) fn fused(shards: &[Source], command: &v1::Quantize, stop: &Stop) -> Result<Vec<Fused>, CheckpointError> {
     let verb = Verb::Quantize(command.clone());
     let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
         .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
-    let Some(How::Recipe(mut recipe)) = command.how.clone() else { return Ok(command) };
-    let mut rules = Vec::new();
+    let mut found = Vec::new();
+    if !matches!(command.how, Some(How::Recipe(_))) {
+        return Ok(found);
+    }
     for (scheme, tensors) in sets(shards, &plan) {
         if let [_, _, ..] = tensors.as_slice()
             && let Some(amax) = greatest(&tensors, stop)?
         {
-            rules.push(v1::Rule {
-                targets: tensors.iter().map(|(_, tensor)| tensor.name.clone()).collect(),
-                scheme: scheme.to_string(),
-                amax: Some(amax.into()),
-                ..Default::default()
-            });
+            let layers = tensors.iter().map(|(_, tensor)| tensor.name.clone()).collect();
+            found.push(Fused { layers, scheme: scheme.to_string(), amax: amax.into() });
         }
     }
-    recipe.rules.splice(0..0, rules);
-    Ok(v1::Quantize { how: Some(How::Recipe(recipe)), ..command })
+    Ok(found)
+}
+
+/// The command for some layers, with a rule more for each fused set that has one among them.
+pub(crate) fn with_shared_scales(
+    command: &v1::Quantize,
+    sets: &[Fused],
+    is_asked: impl Fn(&str) -> bool,
+) -> v1::Quantize {
+    let mut command = command.clone();
+    if let Some(How::Recipe(recipe)) = &mut command.how {
+        let sets = sets.iter().filter(|set| set.layers.iter().any(|layer| is_asked(layer)));
+        let rules = sets.map(|set| v1::Rule {
+            targets: set.layers.clone(),
+            scheme: set.scheme.clone(),
+            amax: Some(set.amax),
+            ..Default::default()
+        });
+        recipe.rules.splice(0..0, Vec::from_iter(rules));
+    }
+    command
 }
 
 /// The fused sets among what is quantized with a global scale, in the order of their names.

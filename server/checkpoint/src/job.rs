@@ -4,28 +4,24 @@
 //! folder's job goes on where another was stopped, and what makes the folder a model, index and `config.json`, is written last.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::UNIX_EPOCH,
 };
 
 use futures::stream::BoxStream;
 use quarrel_engine::Plan;
-use quarrel_proto::{
-    command,
-    v1::{self, command::Verb},
-};
-use serde_json::{Map, Value, json};
+use quarrel_proto::v1::{self, command::Verb};
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    config::{Decided, quantized_config},
+    checks::{as_json, identity, name, refuse_quantized, refuse_scattered},
+    config::{decided, index, quantized_config, text},
     error::CheckpointError,
     fate::{Fate, fates},
-    fused::with_shared_scales,
+    fused::{Fused, fused, with_shared_scales},
     make::{dense, quantized},
-    model::Model,
+    model::{Model, REPORT},
     modules::{Module, modules},
     report::{Gate, LayerReport},
     site::{Record, Site, checksum},
@@ -83,6 +79,7 @@ enum Work {
         command: v1::Quantize,
         effective: v1::Command,
         fates: Vec<Vec<Fate>>,
+        fused: Vec<Fused>,
     },
     /// To one type, or to the one that each layer's weights had.
     Dequantize {
@@ -150,32 +147,32 @@ impl Job {
     ) -> Result<Job, CheckpointError> {
         let model = Model::open(source)?;
         // What is wrong with it is said before anything is written.
-        fates(model.shards(), &command)?;
-        let (destination, command) = match model.folder() {
+        let fates = fates(model.shards(), &command)?;
+        refuse_quantized(&model, &fates)?;
+        let (destination, fused) = match model.folder() {
             None => {
                 let target = Target::new(destination, replace)?;
-                (Destination::File(target), with_shared_scales(model.shards(), command, stop)?)
+                (Destination::File(target), fused(model.shards(), &command, stop)?)
             }
             Some(_) => {
                 stop.keep();
-                let site = Site::open(destination, &identity(&model, as_json(&command)?)?, replace)?;
-                let facts = site.facts::<Facts>()?.and_then(|Facts { command }| read_back(&command));
-                let command = match facts {
-                    Some(command) => command,
+                let identity = identity(&model, as_json(&command)?)?;
+                let site = Site::open(destination, identity, replace, stop)?;
+                let found = match site.facts()? {
+                    Some(found) => found,
                     None => {
-                        let command = with_shared_scales(model.shards(), command, stop)?;
-                        site.remember_facts(&Facts { command: as_json(&command)? })?;
-                        command
+                        let found = fused(model.shards(), &command, stop)?;
+                        site.remember_facts(&found)?;
+                        found
                     }
                 };
-                (Destination::Folder(site), command)
+                (Destination::Folder(site), found)
             }
         };
-        let fates = fates(model.shards(), &command)?;
-        let verb = Verb::Quantize(command.clone());
+        let verb = Verb::Quantize(with_shared_scales(&command, &fused, |_| true));
         let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
             .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
-        Ok(Job { model, work: Work::Quantize { command, effective: plan.effective, fates }, destination, gate })
+        Ok(Job { model, work: Work::Quantize { command, effective: plan.effective, fates, fused }, destination, gate })
     }
 
     /// The same for a job that makes dense layers of quantized ones, of type `dtype` or of their own.
@@ -191,6 +188,7 @@ impl Job {
     ) -> Result<Job, CheckpointError> {
         let model = Model::open(source)?;
         let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
+        refuse_scattered(&model, &modules)?;
         if modules.iter().all(Vec::is_empty) {
             return Err(CheckpointError::NothingQuantized { path: source.to_owned() });
         }
@@ -199,7 +197,7 @@ impl Job {
             Some(_) => {
                 stop.keep();
                 let identity = identity(&model, json!({ "dequantize": { "dtype": dtype } }))?;
-                Destination::Folder(Site::open(destination, &identity, replace)?)
+                Destination::Folder(Site::open(destination, identity, replace, stop)?)
             }
         };
         Ok(Job { model, work: Work::Dequantize { dtype, modules }, destination, gate: Gate::default() })
@@ -218,9 +216,15 @@ impl Job {
         }
     }
 
-    /// Whether an earlier run has made a part of it.
-    pub fn goes_on(&self) -> bool {
-        matches!(&self.destination, Destination::Folder(site) if site.goes_on())
+    /// Where a report is to appear that belongs to the model: in its folder, as the file [`REPORT`].
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn report(&self) -> Result<Option<Target>, CheckpointError> {
+        match &self.destination {
+            Destination::Folder(site) => site.target(Path::new(REPORT)).map(Some),
+            Destination::File(_) => Ok(None),
+        }
     }
 
     /// Whether a later run could go on with it.
@@ -276,7 +280,8 @@ impl Job {
             };
             let path = target.path().to_owned();
             let unit = match &self.work {
-                Work::Quantize { command, fates, .. } => {
+                Work::Quantize { command, fates, fused, .. } => {
+                    let command = with_shared_scales(command, fused, |layer| shard.tensor(layer).is_some());
                     quantized(quantizer, command, (shard, &fates[at]), target, &mut tell).await?
                 }
                 Work::Dequantize { dtype, modules } => {
@@ -317,8 +322,9 @@ impl Job {
     pub fn finish(self, made: &Made, stop: &Stop) -> Result<(), CheckpointError> {
         let (Destination::Folder(site), Some(folder)) = (self.destination, self.model.folder()) else { return Ok(()) };
         for other in &folder.others {
-            site.copy(&self.model.path().join(other), other)?;
+            site.copy(&self.model.path().join(other), other, stop)?;
         }
+        site.still(&identity(&self.model, Value::Null)?)?;
         if !stop.commit() {
             let error = std::io::ErrorKind::Interrupted.into();
             return Err(CheckpointError::Io { what: "cannot write", path: self.model.path().to_owned(), error });
@@ -335,44 +341,6 @@ impl Job {
             site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
         }
         site.done()
-    }
-}
-
-/// Facts over a whole model, found once: the command with what fused layers share.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Facts {
-    command: Value,
-}
-
-/// What tells a job from another: its source and its command.
-fn identity(model: &Model, command: Value) -> Result<Value, CheckpointError> {
-    let mut files = Map::new();
-    for shard in model.shards() {
-        let found = std::fs::metadata(shard.path()).map_err(CheckpointError::io("cannot read", shard.path()))?;
-        let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let modified = modified.map(|time| time.as_nanos().to_string());
-        files.insert(name(shard.path()), json!({ "bytes": found.len(), "modified": modified }));
-    }
-    let config = model.folder().and_then(|folder| folder.config.clone());
-    Ok(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "source": files,
-        "configuration": config,
-        "command": command,
-    }))
-}
-
-fn as_json(quantize: &v1::Quantize) -> Result<Value, CheckpointError> {
-    let verb = Verb::Quantize(quantize.clone());
-    let text = command::to_json(&v1::Command { verb: Some(verb), ..Default::default() });
-    serde_json::from_str(&text).map_err(|error| CheckpointError::Ours(error.to_string()))
-}
-
-/// The inverse of [`as_json`].
-fn read_back(command: &Value) -> Option<v1::Quantize> {
-    match command::parse(command.to_string().as_bytes()).ok()?.verb? {
-        Verb::Quantize(quantize) => Some(quantize),
-        Verb::Dequantize(_) | Verb::Measure(_) => None,
     }
 }
 
@@ -396,49 +364,9 @@ fn seal(
     tokio::task::spawn_blocking(move || {
         let Sealed { layers, bytes, tensors } = unit.seal(&stop)?;
         let crc32c = match is_recorded {
-            true => checksum(&path).map_err(CheckpointError::io("cannot read", &path))?.1,
+            true => checksum(&path, &stop).map_err(CheckpointError::io("cannot read", &path))?.1,
             false => 0,
         };
         Ok(Record { file, bytes, crc32c, tensors, layers })
     })
-}
-
-/// What became of the modules.
-fn decided(layers: &[LayerReport]) -> Result<Decided, CheckpointError> {
-    let mut decided = Decided::default();
-    for layer in layers {
-        let Some(module) = layer.name.strip_suffix(".weight") else { continue };
-        match &layer.scheme {
-            Some(scheme) => {
-                let scheme = scheme.parse().map_err(|_| CheckpointError::Ours(format!("`{scheme}` was answered")))?;
-                decided.quantized.insert(module.to_owned(), scheme);
-            }
-            None if layer.shape.len() >= 2 => drop(decided.kept.insert(module.to_owned())),
-            None => {}
-        }
-    }
-    Ok(decided)
-}
-
-/// Which tensor is in which file.
-fn index(metadata: &Map<String, Value>, records: &[Record]) -> Value {
-    let mut metadata = metadata.clone();
-    let total: u64 = records.iter().flat_map(|record| record.tensors.values()).sum();
-    metadata.insert("total_size".to_owned(), json!(total));
-    // It counted those of the dense model.
-    metadata.remove("total_parameters");
-    let homes =
-        records.iter().flat_map(|record| record.tensors.keys().map(|tensor| (tensor.clone(), json!(record.file))));
-    let homes = BTreeMap::from_iter(homes);
-    json!({ "metadata": metadata, "weight_map": homes })
-}
-
-fn text(value: &Value) -> Result<Vec<u8>, CheckpointError> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|error| CheckpointError::Ours(error.to_string()))?;
-    text.push(b'\n');
-    Ok(text)
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

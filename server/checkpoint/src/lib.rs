@@ -2,13 +2,14 @@
 //!
 //! Safetensors in, a file or the folder of a model, and the same out, in the layout of compressed-tensors. START at [`Job`]: in the order in which a tensor
 //! meets them, [`Model`] and [`Source`] read, `fused` finds what fused layers share, `fate` decides what is quantized, a [`Quantizer`] does it, `unit` puts
-//! a file together, for which `stored` names what a layer becomes and [`Sink`] writes; `site` remembers what is complete, `config` says it to whoever loads the model.
+//! a file together, for which `stored` names what a layer becomes and `sink` writes; `site` remembers what is complete, `config` says it to whoever loads the model.
 //! The other way, [`modules`] finds the quantized layers of a file. Nothing here computes a code.
 
 #![forbid(unsafe_code)]
 
 mod answers;
 mod bits;
+mod checks;
 mod config;
 mod error;
 mod fate;
@@ -30,7 +31,7 @@ pub use error::CheckpointError;
 pub use fate::checkpoint_recipe;
 pub use job::{Coded, Job, Made, Quantizer, Told, Weights};
 pub use local::Local;
-pub use model::Model;
+pub use model::{Model, REPORT};
 pub use modules::{Module, modules};
 pub use quarrel_engine::{Level, Scheme};
 pub use report::{Gate, LayerReport, Metrics, Status};

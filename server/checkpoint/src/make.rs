@@ -19,7 +19,7 @@ use crate::{
 /// A file, quantized but not written yet.
 pub(crate) async fn quantized<Q: Quantizer>(
     quantizer: &Q,
-    command: &v1::Quantize,
+    command: v1::Quantize,
     (shard, fates): (&Source, &[Fate]),
     target: Target,
     tell: &mut impl FnMut(Told<'_>),
@@ -40,7 +40,7 @@ pub(crate) async fn quantized<Q: Quantizer>(
     if layers.is_empty() {
         return Ok(unit);
     }
-    let mut rows = quantizer.quantize(command.clone(), layers);
+    let mut rows = quantizer.quantize(command, layers);
     while let Some(row) = rows.next().await {
         let row = row?;
         let (name, bytes, completes) = (row.name.clone(), row.done, row.completes);

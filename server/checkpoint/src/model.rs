@@ -20,9 +20,10 @@ use crate::{
 /// More than any configuration or index has: a model of 100,000 tensors takes 10 MB.
 const JSON_BYTES_MAX: u64 = 256 << 20;
 /// What holds weights in other formats: beside a quantized model it would be the dense one again.
-const OTHER_WEIGHTS: [&str; 9] = ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "pt", "pth", "safetensors"];
+const OTHER_WEIGHTS: [&str; 10] =
+    ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data", "pt", "pth", "safetensors"];
 /// What the command line writes into a folder: of another model, if it is there.
-const REPORT: &str = "quarrel.report.json";
+pub const REPORT: &str = "quarrel.report.json";
 /// Folders of tools, not of models.
 const OTHER_FOLDERS: [&str; 5] = [".git", ".cache", ".quarrel", ".quarrel.done", "__pycache__"];
 
@@ -43,6 +44,8 @@ pub struct Folder {
     pub(crate) config: Option<Map<String, Value>>,
     /// Files to copy, within the folder.
     pub(crate) others: Vec<PathBuf>,
+    /// Weights that are not of the model: other formats, other models.
+    pub(crate) left_out: Vec<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -65,16 +68,17 @@ impl Model {
             return Ok(Model { path, shards: vec![source], folder: None });
         }
         let names = Vec::from_iter(names(&path)?);
-        let index = match one(&path, names.iter().filter(|name| name.ends_with(".safetensors.index.json")), "indices")?
-        {
+        let indices = Vec::from_iter(names.iter().filter(|name| name.ends_with(".safetensors.index.json")));
+        let index = match one(&path, &indices, "model.safetensors.index.json", "indices")? {
             Some(name) => Some((name.clone(), read_json::<Index>(&path.join(name))?)),
             None => None,
         };
         let shards = match &index {
             Some((name, index)) => indexed(&path, name, index)?,
             None => {
-                let files = names.iter().filter(|name| name.ends_with(".safetensors"));
-                let file = one(&path, files, "files of safetensors and no index (`model.safetensors.index.json`)")?;
+                let files = Vec::from_iter(names.iter().filter(|name| name.ends_with(".safetensors")));
+                let several = "files of safetensors and no index (`model.safetensors.index.json`)";
+                let file = one(&path, &files, "model.safetensors", several)?;
                 let none = || malformed(&path, "the folder holds no file of safetensors".to_owned());
                 vec![Source::open(path.join(file.ok_or_else(none)?))?]
             }
@@ -83,15 +87,19 @@ impl Model {
             true => Some(read_json(&path.join("config.json"))?),
             false => None,
         };
-        let mut others = Vec::new();
-        gather(&path, Path::new(""), &mut others)?;
+        let (mut others, mut left_out) = (Vec::new(), Vec::new());
+        gather(&path, Path::new(""), &mut others, &mut left_out)?;
+        let shard = |other: &Path| shards.iter().any(|shard| shard.path() == path.join(other));
+        others.retain(|other| !shard(other));
+        left_out.retain(|other| !shard(other));
+        left_out.sort();
         let written = |other: &Path| {
             index.as_ref().is_some_and(|(name, _)| other == Path::new(name)) || other == Path::new("config.json")
         };
         others.retain(|other| !written(other));
         others.sort();
         let index = index.map(|(name, index)| (name, index.metadata));
-        Ok(Model { path, shards, folder: Some(Folder { index, config, others }) })
+        Ok(Model { path, shards, folder: Some(Folder { index, config, others, left_out }) })
     }
 
     /// Its path, as it was given.
@@ -107,6 +115,11 @@ impl Model {
     /// What it has beside them, if it is a folder.
     pub fn folder(&self) -> Option<&Folder> {
         self.folder.as_ref()
+    }
+
+    /// Weights in its folder that are not of it, and are not copied.
+    pub fn left_out(&self) -> impl Iterator<Item = &Path> {
+        self.folder.iter().flat_map(|folder| folder.left_out.iter().map(PathBuf::as_path))
     }
 
     /// All tensors, file by file.
@@ -164,31 +177,39 @@ fn names(folder: &Path) -> Result<Vec<String>, CheckpointError> {
     let read = |error| CheckpointError::Io { what: "cannot read", path: folder.to_owned(), error };
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(read)? {
-        if let Ok(name) = entry.map_err(read)?.file_name().into_string() {
-            names.push(name);
-        }
+        let name = entry.map_err(read)?.file_name().into_string();
+        names.push(name.map_err(|name| malformed(folder, format!("the name {name:?} is no UTF-8")))?);
     }
     names.sort();
     Ok(names)
 }
 
-/// The only one, if there is any.
+/// The only one, if there is any, or the one of that name.
 fn one<'a>(
     folder: &Path,
-    mut found: impl Iterator<Item = &'a String>,
+    found: &[&'a String],
+    usual: &str,
     what: &str,
 ) -> Result<Option<&'a String>, CheckpointError> {
-    match (found.next(), found.next()) {
-        (Some(one), Some(two)) => Err(malformed(
-            folder,
-            format!("the folder holds several {what}, `{one}` and `{two}` among them: expected one"),
-        )),
-        (first, _) => Ok(first),
+    match (found.iter().find(|name| **name == usual), found) {
+        (Some(name), _) => Ok(Some(name)),
+        (None, []) => Ok(None),
+        (None, [name]) => Ok(Some(name)),
+        (None, [one, two, ..]) => {
+            let detail =
+                format!("the folder holds several {what}, `{one}` and `{two}` among them: expected one, or `{usual}`");
+            Err(malformed(folder, detail))
+        }
     }
 }
 
 /// Files that are no weights, with those of folders below.
-fn gather(root: &Path, below: &Path, others: &mut Vec<PathBuf>) -> Result<(), CheckpointError> {
+fn gather(
+    root: &Path,
+    below: &Path,
+    others: &mut Vec<PathBuf>,
+    left_out: &mut Vec<PathBuf>,
+) -> Result<(), CheckpointError> {
     for name in names(&root.join(below))? {
         let path = below.join(&name);
         let full = root.join(&path);
@@ -196,11 +217,13 @@ fn gather(root: &Path, below: &Path, others: &mut Vec<PathBuf>) -> Result<(), Ch
         let is_link = fs::symlink_metadata(&full).is_ok_and(|found| found.is_symlink());
         // A link to a folder may lead in a circle.
         if kind.is_dir() && !is_link && !OTHER_FOLDERS.contains(&name.as_str()) {
-            gather(root, &path, others)?;
+            gather(root, &path, others, left_out)?;
         }
         let is_weights = path.extension().is_some_and(|ending| OTHER_WEIGHTS.iter().any(|other| ending == *other));
-        if kind.is_file() && !is_weights && path != Path::new(REPORT) {
-            others.push(path);
+        match kind.is_file() {
+            true if is_weights => left_out.push(path),
+            true if path != Path::new(REPORT) => others.push(path),
+            _ => {}
         }
     }
     Ok(())

@@ -7,10 +7,12 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::{
     error::CheckpointError,
@@ -18,6 +20,8 @@ use crate::{
     target::{Replace, Stop, Target},
 };
 
+/// Bytes that are copied between two looks at whether to stop.
+const STEP_BYTES: u64 = 64 << 20;
 const STATE: &str = ".quarrel";
 /// The same of a model that is complete, while it is removed.
 const OVER: &str = ".quarrel.done";
@@ -29,6 +33,8 @@ pub(crate) struct Site {
     state: PathBuf,
     /// Held until the process ends or the site is dropped.
     _lock: File,
+    /// What the job is.
+    identity: Value,
     /// Complete units, by file.
     records: BTreeMap<String, Record>,
 }
@@ -53,7 +59,7 @@ impl Site {
     /// # Errors
     /// [`CheckpointError::Exists`] for a folder that holds something else; [`CheckpointError::JobChanged`] for one of another job,
     /// unless both are to be replaced; [`CheckpointError::JobRuns`]; [`CheckpointError::Io`].
-    pub(crate) fn open(path: &Path, job: &serde_json::Value, replace: Replace) -> Result<Site, CheckpointError> {
+    pub(crate) fn open(path: &Path, job: Value, replace: Replace, stop: &Stop) -> Result<Site, CheckpointError> {
         let writing = |error| CheckpointError::Io { what: "cannot write", path: path.to_owned(), error };
         match fs::metadata(path) {
             Ok(found) if !found.is_dir() => {
@@ -64,36 +70,48 @@ impl Site {
             Err(error) => return Err(writing(error)),
         }
         let state = path.join(STATE);
-        let is_empty = fs::read_dir(path).map_err(writing)?.next().is_none();
-        if !is_empty && !state.is_dir() && replace == Replace::Never {
+        let is_empty =
+            || fs::read_dir(path).map(|mut entries| entries.all(|entry| entry.is_ok_and(|of| of.file_name() == STATE)));
+        if !is_empty().map_err(writing)? && !state.is_dir() && replace == Replace::Never {
             return Err(CheckpointError::Exists { path: path.to_owned() });
         }
         fs::create_dir_all(&state).map_err(writing)?;
         let lock = File::create(state.join("lock")).map_err(writing)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(CheckpointError::JobRuns { path: path.to_owned() }),
+        let is_ours = match lock.try_lock() {
+            // Whoever had it may have been done meanwhile, and have taken the state away.
+            Ok(()) => fs::metadata(state.join("lock"))
+                .is_ok_and(|found| lock.metadata().is_ok_and(|ours| ours.ino() == found.ino())),
+            Err(TryLockError::WouldBlock) => false,
             Err(TryLockError::Error(error)) => return Err(writing(error)),
+        };
+        if !is_ours {
+            return Err(CheckpointError::JobRuns { path: path.to_owned() });
         }
-        let mut site = Site { path: path.to_owned(), state, _lock: lock, records: BTreeMap::new() };
-        match site.read::<serde_json::Value>("job.json")? {
-            Some(before) if before == *job => site.records = site.complete()?,
-            Some(before) if replace == Replace::Never => {
-                let what = changed(&before, job);
+        let mut site = Site { path: path.to_owned(), state, _lock: lock, identity: job, records: BTreeMap::new() };
+        match (site.read::<Value>("job.json")?, replace) {
+            (Some(before), Replace::Never) if before == site.identity => site.records = site.complete(stop)?,
+            (Some(before), Replace::Never) => {
+                let what = changed(&before, &site.identity);
                 return Err(CheckpointError::JobChanged { path: path.to_owned(), what });
             }
-            // Nothing of it, or of another: what makes it look complete goes first.
-            _ => {
+            (None, Replace::Never) if !is_empty().map_err(writing)? => {
+                return Err(CheckpointError::Exists { path: path.to_owned() });
+            }
+            // Nothing of it, or what is to be replaced: what makes it look complete goes first.
+            (_, _) => {
                 site.clear()?;
-                site.write("job.json", job)?;
+                site.write("job.json", &site.identity)?;
             }
         }
         Ok(site)
     }
 
-    /// Whether something of it was complete when it was opened.
-    pub(crate) fn goes_on(&self) -> bool {
-        !self.records.is_empty()
+    /// Whether the source is still what it was when the site was opened.
+    pub(crate) fn still(&self, now: &Value) -> Result<(), CheckpointError> {
+        match self.identity["source"] == now["source"] {
+            true => Ok(()),
+            false => Err(CheckpointError::JobChanged { path: self.path.clone(), what: "its source".to_owned() }),
+        }
     }
 
     /// The record of a unit that is complete.
@@ -133,10 +151,15 @@ impl Site {
     }
 
     /// Copies a file of the source.
-    pub(crate) fn copy(&self, from: &Path, file: &Path) -> Result<(), CheckpointError> {
+    pub(crate) fn copy(&self, from: &Path, file: &Path, stop: &Stop) -> Result<(), CheckpointError> {
         let target = self.target(file)?;
         let mut source = File::open(from).map_err(CheckpointError::io("cannot read", from))?;
-        target.write(&Stop::default(), |out| io::copy(&mut source, out).map(drop).map_err(target.writing()))
+        target.write(stop, |out| {
+            while !stop.is_stopped()
+                && io::copy(&mut (&mut source).take(STEP_BYTES), out).map_err(target.writing())? > 0
+            {}
+            Ok(())
+        })
     }
 
     /// The model is complete.
@@ -149,7 +172,7 @@ impl Site {
     }
 
     /// Records whose files are as they were written. A file that is not is made again.
-    fn complete(&self) -> Result<BTreeMap<String, Record>, CheckpointError> {
+    fn complete(&self, stop: &Stop) -> Result<BTreeMap<String, Record>, CheckpointError> {
         let mut records = BTreeMap::new();
         let reading = CheckpointError::io("cannot read", &self.state);
         let entries = fs::read_dir(&self.state).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(reading)?;
@@ -162,10 +185,15 @@ impl Site {
             if !name.starts_with("unit-") {
                 continue;
             }
-            if let Some(record) = self.read::<Record>(&name)?
-                && checksum(&self.path.join(&record.file)).is_ok_and(|found| found == (record.bytes, record.crc32c))
-            {
-                records.insert(record.file.clone(), record);
+            let Some(record) = self.read::<Record>(&name)? else { continue };
+            match checksum(&self.path.join(&record.file), stop) {
+                Ok(found) if found == (record.bytes, record.crc32c) => {
+                    records.insert(record.file.clone(), record);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    return Err(CheckpointError::Io { what: "cannot read", path: self.path.join(&record.file), error });
+                }
+                Ok(_) | Err(_) => {}
             }
         }
         Ok(records)
@@ -182,7 +210,9 @@ impl Site {
         let entries = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(reading)?;
         for entry in entries {
             let name = entry.file_name();
-            if name == "config.json" || name.to_string_lossy().ends_with(".safetensors.index.json") {
+            let endings = [".safetensors", ".safetensors.index.json", ".bin"];
+            let is_weights = endings.iter().any(|ending| name.to_string_lossy().ends_with(ending));
+            if entry.path().is_file() && (is_weights || name == "config.json" || name == "adapter_config.json") {
                 gone(&entry.path(), fs::remove_file(entry.path()))?;
             }
         }
@@ -211,11 +241,14 @@ impl Site {
 }
 
 /// A file's bytes, and their crc32c.
-pub(crate) fn checksum(path: &Path) -> io::Result<(u64, u32)> {
+pub(crate) fn checksum(path: &Path, stop: &Stop) -> io::Result<(u64, u32)> {
     let mut file = File::open(path)?;
     let (mut bytes, mut sum) = (0, 0);
     let mut buffer = vec![0; 1 << 20];
     loop {
+        if stop.is_stopped() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         match file.read(&mut buffer)? {
             0 => return Ok((bytes, sum)),
             read => {
@@ -227,9 +260,9 @@ pub(crate) fn checksum(path: &Path) -> io::Result<(u64, u32)> {
 }
 
 /// The first thing in which two jobs differ.
-fn changed(before: &serde_json::Value, now: &serde_json::Value) -> String {
+fn changed(before: &Value, now: &Value) -> String {
     match (before, now) {
-        (serde_json::Value::Object(old), serde_json::Value::Object(new)) => {
+        (Value::Object(old), Value::Object(new)) => {
             let keys = new.keys().chain(old.keys());
             let key = keys.into_iter().find(|key| old.get(*key) != new.get(*key));
             key.map_or_else(|| "something".to_owned(), |key| format!("its {key}"))

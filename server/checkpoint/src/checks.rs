@@ -1,0 +1,75 @@
+//! What is looked at before a job begins: whether its source can be worked on, and what tells it from another job.
+
+use std::{collections::HashSet, path::Path, time::UNIX_EPOCH};
+
+use quarrel_proto::{
+    Reason, command,
+    v1::{self, command::Verb},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{config::says_quantized, error::CheckpointError, fate::Fate, model::Model, modules::Module};
+
+/// A model that is quantized in part would be told to be quantized otherwise.
+pub(crate) fn refuse_quantized(model: &Model, fates: &[Vec<Fate>]) -> Result<(), CheckpointError> {
+    let Some(folder) = model.folder() else { return Ok(()) };
+    let config = folder.config.as_ref().is_some_and(says_quantized);
+    let coded = fates.iter().flatten().find_map(|fate| match fate {
+        Fate::Copied { reason: Reason::AlreadyQuantized, message } => Some(message.clone()),
+        Fate::Copied { .. } | Fate::Sent(_) => None,
+    });
+    let message = match (coded, config) {
+        (Some(message), _) => message,
+        (None, true) => format!("`{}`: its config.json says that it is quantized", model.path().display()),
+        (None, false) => return Ok(()),
+    };
+    let message = format!(
+        "{message}: expected a dense model, which `quarrel dequantize` makes of one in the layout of compressed-tensors"
+    );
+    Err(CheckpointError::Command { reason: Reason::AlreadyQuantized, message })
+}
+
+/// A module of which parts are in different files would be taken for dense.
+pub(crate) fn refuse_scattered(model: &Model, modules: &[Vec<Module>]) -> Result<(), CheckpointError> {
+    for (shard, modules) in model.shards().iter().zip(modules) {
+        let known = HashSet::<&str>::from_iter(modules.iter().map(|module| module.name.as_str()));
+        let scales = shard.tensors().iter().filter_map(|tensor| tensor.name.strip_suffix(".weight_scale"));
+        if let Some(module) = { scales }.find(|module| !known.contains(module)) {
+            let detail = format!(
+                "its scales are in `{}` without its codes: this version wants both in one file",
+                name(shard.path())
+            );
+            return Err(CheckpointError::Module { module: module.to_owned(), detail });
+        }
+    }
+    Ok(())
+}
+
+/// What tells a job from another: its source and its command.
+pub(crate) fn identity(model: &Model, command: Value) -> Result<Value, CheckpointError> {
+    let mut files = Map::new();
+    for shard in model.shards() {
+        let found = std::fs::metadata(shard.path()).map_err(CheckpointError::io("cannot read", shard.path()))?;
+        let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified = modified.map(|time| time.as_nanos().to_string());
+        files.insert(name(shard.path()), json!({ "bytes": found.len(), "modified": modified }));
+    }
+    let config = model.folder().and_then(|folder| folder.config.clone());
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "source": files,
+        "configuration": config,
+        "command": command,
+    }))
+}
+
+pub(crate) fn as_json(quantize: &v1::Quantize) -> Result<Value, CheckpointError> {
+    let verb = Verb::Quantize(quantize.clone());
+    let text = command::to_json(&v1::Command { verb: Some(verb), ..Default::default() });
+    serde_json::from_str(&text).map_err(|error| CheckpointError::Ours(error.to_string()))
+}
+
+/// A file's name.
+pub(crate) fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
