@@ -14,7 +14,7 @@ import pytest
 
 from harness import cli, wire
 
-VERBS = ("serve", "quantize", "dequantize", "inspect", "schemes", "completions")
+VERBS = ("serve", "quantize", "estimate", "dequantize", "inspect", "schemes", "completions")
 LAYERS = {f"model.layers.{index}.up_proj.weight": np.full((256, 256), 0.5 + index, np.float32) for index in range(12)}
 
 

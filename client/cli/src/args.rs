@@ -43,7 +43,10 @@ pub(crate) enum Command {
     /// norms and routers stay as they are, and so do layers whose columns a group does not divide.
     #[command(after_help = EXIT_CODES)]
     Quantize(Box<QuantizeArgs>),
-    /// Compute a dense checkpoint from a quantized one
+    /// Say what `quantize` would make, from headers alone: schemes, sizes, bits per weight, memory
+    #[command(after_help = EXIT_CODES)]
+    Estimate(Box<EstimateArgs>),
+    /// Compute a dense checkpoint from a quantized one: a file or a model's folder
     #[command(after_help = EXIT_CODES)]
     Dequantize(Box<DequantizeArgs>),
     /// List the tensors of a safetensors file, and which layers of it are quantized how
@@ -139,6 +142,27 @@ pub(crate) struct QuantizeArgs {
     pub(crate) report: Option<PathBuf>,
 
     #[command(flatten)]
+    pub(crate) what: WhatArgs,
+
+    /// Fail, and write no checkpoint, if a quantized layer has less SQNR
+    #[arg(long, value_name = "DB")]
+    pub(crate) sqnr_db_min: Option<f64>,
+
+    /// The same for the cosine between weights and decoded weights
+    #[arg(long, value_name = "C")]
+    pub(crate) cosine_min: Option<f64>,
+
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Which layers are quantized, and how.
+#[derive(Debug, Group)]
+pub(crate) struct WhatArgs {
+    #[command(flatten)]
     pub(crate) how: HowArgs,
 
     /// Group size, in columns: makes `intN` grouped, changes that of W4A16, W4A16_ASYM and W8A16
@@ -168,20 +192,24 @@ pub(crate) struct QuantizeArgs {
     /// In which type intermediates are rounded; `weight-dtype` repeats llm-compressor on CPU, bit for bit
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
     pub(crate) arith: Arith,
+}
 
-    /// Fail, and write no checkpoint, if a quantized layer has less SQNR
-    #[arg(long, value_name = "DB")]
-    pub(crate) sqnr_db_min: Option<f64>,
-
-    /// The same for the cosine between weights and decoded weights
-    #[arg(long, value_name = "C")]
-    pub(crate) cosine_min: Option<f64>,
-
-    #[command(flatten)]
-    pub(crate) place: PlaceArgs,
+#[derive(Debug, Group)]
+pub(crate) struct EstimateArgs {
+    /// The safetensors file, or the folder of a model
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
 
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
+    pub(crate) what: WhatArgs,
+
+    /// Print JSON
+    #[arg(long, conflicts_with = "verbose")]
+    pub(crate) json: bool,
+
+    /// A line for every layer
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
 }
 
 /// How layers are quantized: one of three.

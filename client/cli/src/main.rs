@@ -4,6 +4,7 @@
 
 mod args;
 mod dequantize;
+mod estimate;
 mod failure;
 mod inspect;
 mod paths;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => run(serve::serve(args)),
         Command::Quantize(args) => run(unless_stopped(|stop| quantize::quantize(args, stop))),
         Command::Dequantize(args) => run(unless_stopped(|stop| dequantize::dequantize(args, stop))),
+        Command::Estimate(args) => estimate::estimate(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Schemes(args) => run(unless_stopped(|_| schemes::schemes(args))),
         Command::Completions { shell } => {

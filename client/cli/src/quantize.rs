@@ -13,7 +13,7 @@ use quarrel_client::proto::{
 };
 
 use crate::{
-    args::{QuantizeArgs, word},
+    args::{QuantizeArgs, WhatArgs, word},
     failure::Failure,
     paths::{apart, different},
     progress::Progress,
@@ -25,10 +25,10 @@ use crate::{
 
 pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
-    let command = command(&args)?;
+    let command = command(&args.what, args.files.source.is_dir())?;
     // Before any work: what cannot be written need not be computed.
     let report_path = report::path(&args);
-    let recipe = args.how.recipe.as_deref();
+    let recipe = args.what.how.recipe.as_deref();
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
     different(&Vec::from_iter(paths.into_iter().flatten()))?;
     apart(&args.files, args.report.as_deref())?;
@@ -100,7 +100,7 @@ fn failed(layers: &[LayerReport]) -> Result<(), Failure> {
 }
 
 /// What the command line asks of every layer.
-fn command(args: &QuantizeArgs) -> Result<v1::Quantize, Failure> {
+pub(crate) fn command(args: &WhatArgs, is_model: bool) -> Result<v1::Quantize, Failure> {
     let how = match (&args.how.scheme, &args.how.recipe, &args.how.profile) {
         (Some(scheme), ..) => {
             let rule = v1::Rule {
@@ -112,7 +112,7 @@ fn command(args: &QuantizeArgs) -> Result<v1::Quantize, Failure> {
             };
             let standard = (!args.no_standard).then(|| "@standard".to_owned());
             let ignore = standard.into_iter().chain(args.ignore.iter().cloned());
-            How::Recipe(checkpoint_recipe(rule, ignore.collect(), args.files.source.is_dir()))
+            How::Recipe(checkpoint_recipe(rule, ignore.collect(), is_model))
         }
         (_, Some(path), _) => How::Recipe(recipe(path)?),
         (.., Some(profile)) => How::Profile(profile.clone()),

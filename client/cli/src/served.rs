@@ -7,7 +7,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use quarrel_checkpoint::{
-    CheckpointError, Coded, Level, Local, Metrics, Outcome, Quantizer, Replace, Row, Status, Values, Weights,
+    CheckpointError, Coded, JOB_BYTES, Level, Local, Metrics, Outcome, Quantizer, Replace, Row, Status, Values, Weights,
 };
 use quarrel_client::{
     Client, CodedLayer, DecodedRun, Error, Layer, Run,
@@ -64,9 +64,6 @@ pub(crate) struct About {
     pub(crate) contract: String,
     pub(crate) cpu_level: String,
 }
-
-/// What a job in this process may hold of weights and results.
-const JOB_BYTES: usize = 48 << 20;
 
 impl Quantizer for Worker {
     type Error = Failure;

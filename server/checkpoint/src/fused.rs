@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, io};
 
-use quarrel_engine::{Level, Plan, Scaling, Scheme, amax};
+use quarrel_engine::{Granularity, Level, Plan, Scaling, Scheme, amax};
 use quarrel_proto::v1::{self, command::Verb, quantize::How};
 use serde::{Deserialize, Serialize};
 
@@ -23,10 +23,19 @@ const SETS: [&[&str]; 4] =
 /// A tensor, and the file that it is in.
 type Found<'a> = (&'a Source, &'a Tensor);
 
+/// A larger layer is not held until its global scale is known: it is read twice, alone or not.
+const LARGE_BYTES: u64 = 32 << 20;
+
+/// Whether all of a layer is held while it is quantized.
+pub(crate) fn is_whole(scheme: &Scheme, tensor: &Tensor) -> bool {
+    let is_small = tensor.bytes() <= LARGE_BYTES;
+    scheme.granularity() == Granularity::Tensor || scheme.format().scaling == Scaling::E4m3 && is_small
+}
+
 /// Bytes of a tensor that are read at a time.
 const STEP_BYTES: u64 = 4 << 20;
 
-/// A set of fused layers that share a global scale: a fact over the whole model.
+/// A set of fused layers that share a global scale, or one layer that is large: a fact over the whole model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Fused {
     /// Their tensors.
@@ -46,11 +55,12 @@ pub(crate) fn fused(shards: &[Source], command: &v1::Quantize, stop: &Stop) -> R
     let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
         .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
     let mut found = Vec::new();
-    if !matches!(command.how, Some(How::Recipe(_))) {
-        return Ok(found);
-    }
+    let Some(How::Recipe(recipe)) = &command.how else { return Ok(found) };
+    // Somebody knows better.
+    let is_said = recipe.rules.iter().any(|rule| rule.amax.is_some());
     for (scheme, tensors) in sets(shards, &plan) {
-        if let [_, _, ..] = tensors.as_slice()
+        let is_large = !is_said && tensors.iter().any(|(_, tensor)| tensor.bytes() > LARGE_BYTES);
+        if (tensors.len() > 1 || is_large)
             && let Some(amax) = greatest(&tensors, stop)?
         {
             let layers = tensors.iter().map(|(_, tensor)| tensor.name.clone()).collect();
@@ -88,8 +98,12 @@ fn sets<'a>(shards: &'a [Source], plan: &Plan) -> Vec<(Scheme, Vec<Found<'a>>)> 
         let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
         let (parent, name) = module.rsplit_once('.').unwrap_or(("", module));
         let set = SETS.iter().position(|set| set.contains(&name));
-        let scheme = float_word(tensor.dtype).and_then(|word| plan.scheme_of(&tensor.name, &tensor.shape, word));
-        if let (Some(set), Some(scheme)) = (set, scheme)
+        // What cannot be quantized is told when its turn comes.
+        let schemes = float_word(tensor.dtype).and_then(|word| plan.schemes_of(&tensor.name, &tensor.shape, word).ok());
+        let scheme = schemes.and_then(|schemes| <[Scheme; 1]>::try_from(schemes).ok()).map(|[scheme]| scheme);
+        // One that is not fused is a set of its own.
+        let (parent, set) = set.map_or((module, SETS.len()), |set| (parent, set));
+        if let Some(scheme) = scheme
             && scheme.format().scaling == Scaling::E4m3
         {
             found.entry((parent, set, scheme.to_string())).or_insert((scheme, Vec::new())).1.push((shard, tensor));

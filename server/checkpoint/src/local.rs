@@ -29,6 +29,9 @@ const SPAN_CHANNELS: u64 = 128;
 /// No layer of a file is refused for its size: there is nobody to protect.
 const NO_LIMIT: usize = 1 << 48;
 
+/// What a job in this process holds of weights and results, unless it is told otherwise.
+pub const JOB_BYTES: usize = 48 << 20;
+
 /// Threads of this process that quantize.
 #[derive(Debug, Clone)]
 pub struct Local {

@@ -187,12 +187,14 @@ impl Plan {
         }
     }
 
-    /// The scheme that `quantize` gives a layer, if it gives it just one. `dtype` is the wire's word.
-    pub fn scheme_of(&self, name: &str, dims: &[u64], dtype: &str) -> Option<Scheme> {
-        match self.decision(name, dims, dtype)? {
-            Decision::Quantize(rung) => Some(rung.scheme),
-            Decision::Keep(_) | Decision::Ladder(..) | Decision::Fail(_) => None,
-        }
+    /// The schemes that `quantize` may give a layer: one, or those of a ladder; an error for a layer that cannot be quantized.
+    pub fn schemes_of(&self, name: &str, dims: &[u64], dtype: &str) -> Result<Vec<Scheme>, crate::LayerError> {
+        Ok(match self.decision(name, dims, dtype) {
+            Some(Decision::Quantize(rung)) => vec![rung.scheme],
+            Some(Decision::Ladder(rungs, _)) => rungs.iter().map(|rung| rung.scheme).collect(),
+            Some(Decision::Fail(note)) => return Err(crate::LayerError(note)),
+            Some(Decision::Keep(_)) | None => Vec::new(),
+        })
     }
 
     fn decision(&self, name: &str, dims: &[u64], dtype: &str) -> Option<Decision> {

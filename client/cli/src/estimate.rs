@@ -1,0 +1,86 @@
+//! `quarrel estimate`: what `quarrel quantize` would make, from headers alone.
+
+use std::collections::BTreeMap;
+
+use quarrel_checkpoint::{Estimate, Estimated, JOB_BYTES, estimate as looked_at};
+
+use crate::{
+    args::EstimateArgs,
+    failure::Failure,
+    quantize::command,
+    table::{clean, megabytes, print, shape, table},
+};
+
+pub(crate) fn estimate(args: &EstimateArgs) -> Result<(), Failure> {
+    let command = command(&args.what, args.source.is_dir())?;
+    let found = looked_at(&args.source, &command, JOB_BYTES as u64)?;
+    if args.json {
+        return print(&serde_json::to_string_pretty(&found).map_err(|error| Failure::ours(error.to_string()))?);
+    }
+    if args.verbose {
+        let mut lines = table(["layer", "shape", "", "bits/weight", "MB", "becomes MB"]);
+        for layer in &found.layers {
+            lines.add_row([
+                clean(&layer.name),
+                shape(&layer.shape),
+                clean(&what(layer)),
+                bits(layer.bits_per_weight),
+                mb(layer.bytes),
+                range(layer.destination_bytes),
+            ]);
+        }
+        print(&lines.to_string())?;
+    }
+    let mut groups: BTreeMap<(bool, String), Vec<&Estimated>> = BTreeMap::new();
+    for layer in &found.layers {
+        groups.entry((layer.schemes.is_empty(), what(layer))).or_default().push(layer);
+    }
+    let mut lines = table(["", "layers", "MB", "becomes MB", "bits/weight"]);
+    for ((_, name), layers) in groups {
+        let of = layers
+            .iter()
+            .filter_map(|layer| Some((layer.bits_per_weight?, layer.shape.iter().product::<u64>() as f64)));
+        let (sum, elements) = of.fold((0.0, 0.0), |all, (bits, of)| (all.0 + bits * of, all.1 + of));
+        let becomes = layers
+            .iter()
+            .fold((0, 0), |all, layer| (all.0 + layer.destination_bytes.0, all.1 + layer.destination_bytes.1));
+        lines.add_row([
+            clean(&name),
+            layers.len().to_string(),
+            mb(layers.iter().map(|layer| layer.bytes).sum()),
+            range(becomes),
+            bits((elements > 0.0).then(|| sum / elements)),
+        ]);
+    }
+    print(&lines.to_string())?;
+    print(&summary(&found))
+}
+
+fn summary(found: &Estimate) -> String {
+    let becomes = match found.destination_bytes {
+        (least, most) if least == most => megabytes(least),
+        (least, most) => format!("{} to {}", megabytes(least), megabytes(most)),
+    };
+    let average = found.bits_per_weight.map_or_else(String::new, |bits| format!(", {bits:.2} bits per weight"));
+    let memory = megabytes(found.peak_memory_bytes);
+    format!("{} -> {becomes}{average}; at most {memory} of memory", megabytes(found.source_bytes))
+}
+
+fn what(layer: &Estimated) -> String {
+    match &layer.reason {
+        Some(reason) => format!("kept: {reason}"),
+        None => layer.schemes.join(", or "),
+    }
+}
+
+fn bits(bits: Option<f64>) -> String {
+    bits.map_or_else(String::new, |bits| format!("{bits:.2}"))
+}
+
+fn mb(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1e6)
+}
+
+fn range((least, most): (u64, u64)) -> String {
+    if least == most { mb(least) } else { format!("{} to {}", mb(least), mb(most)) }
+}

@@ -1,0 +1,166 @@
+//! What a job would make of a checkpoint, from headers alone: which layer gets which scheme, and how large it becomes.
+
+use std::path::Path;
+
+use quarrel_engine::{Codes, Plan, Scaling, Scheme};
+use quarrel_proto::v1::{self, command::Verb};
+use safetensors::Dtype;
+use serde::Serialize;
+
+use crate::{
+    error::CheckpointError,
+    fate::{Fate, fates},
+    fused::is_whole,
+    model::Model,
+    report::Status,
+    source::Tensor,
+    stored::{codes_stored, points_stored, scale_shape, stored_type},
+};
+
+/// What a process takes beside weights and results.
+const BESIDE_BYTES: u64 = 48 << 20;
+
+/// What a job would make.
+#[derive(Debug, Serialize)]
+pub struct Estimate {
+    /// In the order of the source.
+    pub layers: Vec<Estimated>,
+    /// Bytes of the source's tensors.
+    pub source_bytes: u64,
+    /// Bytes of the destination's tensors; with ladders, at least and at most.
+    pub destination_bytes: (u64, u64),
+    /// Over all quantized layers that have one scheme.
+    pub bits_per_weight: Option<f64>,
+    /// What `quarrel quantize` takes in this process, at most.
+    pub peak_memory_bytes: u64,
+}
+
+/// What would become of a tensor.
+#[derive(Debug, Serialize)]
+pub struct Estimated {
+    /// Its name.
+    pub name: String,
+    /// Quantized or kept.
+    pub status: Status,
+    /// The contract's word, if it is kept.
+    pub reason: Option<String>,
+    /// The same as a sentence.
+    pub message: Option<String>,
+    /// Its element type.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// The scheme; those of a ladder in their order, of which none may be good enough.
+    pub schemes: Vec<String>,
+    /// Codes with padding, scales and zero points, in bits per element; none for a ladder.
+    pub bits_per_weight: Option<f64>,
+    /// Bytes in the source.
+    pub bytes: u64,
+    /// Bytes in the destination, at least and at most.
+    pub destination_bytes: (u64, u64),
+}
+
+/// Looks at a file or a model's folder.
+///
+/// # Errors
+/// [`CheckpointError`] for a source or a command that a job would refuse.
+pub fn estimate(source: &Path, command: &v1::Quantize, memory_bytes: u64) -> Result<Estimate, CheckpointError> {
+    let model = Model::open(source)?;
+    let fates = fates(model.shards(), command)?;
+    let verb = Verb::Quantize(command.clone());
+    let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
+        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+    let mut layers = Vec::new();
+    let mut whole = 0;
+    for ((_, tensor), fate) in model.tensors().zip(fates.iter().flatten()) {
+        let schemes = match fate {
+            Fate::Sent(word) => plan.schemes_of(&tensor.name, &tensor.shape, word)?,
+            Fate::Copied { .. } => Vec::new(),
+        };
+        if schemes.len() > 1 || schemes.iter().any(|scheme| is_whole(scheme, tensor)) {
+            whole = whole.max(tensor.bytes());
+        }
+        layers.push(estimated(tensor, fate, &schemes));
+    }
+    let of_one = || layers.iter().filter_map(|layer| Some((layer.bits_per_weight?, layer.elements())));
+    let elements: f64 = of_one().map(|(_, elements)| elements).sum();
+    let bits: f64 = of_one().map(|(bits, elements)| bits * elements).sum();
+    let sum = |of: fn(&Estimated) -> u64| layers.iter().map(of).sum();
+    Ok(Estimate {
+        source_bytes: model.bytes(),
+        destination_bytes: (sum(|layer| layer.destination_bytes.0), sum(|layer| layer.destination_bytes.1)),
+        bits_per_weight: (elements > 0.0).then(|| bits / elements),
+        peak_memory_bytes: BESIDE_BYTES + memory_bytes + 3 * whole,
+        layers,
+    })
+}
+
+fn estimated(tensor: &Tensor, fate: &Fate, schemes: &[Scheme]) -> Estimated {
+    let sizes = schemes.iter().map(|scheme| bytes(scheme, tensor));
+    // A ladder's last rung may miss: then the layer stays.
+    let sizes = Vec::from_iter(sizes.chain((schemes.len() != 1).then_some(tensor.bytes())));
+    let (reason, message) = match fate {
+        Fate::Copied { reason, message } => (Some(reason.word().to_owned()), Some(message.clone())),
+        Fate::Sent(_) => (None, None),
+    };
+    Estimated {
+        name: tensor.name.clone(),
+        status: if schemes.is_empty() { Status::Kept } else { Status::Quantized },
+        reason,
+        message,
+        dtype: format!("{:?}", tensor.dtype),
+        shape: tensor.shape.clone(),
+        schemes: schemes.iter().map(Scheme::to_string).collect(),
+        bits_per_weight: match schemes {
+            [scheme] if tensor.bytes() > 0 => Some(bits(scheme, tensor)),
+            _ => None,
+        },
+        bytes: tensor.bytes(),
+        destination_bytes: (
+            sizes.iter().copied().min().unwrap_or_default(),
+            sizes.iter().copied().max().unwrap_or_default(),
+        ),
+    }
+}
+
+impl Estimated {
+    fn elements(&self) -> f64 {
+        self.shape.iter().product::<u64>() as f64
+    }
+}
+
+/// Type and shape of a layer's codes, scales and zero points.
+fn parts(scheme: &Scheme, tensor: &Tensor) -> ((Dtype, Vec<u64>), (Dtype, Vec<u64>), Option<(Dtype, Vec<u64>)>) {
+    let dims = (scheme.channel_dims().get() as usize).min(tensor.shape.len());
+    let (channels, columns) = (&tensor.shape[..dims], tensor.shape[dims..].iter().product::<u64>());
+    let (_, dtype, shape) = codes_stored(scheme, &tensor.shape, channels, columns);
+    let scales = scale_shape(scheme, channels, columns);
+    let points = (!scheme.codes().symmetric()).then(|| points_stored(scheme.codes(), &scales));
+    ((dtype, shape), (stored_type(scheme, tensor.dtype), scales), points)
+}
+
+fn size((dtype, shape): &(Dtype, Vec<u64>)) -> u64 {
+    shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8
+}
+
+/// Of all tensors that a layer becomes.
+fn bytes(scheme: &Scheme, tensor: &Tensor) -> u64 {
+    let (codes, scales, points) = parts(scheme, tensor);
+    let is_dense = matches!(scheme.codes(), Codes::Int { packing: quarrel_engine::Packing::Dense, .. });
+    let shape = if is_dense { 8 * tensor.shape.len() as u64 } else { 0 };
+    let global = if scheme.format().scaling == Scaling::E4m3 { 4 } else { 0 };
+    size(&codes) + size(&scales) + points.as_ref().map_or(0, size) + shape + global
+}
+
+/// Per element, as the metrics count them.
+fn bits(scheme: &Scheme, tensor: &Tensor) -> f64 {
+    let (codes, scales, points) = parts(scheme, tensor);
+    let width = match scheme.codes() {
+        Codes::Int { bits, .. } => u64::from(bits),
+        Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 => 0,
+    };
+    let points = points.map_or(0, |_| scales.1.iter().product::<u64>() * width);
+    let global = if scheme.format().scaling == Scaling::E4m3 { 32 } else { 0 };
+    let elements = tensor.shape.iter().product::<u64>();
+    (8 * (size(&codes) + size(&scales)) + points + global) as f64 / elements as f64
+}
