@@ -5,12 +5,13 @@ VENV := .venv
 VENV_GOLDEN := .venv-golden
 VENV_INTEROP := .venv-interop
 VENV_BENCH := .venv-bench
+VENV_PTQ := .venv-ptq
 PY := $(VENV)/bin/python
 DIST := target/dist/quarrel
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python test-asan test-valgrind lint proto golden test-interop bench bench-python bench-kernels bench-memory load-test profile choosing docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python test-asan test-valgrind lint proto golden test-interop bench bench-python bench-kernels bench-memory bench-checkpoint load-test profile choosing docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -80,6 +81,9 @@ bench-kernels: $(VENV)/installed $(VENV_BENCH)/installed ## Each format on one c
 	cargo bench --locked --package quarrel-kernels --bench speed --no-run
 	$(PY) tests/load/kernels.py --peers $(VENV_BENCH)/bin/python
 
+bench-checkpoint: build $(VENV)/installed $(VENV_PTQ)/installed ## A model's folder to folder beside llm-compressor's model_free_ptq and a copy; their bytes compared (5 GB once); writes tests/load/results
+	$(PY) tests/load/checkpoint.py --peer $(VENV_PTQ)/bin/python
+
 choosing: build $(VENV)/installed ## The table of docs/CHOOSING.md: what each scheme loses on a real model, and the speeds of the newest bench-kernels
 	$(PY) tests/load/choosing.py
 
@@ -91,6 +95,11 @@ $(VENV)/installed: tests/requirements.txt
 $(VENV_BENCH)/installed: tests/load/kernel_peers/requirements.txt tests/golden/requirements.txt
 	$(PYTHON) -m venv $(VENV_BENCH)
 	$(VENV_BENCH)/bin/pip install --quiet --no-deps -r tests/load/kernel_peers/requirements.txt
+	touch $@
+
+$(VENV_PTQ)/installed: tests/load/checkpoint_peer/requirements.txt
+	$(PYTHON) -m venv $(VENV_PTQ)
+	$(VENV_PTQ)/bin/pip install --quiet --no-deps -r tests/load/checkpoint_peer/requirements.txt
 	touch $@
 
 # No container engine runs in CI, so the image's RUN lines are these targets; tests/tidy holds the two equal.
@@ -105,4 +114,4 @@ docker-check: ## What the image promises of the binary it ships: it runs, needs 
 	@bytes=$$(wc -c <$(DIST)); echo "$(DIST): $$bytes bytes"; test $$bytes -lt 33554432
 
 clean:
-	rm -rf target $(VENV) $(VENV_GOLDEN) $(VENV_INTEROP) $(VENV_BENCH)
+	rm -rf target $(VENV) $(VENV_GOLDEN) $(VENV_INTEROP) $(VENV_BENCH) $(VENV_PTQ)
