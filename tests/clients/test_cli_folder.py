@@ -216,6 +216,11 @@ def test_what_is_quantized_already_is_refused(model, tmp_path):
     assert "says that it is quantized" in refused(3, said, tmp_path / "again", "-s", "int8")
 
 
+def test_a_model_of_transposed_layers_is_refused(tmp_path):
+    source = write_model(tmp_path / "model", shards=1, model_type="gpt2")
+    assert "`gpt2`, whose linear layers are stored transposed" in refused(3, source, tmp_path / "out", "-s", "int8")
+
+
 def test_of_a_model_linear_layers_alone_are_quantized(tmp_path):
     """transformers looks for codes in no other module."""
     source = write_model(tmp_path / "model", shards=1)

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--binary", type=Path, default=REPOSITORY / "target/release/quarrel")
     parser.add_argument("--results", type=Path, default=LOAD / "results", help="folder of the raw output")
     options = parser.parse_args()
+    os.environ["QUARREL_BINARY"] = str(options.binary)  # what `cli` runs
     record = environment(REPOSITORY, options.binary) | {"command": " ".join(sys.argv)}
     with tempfile.TemporaryDirectory() as folder:
         measured, equal = run(Path(folder), options)
@@ -59,7 +60,7 @@ def run(folder: Path, options) -> tuple[dict, list[str]]:
     for _ in range(options.rounds):
         measured["copy"].append({"seconds": copied(source, folder / "copy")})
         for scheme in SCHEMES:
-            measured["ours"].setdefault(scheme, []).append(ours(options.binary, source, folder / "ours", scheme))
+            measured["ours"].setdefault(scheme, []).append(ours(source, folder / "ours", scheme))
             if options.peer:
                 measured["peer"].setdefault(scheme, []).append(theirs(options.peer, source, folder / "theirs", scheme))
     equal = [compared(options, source, folder, scheme) for scheme in SCHEMES] if options.peer else []
@@ -107,12 +108,11 @@ def copied(source: Path, destination: Path) -> float:
     return seconds
 
 
-def ours(binary: Path, source: Path, destination: Path, scheme: str) -> dict:
+def ours(source: Path, destination: Path, scheme: str) -> dict:
     shutil.rmtree(destination, ignore_errors=True)
-    command = [str(binary), "quantize", str(source), str(destination), "-s", scheme, "--quiet"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    with cli.Running(*command[1:], executable=str(binary)) as running:
+    with cli.Running("quantize", source, destination, "-s", scheme, "--quiet") as running:
         # Its own peak: `ru_maxrss` of a child begins with its parent's.
         peak = 0
         while not running.is_over():
@@ -121,7 +121,7 @@ def ours(binary: Path, source: Path, destination: Path, scheme: str) -> dict:
         seconds = time.perf_counter() - began
         ended = running.end()
     if ended.code:
-        sys.exit(f"`{' '.join(command)}` failed with {ended.code}: {ended.err}")
+        sys.exit(f"`quarrel quantize` failed with {ended.code}: {ended.err}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": seconds, "peak_kib": peak / 1024, "cpu_seconds": cpu}

@@ -331,6 +331,27 @@ async fn a_consumer_that_pauses_meets_neither_an_error_nor_much_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dropped_answers_leave_no_stream_behind() {
+    // A stream that nobody has ended would keep its place until it is idle.
+    let server = server(|config| config.streams_max = 2);
+    let client = client(&server).await;
+    for _ in 0..10 {
+        let read = Arc::new(AtomicU64::new(0));
+        let mut patience = 500;
+        loop {
+            let mut runs = client.quantize(scheme("int8"), many(&read));
+            match runs.try_next().await {
+                Ok(first) => break drop(first.unwrap()),
+                Err(error) => assert_eq!(error.reason(), Some(Reason::StreamsExceeded)),
+            }
+            patience -= 1;
+            assert!(patience > 0, "its place is taken though it is gone");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_answers_stops_the_work() {
     let server = server(|_| {});
     let read = Arc::new(AtomicU64::new(0));

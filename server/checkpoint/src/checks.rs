@@ -29,6 +29,22 @@ pub(crate) fn refuse_quantized(model: &Model, fates: &[Vec<Fate>]) -> Result<(),
     Err(CheckpointError::Command { reason: Reason::AlreadyQuantized, message })
 }
 
+/// Models of transformers whose linear layers are `Conv1D`: stored transposed, and no `Linear` to a loader.
+const TRANSPOSED: [&str; 5] = ["clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"];
+
+/// Codes along the wrong dimension, in modules where nobody looks for them, would be no model.
+pub(crate) fn refuse_transposed(model: &Model) -> Result<(), CheckpointError> {
+    let config = model.folder().and_then(|folder| folder.config.as_ref());
+    let kind = config.and_then(|config| config.get("model_type")).and_then(Value::as_str).unwrap_or_default();
+    if !TRANSPOSED.contains(&kind) {
+        return Ok(());
+    }
+    let detail = format!(
+        "its model_type is `{kind}`, whose linear layers are stored transposed (Conv1D): no loader finds codes in them"
+    );
+    Err(CheckpointError::Model { path: model.path().to_owned(), detail })
+}
+
 /// A module of which parts are in different files would be taken for dense.
 pub(crate) fn refuse_scattered(model: &Model, modules: &[Vec<Module>]) -> Result<(), CheckpointError> {
     for (shard, modules) in model.shards().iter().zip(modules) {

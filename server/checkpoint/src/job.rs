@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    checks::{as_json, identity, name, refuse_quantized, refuse_scattered},
+    checks::{as_json, identity, name, refuse_quantized, refuse_scattered, refuse_transposed},
     config::{decided, index, quantized_config, text},
     error::CheckpointError,
     fate::{Fate, fates},
@@ -149,6 +149,7 @@ impl Job {
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;
+        refuse_transposed(&model)?;
         let (destination, fused) = match model.folder() {
             None => {
                 let target = Target::new(destination, replace)?;
