@@ -129,8 +129,11 @@ impl Estimated {
     }
 }
 
-/// Type and shape of a layer's codes, scales and zero points.
-fn parts(scheme: &Scheme, tensor: &Tensor) -> ((Dtype, Vec<u64>), (Dtype, Vec<u64>), Option<(Dtype, Vec<u64>)>) {
+/// Type and shape of a tensor.
+type Part = (Dtype, Vec<u64>);
+
+/// A layer's codes, scales and zero points.
+fn parts(scheme: &Scheme, tensor: &Tensor) -> (Part, Part, Option<Part>) {
     let dims = (scheme.channel_dims().get() as usize).min(tensor.shape.len());
     let (channels, columns) = (&tensor.shape[..dims], tensor.shape[dims..].iter().product::<u64>());
     let (_, dtype, shape) = codes_stored(scheme, &tensor.shape, channels, columns);
@@ -139,7 +142,7 @@ fn parts(scheme: &Scheme, tensor: &Tensor) -> ((Dtype, Vec<u64>), (Dtype, Vec<u6
     ((dtype, shape), (stored_type(scheme, tensor.dtype), scales), points)
 }
 
-fn size((dtype, shape): &(Dtype, Vec<u64>)) -> u64 {
+fn size((dtype, shape): &Part) -> u64 {
     shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8
 }
 
