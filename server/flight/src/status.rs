@@ -173,7 +173,8 @@ impl From<Broken> for Option<Fault> {
     }
 }
 
-/// What tonic says of a broken request.
+/// What tonic says of a broken request, which our framing is compared with.
+#[cfg(test)]
 pub(crate) fn of_transport(status: &Status, message_bytes_max: usize) -> Broken {
     match status.code() {
         Code::OutOfRange => Broken::Fault(message_too_large(message_bytes_max)),

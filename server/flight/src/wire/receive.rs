@@ -16,7 +16,7 @@ use tonic::body::Body;
 
 use crate::{
     decode::FrameIn,
-    status::{Broken, Fault, broken_off, of_malformed, of_transport},
+    status::{Broken, Fault, broken_off, of_malformed},
 };
 
 /// A message's own overhead beyond the body: header, metadata, tags.
@@ -144,9 +144,10 @@ impl futures::Stream for Frames {
                     Ok(piece) => self.messages.feed(piece),
                     Err(_trailers) => self.is_over = true,
                 },
-                Some(Err(status)) => {
+                // A reset, with whatever code, or a connection that is closed: nobody can be told.
+                Some(Err(_reset)) => {
                     self.is_over = true;
-                    return Poll::Ready(Some(Err(of_transport(&status, self.limits.message_bytes_max))));
+                    return Poll::Ready(Some(Err(Broken::Gone)));
                 }
                 None => self.is_over = true,
             }
