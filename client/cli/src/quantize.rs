@@ -1,8 +1,7 @@
-//! `quarrel quantize`: a checkpoint through a server and into files, row by row.
+//! `quarrel quantize`: a checkpoint into another, row by row, and a report on every layer.
 //!
-//! What becomes of a checkpoint is the crate `checkpoint`'s business: its job asks for the layers of one file after the other, and here they are sent.
-//! Bytes are read when a run's turn comes and written when its answer is there, so memory does not grow with the model.
-//! What a recipe keeps never travels. Nothing has the destination's name before all of it is written.
+//! What becomes of a checkpoint is the crate `checkpoint`'s business: its job asks for the layers of one file after the other, and `served` has them
+//! quantized, in this process or by a server. What a recipe keeps never travels. Nothing has the destination's name before all of it is written.
 
 use std::{sync::Arc, time::Instant};
 
@@ -32,16 +31,15 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
     different(&Vec::from_iter(paths.into_iter().flatten()))?;
     apart(&args.files, args.report.as_deref())?;
-    if !args.files.source.is_dir() {
-        Target::new(&args.files.destination, replace(&args.files))?;
-    }
-    let is_given = args.report.is_some() || !args.files.source.is_dir();
-    let given = is_given.then(|| Target::new(&report_path, replace(&args.files))).transpose()?;
+    // Of a folder, opening the job begins to write.
+    let is_early = args.report.is_some() && args.files.source.is_dir();
+    let report_target = || Target::new(&report_path, replace(&args.files));
+    let early = is_early.then(report_target).transpose()?;
     let (worker, about) = Worker::open(&args.place, args.output).await?;
     let mut job = open(&args, command, &stop).await?;
-    let report_target = match given {
-        Some(target) => target,
-        None => job.report()?.ok_or_else(|| Failure::ours("a folder became a file"))?,
+    let report_target = match (early, job.report()?) {
+        (Some(target), _) | (None, Some(target)) => target,
+        (None, None) => report_target()?,
     };
 
     let mut progress = Progress::new(job.sent().map(Tensor::bytes).sum(), args.output);

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use quarrel_engine::{Codes, Plan, Scaling, Scheme};
-use quarrel_proto::v1::{self, command::Verb};
+use quarrel_engine::{Codes, Scaling, Scheme};
+use quarrel_proto::v1;
 use safetensors::Dtype;
 use serde::Serialize;
 
 use crate::{
     error::CheckpointError,
-    fate::{Fate, fates},
+    fate::{Fate, fates, plan_of},
     fused::is_whole,
     model::Model,
     report::Status,
@@ -67,9 +67,7 @@ pub struct Estimated {
 pub fn estimate(source: &Path, command: &v1::Quantize, memory_bytes: u64) -> Result<Estimate, CheckpointError> {
     let model = Model::open(source)?;
     let fates = fates(model.shards(), command)?;
-    let verb = Verb::Quantize(command.clone());
-    let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
-        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+    let plan = plan_of(command)?;
     let mut layers = Vec::new();
     let mut whole = 0;
     for ((_, tensor), fate) in model.tensors().zip(fates.iter().flatten()) {

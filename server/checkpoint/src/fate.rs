@@ -62,14 +62,19 @@ pub(crate) fn float_word(dtype: Dtype) -> Option<&'static str> {
     }
 }
 
+/// The plan of a command, as the engine makes it of a stream's.
+pub(crate) fn plan_of(command: &v1::Quantize) -> Result<Plan, CheckpointError> {
+    let verb = Verb::Quantize(command.clone());
+    Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
+        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })
+}
+
 /// Decides for each tensor of a model, in the order of its files.
 ///
 /// # Errors
 /// [`CheckpointError::Command`] for a command that gets something wrong, or that needs what weights alone cannot give.
 pub fn fates(shards: &[Source], command: &v1::Quantize) -> Result<Vec<Vec<Fate>>, CheckpointError> {
-    let verb = Verb::Quantize(command.clone());
-    let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
-        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+    let plan = plan_of(command)?;
     if let Some(scheme) =
         plan.schemes().iter().find(|scheme| scheme.preset().is_some_and(|preset| preset.needs_calibration))
     {

@@ -6,12 +6,12 @@
 use std::{collections::BTreeMap, io};
 
 use quarrel_engine::{Granularity, Level, Plan, Scaling, Scheme, amax};
-use quarrel_proto::v1::{self, command::Verb, quantize::How};
+use quarrel_proto::v1::{self, quantize::How};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::CheckpointError,
-    fate::float_word,
+    fate::{float_word, plan_of},
     source::{Source, Tensor},
     target::Stop,
 };
@@ -51,9 +51,7 @@ pub(crate) struct Fused {
 /// [`CheckpointError::Command`] for a command that gets something wrong, [`CheckpointError::Io`]; the latter too, of kind
 /// `Interrupted`, if `stop` comes first.
 pub(crate) fn fused(shards: &[Source], command: &v1::Quantize, stop: &Stop) -> Result<Vec<Fused>, CheckpointError> {
-    let verb = Verb::Quantize(command.clone());
-    let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
-        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+    let plan = plan_of(command)?;
     let mut found = Vec::new();
     let Some(How::Recipe(recipe)) = &command.how else { return Ok(found) };
     // Somebody knows better.

@@ -9,8 +9,7 @@ use std::{
 };
 
 use futures::stream::BoxStream;
-use quarrel_engine::Plan;
-use quarrel_proto::v1::{self, command::Verb};
+use quarrel_proto::v1;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -18,7 +17,7 @@ use crate::{
     checks::{as_json, identity, name, refuse_quantized, refuse_scattered, refuse_transposed},
     config::{decided, index, quantized_config, text},
     error::CheckpointError,
-    fate::{Fate, fates},
+    fate::{Fate, fates, plan_of},
     fused::{Fused, fused, with_shared_scales},
     make::{dense, quantized},
     model::{Model, REPORT},
@@ -119,8 +118,6 @@ pub struct Made {
     pub layers: Vec<LayerReport>,
     /// Of the files of tensors.
     pub bytes: u64,
-    /// How many units an earlier run had made.
-    pub units_before: usize,
     pub(crate) records: Vec<Record>,
 }
 
@@ -170,9 +167,7 @@ impl Job {
                 (Destination::Folder(site), found)
             }
         };
-        let verb = Verb::Quantize(with_shared_scales(&command, &fused, |_| true));
-        let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
-            .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+        let plan = plan_of(&with_shared_scales(&command, &fused, |_| true))?;
         Ok(Job { model, work: Work::Quantize { command, effective: plan.effective, fates, fused }, destination, gate })
     }
 
@@ -259,7 +254,7 @@ impl Job {
         stop: &Arc<Stop>,
         mut tell: impl FnMut(Told<'_>),
     ) -> Result<Made, Q::Error> {
-        let mut made = Made { layers: Vec::new(), bytes: 0, units_before: 0, records: Vec::new() };
+        let mut made = Made { layers: Vec::new(), bytes: 0, records: Vec::new() };
         // A file is written while the next one is computed.
         let mut writing: Option<JoinHandle<Result<Record, CheckpointError>>> = None;
         for (at, shard) in self.model.shards().to_vec().iter().enumerate() {
@@ -269,7 +264,6 @@ impl Job {
                 Destination::File(_) => None,
             };
             if let Some(record) = before {
-                made.units_before += 1;
                 tell(Told::Skipped(self.sent_of(at).into_iter().map(Tensor::bytes).sum()));
                 self.written(writing.take(), &mut made).await?;
                 made.add(record);

@@ -13,14 +13,11 @@ use futures::{
     future::{BoxFuture, try_join_all},
     stream::{self, BoxStream},
 };
-use quarrel_engine::{Cancel, Cancelled, Intake, Level, Limits, Need, Output, Plan, Unit};
+use quarrel_engine::{Cancel, Cancelled, Intake, Level, Limits, Need, Output, Unit};
 use quarrel_pool::{Lane, Pool};
-use quarrel_proto::{
-    column,
-    v1::{self, command::Verb},
-};
+use quarrel_proto::{column, v1};
 
-use crate::{answers::rows, error::CheckpointError, job::Weights, unit::Row};
+use crate::{answers::rows, error::CheckpointError, fate::plan_of, job::Weights, unit::Row};
 
 /// Bytes of one run, where a channel is not larger: what is read at once, and fits into a core's cache or nearly so.
 const RUN_BYTES: u64 = 2 << 20;
@@ -107,9 +104,7 @@ impl Drop for StopWhenDropped {
 
 impl Work {
     fn new(local: &Local, command: v1::Quantize) -> Result<Work, CheckpointError> {
-        let verb = Verb::Quantize(command);
-        let plan = Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
-            .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })?;
+        let plan = plan_of(&command)?;
         let schema = Arc::new(Schema::new(vec![
             Field::new(column::LAYER_NAME, DataType::Utf8, false),
             Field::new(column::WEIGHTS, DataType::LargeBinary, false),
@@ -170,7 +165,7 @@ fn rows_of(work: Work, ahead: usize, layers: Vec<Weights>) -> BoxStream<'static,
     let runs = layers.into_iter().flat_map(runs);
     let read = stream::iter(runs).map(move |run| read(&lane, run)).buffered(ahead);
     // Intake is sequential, computing is not; answers are in order again.
-    let state = State { work, asked: VecDeque::new(), is_over: false };
+    let state = State { work, asked: VecDeque::new() };
     let state = Arc::new(std::sync::Mutex::new(state));
     let (starting, answering) = (Arc::clone(&state), state);
     let computed = read
@@ -205,7 +200,6 @@ struct State {
     work: Work,
     /// Runs that are not answered.
     asked: VecDeque<Asked>,
-    is_over: bool,
 }
 
 fn lock(state: &std::sync::Mutex<State>) -> std::sync::MutexGuard<'_, State> {
@@ -219,16 +213,10 @@ impl State {
         &mut self,
         results: Result<Vec<quarrel_engine::Result>, CheckpointError>,
     ) -> Vec<Result<Row, CheckpointError>> {
-        if self.is_over {
-            return Vec::new();
-        }
         let mut answers = Vec::new();
         let results = match results {
             Ok(results) => results,
-            Err(error) => {
-                self.is_over = true;
-                return vec![Err(error)];
-            }
+            Err(error) => return vec![Err(error)],
         };
         for result in results {
             let (batches, ended) = self.work.output.take(result);
@@ -240,7 +228,6 @@ impl State {
             }
             if let Err(error) = ended {
                 answers.push(Err(error.into()));
-                self.is_over = true;
                 break;
             }
         }
