@@ -13,7 +13,8 @@ use quarrel_client::{Client, Dtype, Layer, Outcome, scheme};
 const SIDE: u64 = 4096;
 const LAYER_MIB: usize = (SIDE * SIDE * 4) as usize >> 20;
 
-#[tokio::main]
+// One thread, as raw TCP's sender has: on two cores a second one only takes turns with the server's.
+#[tokio::main(flavor = "current_thread")]
 async fn main() {
     let said: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let [address, wanted] = &said[..] else { panic!("expected ADDRESS SCHEME, got {said:?}") };

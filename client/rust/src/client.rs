@@ -141,7 +141,7 @@ impl Client {
     /// run that begins a layer again (`channels.start == 0`) after others of it replaces them: its stream broke and it
     /// was sent anew. [`whole`](crate::whole) puts layers together.
     ///
-    /// A layer of which no more than 4 MiB are in memory at a time, and an error by its reason:
+    /// A layer of which no more than 2 MiB are in memory at a time, and an error by its reason:
     /// ```
     /// # let runtime = tokio::runtime::Runtime::new()?;
     /// # runtime.block_on(async {

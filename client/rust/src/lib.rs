@@ -25,7 +25,7 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **What it takes care of.** Layers are cut into runs of at most 4 MiB or one output channel and read only when their
+//! **What it takes care of.** Layers are cut into runs of at most 2 MiB or one output channel and read only when their
 //! turn comes, so a model of any size passes through little memory. Answers are taken from the network as they come,
 //! and sending waits while too many of them are untaken: neither a slow consumer nor a slow source can bring a stream
 //! to a standstill. When a server goes away, layers that were not answered whole are sent again, elsewhere or after its
