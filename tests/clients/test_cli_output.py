@@ -75,15 +75,6 @@ def test_verbose_prints_a_line_for_every_layer(source, quantized, tmp_path):
         assert {name: sum(line[:1] == [name] for line in lines) for name in LAYERS} == dict.fromkeys(LAYERS, 1)
 
 
-def test_verbose_shows_the_log_of_the_server_in_this_process(source, tmp_path):
-    cli.quantize(source, tmp_path / "coded.safetensors", "-s", "int8")
-    quiet = cli.done("dequantize", tmp_path / "coded.safetensors", tmp_path / "a.safetensors")
-    verbose = cli.done("dequantize", tmp_path / "coded.safetensors", tmp_path / "b.safetensors", "--verbose")
-
-    assert quiet.err == ""
-    assert len([line for line in verbose.err.splitlines() if "done" in line]) == 1
-
-
 def test_a_reader_that_goes_away_is_no_fault(source, quantized):
     reading, writing = os.pipe()
     os.close(reading)

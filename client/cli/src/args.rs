@@ -111,7 +111,7 @@ pub(crate) struct OutputArgs {
     #[arg(long, short, conflicts_with_all = ["json", "verbose"])]
     pub(crate) quiet: bool,
 
-    /// A line for every layer; `dequantize` shows the log of the server in this process too
+    /// A line for every layer
     #[arg(long, short)]
     pub(crate) verbose: bool,
 }
@@ -299,4 +299,11 @@ pub(crate) enum FloatType {
 /// The contract's word for a value.
 pub(crate) fn word(value: impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// The variables of the environment that are text, for stores to find their credentials in.
+pub(crate) fn variables() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }

@@ -1,4 +1,4 @@
-//! `quarrel dequantize`: a quantized checkpoint to a dense one, through a server's verb of that name.
+//! `quarrel dequantize`: a quantized checkpoint to a dense one.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -8,11 +8,10 @@ use serde::Serialize;
 use crate::{
     args::{DequantizeArgs, word},
     failure::Failure,
-    paths::{apart, different},
-    place::{Place, Room},
+    paths::{Ends, different},
     progress::Progress,
     quantize::finish,
-    served::{Served, blocking, replace},
+    served::{Worker, blocking, replace},
     table::{clean, megabytes, place, print},
 };
 
@@ -34,12 +33,13 @@ struct Done {
 pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
     different(&[&args.files.source, &args.files.destination])?;
-    apart(&args.files, None)?;
-    let mut job = open(&args, &stop).await?;
-    let place = Place::open(&args.place, args.output, Room::for_codes()).await?;
+    let ends = Ends::of(&args.files).await?;
+    ends.apart(&args.files, None)?;
+    let mut job = open(&args, &ends, &stop).await?;
+    let (worker, _) = Worker::open(&args.place).await?;
     let mut progress = Progress::new(job.sent().map(Tensor::bytes).sum(), args.output);
     let made = job
-        .run(&Served(place.client.clone()), &stop, |told| match told {
+        .run(&worker, &stop, |told| match told {
             Told::Layer { name, bytes, completes } => progress.at(name, bytes, completes),
             Told::Skipped(bytes) => progress.skip(bytes),
             Told::Writes => progress.say("writing the file"),
@@ -61,8 +61,8 @@ pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Re
     tell(&done, &args)
 }
 
-async fn open(args: &DequantizeArgs, stop: &Arc<Stop>) -> Result<Job, Failure> {
-    let (source, destination) = (args.files.source.clone(), args.files.destination.clone());
+async fn open(args: &DequantizeArgs, ends: &Ends, stop: &Arc<Stop>) -> Result<Job, Failure> {
+    let (source, destination) = (ends.source.clone(), ends.destination.clone());
     let (dtype, replace, stop) = (args.dtype.map(word), replace(&args.files), Arc::clone(stop));
     blocking(move || Job::open_dense(&source, &destination, dtype, replace, &stop)).await
 }

@@ -7,13 +7,16 @@ use quarrel_checkpoint::{Estimate, Estimated, JOB_BYTES, estimate as looked_at};
 use crate::{
     args::EstimateArgs,
     failure::Failure,
+    paths::{is_folder, stores},
     quantize::command,
+    served::blocking,
     table::{clean, megabytes, print, shape, table},
 };
 
-pub(crate) fn estimate(args: &EstimateArgs) -> Result<(), Failure> {
-    let command = command(&args.what, args.source.is_dir())?;
-    let found = looked_at(&args.source, &command, JOB_BYTES as u64)?;
+pub(crate) async fn estimate(args: Box<EstimateArgs>) -> Result<(), Failure> {
+    let source = stores().locate(&args.source)?;
+    let command = command(&args.what, is_folder(&source).await?)?;
+    let found = blocking(move || looked_at(&source, &command, JOB_BYTES as u64)).await?;
     if args.json {
         return print(&serde_json::to_string_pretty(&found).map_err(|error| Failure::ours(error.to_string()))?);
     }

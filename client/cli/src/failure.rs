@@ -162,6 +162,8 @@ impl From<CheckpointError> for Failure {
             }
             CheckpointError::Gate { .. } => Failure::new(GATE, sentence)
                 .advise("Choose a scheme of more bits or smaller groups, or leave the layer out with `--ignore`."),
+            CheckpointError::Uri { .. } => Failure::new(USAGE, sentence)
+                .advise("Check the URI, and what AWS_*, GOOGLE_* and AZURE_* of the environment say of its store."),
             CheckpointError::Twice { .. } => Failure::new(INPUT, sentence).advise("Rename one of them in the source."),
             _ => Failure::ours(sentence),
         }
@@ -196,6 +198,9 @@ fn of_the_system(error: &io::Error) -> &'static str {
         }
         io::ErrorKind::InvalidFilename => "Choose a shorter name.",
         io::ErrorKind::UnexpectedEof => "Somebody cut the file meanwhile: start again when it is whole.",
+        io::ErrorKind::Other => {
+            "See what the system or the store says; credentials and endpoints of stores are AWS_*, GOOGLE_* and AZURE_* of the environment."
+        }
         _ => "See what the system says; it is not a fault of the checkpoint.",
     }
 }

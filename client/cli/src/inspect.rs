@@ -8,6 +8,8 @@ use serde::Serialize;
 use crate::{
     args::InspectArgs,
     failure::Failure,
+    paths::stores,
+    served::blocking,
     table::{clean, megabytes, print, shape, table},
 };
 
@@ -31,8 +33,9 @@ struct TensorLine {
     scheme: Option<String>,
 }
 
-pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
-    let source = Source::open(&args.file)?;
+pub(crate) async fn inspect(args: InspectArgs) -> Result<(), Failure> {
+    let location = stores().locate(&args.file)?;
+    let source = blocking(move || Source::open(&location)).await?;
     // A file whose quantized layers are of another layout can be looked at all the same.
     let (found, why) = match modules(&source) {
         Ok(found) => (Some(found), None),

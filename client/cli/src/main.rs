@@ -19,15 +19,15 @@ mod served;
 mod table;
 
 use std::{
-    pin::pin,
     process::ExitCode,
     sync::{Arc, LazyLock},
     thread,
+    time::{Duration, Instant},
 };
 
 use clap::{CommandFactory, Parser};
 use quarrel_checkpoint::Stop;
-use tokio::{runtime, signal::unix};
+use tokio::{runtime, signal::unix, time::sleep};
 
 use crate::{
     args::{Args, Command},
@@ -39,13 +39,16 @@ use crate::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long a verb that is stopped may take to leave nothing behind.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Serve(args) => run(serve::serve(args)),
         Command::Quantize(args) => run(unless_stopped(|stop| quantize::quantize(args, stop))),
         Command::Dequantize(args) => run(unless_stopped(|stop| dequantize::dequantize(args, stop))),
-        Command::Estimate(args) => estimate::estimate(&args),
-        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Estimate(args) => run(unless_stopped(|_| estimate::estimate(args))),
+        Command::Inspect(args) => run(unless_stopped(|_| inspect::inspect(args))),
         Command::Schemes(args) => run(unless_stopped(|_| schemes::schemes(args))),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -74,14 +77,23 @@ where
     V: Future<Output = Result<(), Failure>>,
 {
     let stop = Arc::<Stop>::default();
-    let mut verb = pin!(verb(Arc::clone(&stop)));
+    let mut verb = Box::pin(verb(Arc::clone(&stop)));
     let code = tokio::select! {
         done = &mut verb => return done,
         () = asked(unix::SignalKind::interrupt()) => failure::INTERRUPTED,
         () = asked(unix::SignalKind::terminate()) => failure::TERMINATED,
         () = asked(unix::SignalKind::hangup()) => failure::HUNG_UP,
     };
-    if stop.stop() { Err(Failure::stopped(code, stop.keeps())) } else { verb.await }
+    if !stop.stop() {
+        return verb.await;
+    }
+    drop(verb);
+    // Threads that write have it too. They see it soon, and what a store has of a file by then can only be taken back while there is a runtime.
+    let patience = Instant::now() + PATIENCE;
+    while Arc::strong_count(&stop) > 1 && Instant::now() < patience {
+        sleep(Duration::from_millis(5)).await;
+    }
+    Err(Failure::stopped(code, stop.keeps()))
 }
 
 /// Ends when the signal comes; never if whoever started us has it ignored, as `nohup` does.

@@ -2,10 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{args::FileArgs, failure::Failure};
+use quarrel_checkpoint::{CheckpointError, Location, Stores, is_uri};
+use tokio::runtime::Handle;
+
+use crate::{
+    args::{FileArgs, variables},
+    failure::Failure,
+    served::blocking,
+};
 
 /// Where a path leads. A file that is not there yet is known by its folder and its name.
 fn known(path: &Path) -> PathBuf {
+    if let Some(uri) = path.to_str().filter(|text| is_uri(text)) {
+        let file = uri.strip_prefix("file://").map(Path::new);
+        return file.map_or_else(|| PathBuf::from(uri.trim_end_matches('/')), known);
+    }
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let named = || Some(folder.canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(named).unwrap_or_else(|| path.to_owned())
@@ -23,21 +34,55 @@ pub(crate) fn different(paths: &[&Path]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses folders of which one lies within the other, and a report within either.
-pub(crate) fn apart(files: &FileArgs, report: Option<&Path>) -> Result<(), Failure> {
-    if !files.source.is_dir() {
-        return Ok(());
+/// Source and destination of a job.
+pub(crate) struct Ends {
+    pub(crate) stores: Stores,
+    pub(crate) source: Location,
+    pub(crate) destination: Location,
+    /// Whether the source is one; one that is not there is none.
+    pub(crate) is_folder: bool,
+}
+
+impl Ends {
+    pub(crate) async fn of(files: &FileArgs) -> Result<Ends, Failure> {
+        let stores = stores();
+        let (source, destination) = (stores.locate(&files.source)?, stores.locate(&files.destination)?);
+        let is_folder = is_folder(&source).await?;
+        Ok(Ends { stores, source, destination, is_folder })
     }
-    let (source, destination) = (known(&files.source), known(&files.destination));
-    let within = |inner: &Path, outer: &Path| {
-        let sentence = format!("`{}` is within `{}`", inner.display(), outer.display());
-        Err(Failure::usage(sentence, "Choose another name."))
-    };
-    match report.map(known) {
-        _ if destination.starts_with(&source) => within(&files.destination, &files.source),
-        _ if source.starts_with(&destination) => within(&files.source, &files.destination),
-        Some(path) if path.starts_with(&source) => within(&path, &files.source),
-        Some(path) if path.starts_with(&destination) => within(&path, &files.destination),
-        _ => Ok(()),
+
+    /// Refuses folders of which one lies within the other, and a report within either.
+    pub(crate) fn apart(&self, files: &FileArgs, report: Option<&Path>) -> Result<(), Failure> {
+        if !self.is_folder {
+            return Ok(());
+        }
+        let (source, destination) = (known(&files.source), known(&files.destination));
+        let within = |inner: &Path, outer: &Path| {
+            let sentence = format!("`{}` is within `{}`", inner.display(), outer.display());
+            Err(Failure::usage(sentence, "Choose another name."))
+        };
+        match report.map(known) {
+            _ if destination.starts_with(&source) => within(&files.destination, &files.source),
+            _ if source.starts_with(&destination) => within(&files.source, &files.destination),
+            Some(path) if path.starts_with(&source) => within(&path, &files.source),
+            Some(path) if path.starts_with(&destination) => within(&path, &files.destination),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The object stores of the environment. Within a runtime of more than one thread.
+pub(crate) fn stores() -> Stores {
+    Stores::new(variables(), Handle::current())
+}
+
+/// Whether it is a folder; what is not there is none.
+pub(crate) async fn is_folder(location: &Location) -> Result<bool, Failure> {
+    let location = location.clone();
+    let found = blocking(move || match location.is_folder() {
+        // What else is wrong with it is said when it is opened.
+        Err(CheckpointError::Io { .. }) if location.path().is_some() => Ok(false),
+        found => found,
+    });
+    found.await
 }

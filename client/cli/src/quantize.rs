@@ -14,7 +14,7 @@ use quarrel_client::proto::{
 use crate::{
     args::{QuantizeArgs, WhatArgs, word},
     failure::Failure,
-    paths::{apart, different},
+    paths::{Ends, different},
     progress::Progress,
     recipe::recipe,
     report::{self, Report, Totals},
@@ -24,19 +24,21 @@ use crate::{
 
 pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
-    let command = command(&args.what, args.files.source.is_dir())?;
+    let ends = Ends::of(&args.files).await?;
+    let command = command(&args.what, ends.is_folder)?;
     // Before any work: what cannot be written need not be computed.
-    let report_path = report::path(&args);
+    let report_path = report::path(&args, ends.is_folder);
     let recipe = args.what.how.recipe.as_deref();
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
     different(&Vec::from_iter(paths.into_iter().flatten()))?;
-    apart(&args.files, args.report.as_deref())?;
+    ends.apart(&args.files, args.report.as_deref())?;
     // Of a folder, opening the job begins to write.
-    let is_early = args.report.is_some() && args.files.source.is_dir();
-    let report_target = || Target::new(&report_path, replace(&args.files));
+    let is_early = args.report.is_some() && ends.is_folder;
+    let report_at = ends.stores.locate(&report_path)?;
+    let report_target = || Target::new(&report_at, replace(&args.files));
     let early = is_early.then(report_target).transpose()?;
-    let (worker, about) = Worker::open(&args.place, args.output).await?;
-    let mut job = open(&args, command, &stop).await?;
+    let (worker, about) = Worker::open(&args.place).await?;
+    let mut job = open(&args, &ends, command, &stop).await?;
     let report_target = match (early, job.report()?) {
         (Some(target), _) | (None, Some(target)) => target,
         (None, None) => report_target()?,
@@ -75,8 +77,8 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
 }
 
 /// Opens the job, which may read much of the model, on a thread that may block.
-async fn open(args: &QuantizeArgs, command: v1::Quantize, stop: &Arc<Stop>) -> Result<Job, Failure> {
-    let (source, destination) = (args.files.source.clone(), args.files.destination.clone());
+async fn open(args: &QuantizeArgs, ends: &Ends, command: v1::Quantize, stop: &Arc<Stop>) -> Result<Job, Failure> {
+    let (source, destination) = (ends.source.clone(), ends.destination.clone());
     let replace = replace(&args.files);
     let gate = Gate { sqnr_db_min: args.sqnr_db_min, cosine_min: args.cosine_min };
     let stop = Arc::clone(stop);

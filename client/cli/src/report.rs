@@ -66,9 +66,9 @@ impl Totals {
 }
 
 /// Where the report goes.
-pub(crate) fn path(args: &QuantizeArgs) -> PathBuf {
+pub(crate) fn path(args: &QuantizeArgs, is_folder: bool) -> PathBuf {
     let destination = &args.files.destination;
-    if args.report.is_none() && args.files.source.is_dir() {
+    if args.report.is_none() && is_folder {
         return destination.join(REPORT);
     }
     args.report.clone().unwrap_or_else(|| match destination.extension() {
@@ -81,7 +81,7 @@ pub(crate) fn path(args: &QuantizeArgs) -> PathBuf {
 pub(crate) fn write(report: &Report, target: &Target) -> Result<(), Failure> {
     let mut text = serde_json::to_vec_pretty(report).map_err(|error| Failure::ours(error.to_string()))?;
     text.push(b'\n');
-    let failed = |error: &std::io::Error| Failure::file("cannot write the report", target.path(), error);
+    let failed = |error: &std::io::Error| Failure::file("cannot write the report", &target.path(), error);
     // The checkpoint has its name by now: nobody stops here.
     let written = target.write(&Stop::default(), |out| Ok(out.write_all(&text)))?;
     written.map_err(|error| failed(&error))

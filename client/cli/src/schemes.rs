@@ -1,18 +1,20 @@
 //! `quarrel schemes`.
 
 use crate::{
-    args::{OutputArgs, PlaceArgs, SchemesArgs},
+    args::{PlaceArgs, SchemesArgs},
     failure::Failure,
-    place::{Place, Room},
+    place::server,
     table::{clean, print, table},
 };
+use quarrel_checkpoint::listing;
 use quarrel_client::proto::json;
 
 pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
-    let silent = OutputArgs { json: args.json, quiet: false, verbose: false };
     let place = PlaceArgs { server: args.server, ..PlaceArgs::default() };
-    let place = Place::open(&place, silent, Room::default()).await?;
-    let found = place.client.schemes().await?;
+    let found = match server(&place).await? {
+        Some(client) => client.schemes().await?,
+        None => listing(),
+    };
     if args.json {
         return print(&json::schemes(&found));
     }

@@ -15,9 +15,9 @@ use quarrel_client::{
 };
 
 use crate::{
-    args::{FileArgs, OutputArgs, PlaceArgs},
+    args::{FileArgs, PlaceArgs},
     failure::Failure,
-    place::{Place, Room, environment},
+    place::{environment, server},
 };
 
 /// What is done with a destination that is there.
@@ -43,12 +43,11 @@ pub(crate) enum Worker {
 
 impl Worker {
     /// This process or a server, as the command line says.
-    pub(crate) async fn open(args: &PlaceArgs, output: OutputArgs) -> Result<(Worker, About), Failure> {
-        if args.server.is_some() {
-            let place = Place::open(args, output, Room::default()).await?;
-            let info = place.client.info();
+    pub(crate) async fn open(args: &PlaceArgs) -> Result<(Worker, About), Failure> {
+        if let Some(client) = server(args).await? {
+            let info = client.info();
             let about = About { contract: info.contract.clone(), cpu_level: info.cpu_level.clone() };
-            return Ok((Worker::There(Served(place.client)), about));
+            return Ok((Worker::There(Served(client)), about));
         }
         let config = environment(args)?;
         let level = config.cpu_level.unwrap_or_else(Level::detect);
@@ -77,14 +76,14 @@ impl Quantizer for Worker {
 
     fn dequantize(&self, dtype: String, layers: Vec<Coded>) -> BoxStream<'static, Result<Values, Failure>> {
         match self {
-            Worker::Here(_) => stream::iter([Err(Failure::ours("this process dequantizes by a server"))]).boxed(),
+            Worker::Here(local) => local.dequantize(dtype, layers).map_err(Failure::from).boxed(),
             Worker::There(served) => served.dequantize(dtype, layers),
         }
     }
 }
 
 /// A server, as a job's quantizer.
-pub(crate) struct Served(pub(crate) Client);
+pub(crate) struct Served(Client);
 
 impl Quantizer for Served {
     type Error = Failure;

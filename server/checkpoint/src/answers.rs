@@ -1,30 +1,40 @@
 //! The engine's answers as rows. SPEC.md, section "Output", has the columns.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 
 use arrow_array::{
-    Array, ArrayRef, RecordBatch, StructArray,
+    Array, ArrayRef, Int64Array, ListArray, RecordBatch, StructArray,
     cast::AsArray,
     types::{Float32Type, Float64Type, Int32Type, UInt64Type},
 };
+use arrow_buffer::OffsetBuffer;
+use arrow_schema::{DataType, Field, FieldRef};
 use bytes::Bytes;
 use quarrel_proto::column::{self, status, tensor};
 
 use crate::{
     error::CheckpointError,
-    local::Asked,
     report::{Metrics, Status},
     unit::{Outcome, Row},
 };
 
+/// What a run's answer must say beside its numbers.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) name: String,
+    pub(crate) begins: bool,
+    pub(crate) completes: bool,
+    pub(crate) done: u64,
+}
+
 /// A row for each of a batch, which is of the next runs that were asked for.
-pub(crate) fn rows(batch: &RecordBatch, asked: &mut VecDeque<Asked>) -> Result<Vec<Row>, CheckpointError> {
+pub(crate) fn rows(batch: &RecordBatch, asked: &mut impl Iterator<Item = Asked>) -> Result<Vec<Row>, CheckpointError> {
     (0..batch.num_rows()).map(|row| one(batch, row, asked)).collect()
 }
 
-fn one(batch: &RecordBatch, row: usize, asked: &mut VecDeque<Asked>) -> Result<Row, CheckpointError> {
+fn one(batch: &RecordBatch, row: usize, asked: &mut impl Iterator<Item = Asked>) -> Result<Row, CheckpointError> {
     let unasked = || CheckpointError::Ours("a row was answered and not sent".to_owned());
-    let Asked { name, begins, completes, done } = asked.pop_front().ok_or_else(unasked)?;
+    let Asked { name, begins, completes, done } = asked.next().ok_or_else(unasked)?;
     if text(batch, column::LAYER_NAME, row)? != name {
         return Err(unasked());
     }
@@ -87,19 +97,19 @@ fn metrics(batch: &RecordBatch, row: usize) -> Result<Option<Metrics>, Checkpoin
 }
 
 /// Bytes of a large_binary row, which stay where they are.
-fn bytes(array: &ArrayRef, row: usize) -> Bytes {
+pub(crate) fn bytes(array: &ArrayRef, row: usize) -> Bytes {
     let binary = array.as_binary::<i64>();
     let (start, end) = (binary.value_offsets()[row] as usize, binary.value_offsets()[row + 1] as usize);
     binary.values().slice_with_length(start, end - start).into()
 }
 
 /// A text; empty where it is null.
-fn text(batch: &RecordBatch, name: &str, row: usize) -> Result<String, CheckpointError> {
+pub(crate) fn text(batch: &RecordBatch, name: &str, row: usize) -> Result<String, CheckpointError> {
     let texts = of(batch, name)?.as_string::<i32>();
     Ok(if texts.is_valid(row) { texts.value(row).to_owned() } else { String::new() })
 }
 
-fn of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, CheckpointError> {
+pub(crate) fn of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, CheckpointError> {
     batch.column_by_name(name).ok_or_else(|| missing(name))
 }
 
@@ -109,4 +119,17 @@ fn field<'a>(structs: &'a StructArray, name: &str) -> Result<&'a ArrayRef, Check
 
 fn missing(name: &str) -> CheckpointError {
     CheckpointError::Ours(format!("the engine's answer has no `{name}`"))
+}
+
+/// The item of a list, as every Arrow implementation names it.
+pub(crate) fn item(data_type: DataType) -> FieldRef {
+    Arc::new(Field::new_list_field(data_type, true))
+}
+
+/// A column `shape` of one row.
+pub(crate) fn shapes(shape: &[u64]) -> Result<ArrayRef, CheckpointError> {
+    let numbers = Int64Array::from_iter_values(shape.iter().map(|dimension| *dimension as i64));
+    let lists =
+        ListArray::try_new(item(DataType::Int64), OffsetBuffer::from_lengths([shape.len()]), Arc::new(numbers), None);
+    Ok(Arc::new(lists.map_err(|error| CheckpointError::Ours(error.to_string()))?))
 }

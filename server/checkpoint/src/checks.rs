@@ -1,6 +1,6 @@
 //! What is looked at before a job begins: whether its source can be worked on, and what tells it from another job.
 
-use std::{collections::HashSet, path::Path, time::UNIX_EPOCH};
+use std::{collections::HashSet, path::Path};
 
 use quarrel_proto::{
     Reason, command,
@@ -42,7 +42,7 @@ pub(crate) fn refuse_transposed(model: &Model) -> Result<(), CheckpointError> {
     let detail = format!(
         "its model_type is `{kind}`, whose linear layers are stored transposed (Conv1D): no loader finds codes in them"
     );
-    Err(CheckpointError::Model { path: model.path().to_owned(), detail })
+    Err(CheckpointError::Model { path: model.path(), detail })
 }
 
 /// A module of which parts are in different files would be taken for dense.
@@ -65,10 +65,8 @@ pub(crate) fn refuse_scattered(model: &Model, modules: &[Vec<Module>]) -> Result
 pub(crate) fn identity(model: &Model, command: Value) -> Result<Value, CheckpointError> {
     let mut files = Map::new();
     for shard in model.shards() {
-        let found = std::fs::metadata(shard.path()).map_err(CheckpointError::io("cannot read", shard.path()))?;
-        let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let modified = modified.map(|time| time.as_nanos().to_string());
-        files.insert(name(shard.path()), json!({ "bytes": found.len(), "modified": modified }));
+        let found = shard.location().identity().map_err(CheckpointError::io("cannot read", shard.path()))?;
+        files.insert(name(shard.path()), found);
     }
     let config = model.folder().and_then(|folder| folder.config.clone());
     Ok(json!({

@@ -29,6 +29,14 @@ pub enum CheckpointError {
         /// Why not.
         error: io::Error,
     },
+    /// What is no URI of a store that we know, or cannot be one.
+    #[error("`{uri}`: {detail}")]
+    Uri {
+        /// The URI, without secrets.
+        uri: String,
+        /// What is wrong with it, and what was expected.
+        detail: String,
+    },
     /// Not a file of safetensors, or a damaged one.
     #[error("`{}` is no safetensors file: {detail}", path.display())]
     Malformed {

@@ -1,7 +1,5 @@
 //! What a job would make of a checkpoint, from headers alone: which layer gets which scheme, and how large it becomes.
 
-use std::path::Path;
-
 use quarrel_engine::{Codes, Scaling, Scheme};
 use quarrel_proto::v1;
 use safetensors::Dtype;
@@ -14,6 +12,7 @@ use crate::{
     model::Model,
     report::Status,
     source::Tensor,
+    storage::Location,
     stored::{codes_stored, points_stored, scale_shape, stored_type},
 };
 
@@ -64,7 +63,7 @@ pub struct Estimated {
 ///
 /// # Errors
 /// [`CheckpointError`] for a source or a command that a job would refuse.
-pub fn estimate(source: &Path, command: &v1::Quantize, memory_bytes: u64) -> Result<Estimate, CheckpointError> {
+pub fn estimate(source: &Location, command: &v1::Quantize, memory_bytes: u64) -> Result<Estimate, CheckpointError> {
     let model = Model::open(source)?;
     let fates = fates(model.shards(), command)?;
     let plan = plan_of(command)?;

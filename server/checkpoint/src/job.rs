@@ -3,10 +3,7 @@
 //! A unit is one file of the source, which becomes one of the destination under the same name; a tensor is never split over units. A
 //! folder's job goes on where another was stopped, and what makes the folder a model, index and `config.json`, is written last.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use futures::stream::BoxStream;
 use quarrel_proto::v1;
@@ -23,8 +20,9 @@ use crate::{
     model::{Model, REPORT},
     modules::{Module, modules},
     report::{Gate, LayerReport},
-    site::{Record, Site, checksum},
+    site::{Record, Site},
     source::{Source, Tensor},
+    storage::Location,
     target::{Replace, Stop, Target},
     unit::{Row, Sealed, Unit, Values},
 };
@@ -136,8 +134,8 @@ impl Job {
     /// # Errors
     /// [`CheckpointError`] of any kind.
     pub fn open(
-        source: &Path,
-        destination: &Path,
+        source: &Location,
+        destination: &Location,
         command: v1::Quantize,
         (replace, gate): (Replace, Gate),
         stop: &Stop,
@@ -176,8 +174,8 @@ impl Job {
     /// # Errors
     /// [`CheckpointError`] of any kind.
     pub fn open_dense(
-        source: &Path,
-        destination: &Path,
+        source: &Location,
+        destination: &Location,
         dtype: Option<String>,
         replace: Replace,
         stop: &Stop,
@@ -186,7 +184,7 @@ impl Job {
         let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
         refuse_scattered(&model, &modules)?;
         if modules.iter().all(Vec::is_empty) {
-            return Err(CheckpointError::NothingQuantized { path: source.to_owned() });
+            return Err(CheckpointError::NothingQuantized { path: source.shown() });
         }
         let destination = match model.folder() {
             None => Destination::File(Target::new(destination, replace)?),
@@ -273,14 +271,13 @@ impl Job {
                 Destination::Folder(site) => site.target(Path::new(&file))?,
                 Destination::File(target) => target.clone(),
             };
-            let path = target.path().to_owned();
             let unit = match &self.work {
                 Work::Quantize { command, fates, fused, .. } => {
                     let command = with_shared_scales(command, fused, |layer| shard.tensor(layer).is_some());
-                    quantized(quantizer, command, (shard, &fates[at]), target, &mut tell).await?
+                    quantized(quantizer, command, (shard, &fates[at]), target.clone(), &mut tell).await?
                 }
                 Work::Dequantize { dtype, modules } => {
-                    dense(quantizer, dtype.as_deref(), (shard, &modules[at]), target, &mut tell).await?
+                    dense(quantizer, dtype.as_deref(), (shard, &modules[at]), target.clone(), &mut tell).await?
                 }
             };
             if !self.is_recorded() {
@@ -288,7 +285,7 @@ impl Job {
             }
             self.written(writing.take(), &mut made).await?;
             tell(Told::Writes);
-            writing = Some(seal(unit, file, path, self.is_recorded(), stop));
+            writing = Some(seal(unit, file, target, self.is_recorded(), stop));
         }
         self.written(writing, &mut made).await?;
         pass(self.gate, &made.layers)?;
@@ -317,12 +314,12 @@ impl Job {
     pub fn finish(self, made: &Made, stop: &Stop) -> Result<(), CheckpointError> {
         let (Destination::Folder(site), Some(folder)) = (self.destination, self.model.folder()) else { return Ok(()) };
         for other in &folder.others {
-            site.copy(&self.model.path().join(other), other, stop)?;
+            site.copy(&self.model.location().join(other), other, stop)?;
         }
         site.still(&identity(&self.model, Value::Null)?)?;
         if !stop.commit() {
             let error = std::io::ErrorKind::Interrupted.into();
-            return Err(CheckpointError::Io { what: "cannot write", path: self.model.path().to_owned(), error });
+            return Err(CheckpointError::Io { what: "cannot write", path: self.model.path(), error });
         }
         if let Some((name, metadata)) = &folder.index {
             site.put(Path::new(name), &text(&index(metadata, &made.records))?)?;
@@ -351,17 +348,15 @@ fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
 fn seal(
     unit: Unit,
     file: String,
-    path: PathBuf,
+    target: Target,
     is_recorded: bool,
     stop: &Arc<Stop>,
 ) -> JoinHandle<Result<Record, CheckpointError>> {
     let stop = Arc::clone(stop);
     tokio::task::spawn_blocking(move || {
-        let Sealed { layers, bytes, tensors } = unit.seal(&stop)?;
-        let crc32c = match is_recorded {
-            true => checksum(&path, &stop).map_err(CheckpointError::io("cannot read", &path))?.1,
-            false => 0,
-        };
-        Ok(Record { file, bytes, crc32c, tensors, layers })
+        let Sealed { layers, bytes, crc32c, tensors } = unit.seal(is_recorded, &stop)?;
+        let is_sent = is_recorded && target.location().path().is_none();
+        let stored = is_sent.then(|| target.identity()).transpose()?;
+        Ok(Record { file, bytes, crc32c: crc32c.unwrap_or_default(), stored, tensors, layers })
     })
 }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
+    io,
     path::{Component, Path, PathBuf},
 };
 
@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use crate::{
     error::CheckpointError,
     source::{Source, Tensor},
+    storage::{Kind, Location},
 };
 
 /// More than any configuration or index has: a model of 100,000 tensors takes 10 MB.
@@ -24,13 +25,11 @@ const OTHER_WEIGHTS: [&str; 10] =
     ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data", "pt", "pth", "safetensors"];
 /// What the command line writes into a folder: of another model, if it is there.
 pub const REPORT: &str = "quarrel.report.json";
-/// Folders of tools, not of models.
-const OTHER_FOLDERS: [&str; 5] = [".git", ".cache", ".quarrel", ".quarrel.done", "__pycache__"];
 
-/// A model on disk. Of its files, only headers and the configuration are in memory.
+/// A model. Of its files, only headers and the configuration are in memory.
 #[derive(Debug, Clone)]
 pub struct Model {
-    path: PathBuf,
+    location: Location,
     shards: Vec<Source>,
     folder: Option<Folder>,
 }
@@ -60,51 +59,56 @@ impl Model {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::Malformed`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Model, CheckpointError> {
-        let path = path.as_ref().to_owned();
-        let kind = fs::metadata(&path).map_err(CheckpointError::io("cannot open", &path))?;
-        if !kind.is_dir() {
-            let source = Source::open(&path)?;
-            return Ok(Model { path, shards: vec![source], folder: None });
+    pub fn open(location: &Location) -> Result<Model, CheckpointError> {
+        let path = location.shown();
+        let kind = location.kind().map_err(CheckpointError::io("cannot open", &path))?;
+        if kind != Kind::Folder {
+            let source = Source::open(location)?;
+            return Ok(Model { location: location.clone(), shards: vec![source], folder: None });
         }
-        let names = Vec::from_iter(names(&path)?);
+        let names = location.names().map_err(CheckpointError::io("cannot read", &path))?;
         let indices = Vec::from_iter(names.iter().filter(|name| name.ends_with(".safetensors.index.json")));
         let index = match one(&path, &indices, "model.safetensors.index.json", "indices")? {
-            Some(name) => Some((name.clone(), read_json::<Index>(&path.join(name))?)),
+            Some(name) => Some((name.clone(), read_json::<Index>(location, name)?)),
             None => None,
         };
         let shards = match &index {
-            Some((name, index)) => indexed(&path, name, index)?,
+            Some((name, index)) => indexed(location, name, index)?,
             None => {
                 let files = Vec::from_iter(names.iter().filter(|name| name.ends_with(".safetensors")));
                 let several = "files of safetensors and no index (`model.safetensors.index.json`)";
                 let file = one(&path, &files, "model.safetensors", several)?;
                 let none = || malformed(&path, "the folder holds no file of safetensors".to_owned());
-                vec![Source::open(path.join(file.ok_or_else(none)?))?]
+                vec![Source::open(&location.join(Path::new(file.ok_or_else(none)?)))?]
             }
         };
         let config = match names.iter().any(|name| name == "config.json") {
-            true => Some(read_json(&path.join("config.json"))?),
+            true => Some(read_json(location, "config.json")?),
             false => None,
         };
-        let (mut others, mut left_out) = (Vec::new(), Vec::new());
-        gather(&path, Path::new(""), &mut others, &mut left_out)?;
-        let shard = |other: &Path| shards.iter().any(|shard| shard.path() == path.join(other));
-        others.retain(|other| !shard(other));
-        left_out.retain(|other| !shard(other));
-        left_out.sort();
-        let written = |other: &Path| {
-            index.as_ref().is_some_and(|(name, _)| other == Path::new(name)) || other == Path::new("config.json")
+        let files = location.below().map_err(CheckpointError::io("cannot read", &path))?;
+        let is_known = |file: &Path| {
+            let is_index = index.as_ref().is_some_and(|(name, _)| file == Path::new(name));
+            is_index || [Path::new("config.json"), Path::new(REPORT)].contains(&file)
         };
-        others.retain(|other| !written(other));
+        let is_shard = |file: &Path| shards.iter().any(|shard| shard.path() == path.join(file));
+        let files = files.into_iter().filter(|file| !is_known(file) && !is_shard(file));
+        let (mut left_out, mut others): (Vec<_>, Vec<_>) = files.partition(|file| is_weights(file));
+        left_out.sort();
         others.sort();
         let index = index.map(|(name, index)| (name, index.metadata));
-        Ok(Model { path, shards, folder: Some(Folder { index, config, others, left_out }) })
+        let folder = Folder { index, config, others, left_out };
+        Ok(Model { location: location.clone(), shards, folder: Some(folder) })
     }
 
-    /// Its path, as it was given.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Where it is.
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Its path or URI, as it was given.
+    pub fn path(&self) -> PathBuf {
+        self.location.shown()
     }
 
     /// Its files of tensors, by name.
@@ -134,8 +138,8 @@ impl Model {
 }
 
 /// The files that an index names, each tensor where it says.
-fn indexed(folder: &Path, name: &str, index: &Index) -> Result<Vec<Source>, CheckpointError> {
-    let path = folder.join(name);
+fn indexed(folder: &Location, name: &str, index: &Index) -> Result<Vec<Source>, CheckpointError> {
+    let path = folder.shown().join(name);
     let mut shards = BTreeMap::<&str, Source>::new();
     for file in index.weight_map.values() {
         if shards.contains_key(file.as_str()) {
@@ -145,7 +149,7 @@ fn indexed(folder: &Path, name: &str, index: &Index) -> Result<Vec<Source>, Chec
         let (Some(Component::Normal(_)), None) = (parts.next(), parts.next()) else {
             return Err(malformed(&path, format!("it names `{file}`: expected a file in its own folder")));
         };
-        let source = Source::open(folder.join(file)).map_err(|error| match error {
+        let source = Source::open(&folder.join(Path::new(file))).map_err(|error| match error {
             CheckpointError::Io { error, .. } if error.kind() == io::ErrorKind::NotFound => {
                 malformed(&path, format!("it names `{file}`, which is not there"))
             }
@@ -162,7 +166,10 @@ fn indexed(folder: &Path, name: &str, index: &Index) -> Result<Vec<Source>, Chec
     for (file, shard) in &shards {
         for tensor in shard.tensors() {
             if let Some(home) = homes.insert(&tensor.name, file) {
-                return Err(malformed(folder, format!("tensor `{}` is in `{home}` and in `{file}`", tensor.name)));
+                return Err(malformed(
+                    &folder.shown(),
+                    format!("tensor `{}` is in `{home}` and in `{file}`", tensor.name),
+                ));
             }
         }
     }
@@ -170,18 +177,6 @@ fn indexed(folder: &Path, name: &str, index: &Index) -> Result<Vec<Source>, Chec
         return Err(malformed(&path, "its `weight_map` is empty".to_owned()));
     }
     Ok(shards.into_values().collect())
-}
-
-/// Names of the entries of a folder, as far as they are text, sorted.
-fn names(folder: &Path) -> Result<Vec<String>, CheckpointError> {
-    let read = |error| CheckpointError::Io { what: "cannot read", path: folder.to_owned(), error };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(read)? {
-        let name = entry.map_err(read)?.file_name().into_string();
-        names.push(name.map_err(|name| malformed(folder, format!("the name {name:?} is no UTF-8")))?);
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// The only one, if there is any, or the one of that name.
@@ -203,39 +198,15 @@ fn one<'a>(
     }
 }
 
-/// Files that are no weights, with those of folders below.
-fn gather(
-    root: &Path,
-    below: &Path,
-    others: &mut Vec<PathBuf>,
-    left_out: &mut Vec<PathBuf>,
-) -> Result<(), CheckpointError> {
-    for name in names(&root.join(below))? {
-        let path = below.join(&name);
-        let full = root.join(&path);
-        let kind = fs::metadata(&full).map_err(CheckpointError::io("cannot read", &full))?;
-        let is_link = fs::symlink_metadata(&full).is_ok_and(|found| found.is_symlink());
-        // A link to a folder may lead in a circle.
-        if kind.is_dir() && !is_link && !OTHER_FOLDERS.contains(&name.as_str()) {
-            gather(root, &path, others, left_out)?;
-        }
-        let is_weights = path.extension().is_some_and(|ending| OTHER_WEIGHTS.iter().any(|other| ending == *other));
-        match kind.is_file() {
-            true if is_weights => left_out.push(path),
-            true if path != Path::new(REPORT) => others.push(path),
-            _ => {}
-        }
-    }
-    Ok(())
+fn is_weights(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| OTHER_WEIGHTS.iter().any(|other| ending == *other))
 }
 
-fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, CheckpointError> {
-    let size = fs::metadata(path).map_err(CheckpointError::io("cannot read", path))?.len();
-    if size > JSON_BYTES_MAX {
-        return Err(malformed(path, format!("it has {size} bytes: expected at most {JSON_BYTES_MAX}")));
-    }
-    let bytes = fs::read(path).map_err(CheckpointError::io("cannot read", path))?;
-    serde_json::from_slice(&bytes).map_err(|error| malformed(path, format!("it is no JSON of the kind: {error}")))
+fn read_json<T: for<'a> Deserialize<'a>>(folder: &Location, name: &str) -> Result<T, CheckpointError> {
+    let file = folder.join(Path::new(name));
+    let path = file.shown();
+    let bytes = file.read(JSON_BYTES_MAX).map_err(CheckpointError::io("cannot read", &path))?;
+    serde_json::from_slice(&bytes).map_err(|error| malformed(&path, format!("it is no JSON of the kind: {error}")))
 }
 
 fn malformed(path: &Path, detail: String) -> CheckpointError {

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
-    io::{self, Seek, SeekFrom, Write},
+    io::{self, Write},
     ops::Range,
     os::unix::fs::FileExt,
 };
@@ -21,12 +21,11 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::{
     error::CheckpointError,
+    site::checksum,
     source::{Source, Tensor},
+    storage::copy,
     target::{Stop, Target},
 };
-
-/// Bytes that are copied between two looks at whether to stop.
-const STEP_BYTES: u64 = 64 << 20;
 
 /// A safetensors file in the making. Dropped before [`seal`](Sink::seal), it leaves nothing behind.
 #[derive(Debug)]
@@ -125,16 +124,25 @@ impl Sink {
         Ok(())
     }
 
-    /// Writes the file and gives it its name; its size in bytes. Nothing of that name is seen half-written. It stops, with
+    /// Writes the file and gives it its name; its size in bytes, and their crc32c if it is `summed`. Nothing of that name is seen half-written. It stops, with
     /// an error and without a trace, once `stop` says so.
     ///
     /// # Errors
     /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if a tensor's bytes do not fit its shape.
-    pub fn seal(mut self, metadata: &BTreeMap<String, String>, stop: &Stop) -> Result<u64, CheckpointError> {
+    pub fn seal(
+        mut self,
+        metadata: &BTreeMap<String, String>,
+        summed: bool,
+        stop: &Stop,
+    ) -> Result<(u64, Option<u32>), CheckpointError> {
         // The safetensors library's own order: whatever needs alignment first, then by name.
         self.entries.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
         let header = self.header(metadata)?;
-        self.target.write(stop, |out| self.put(&header, out, stop).map_err(self.target.writing()))
+        self.target.write(stop, |out| {
+            let bytes = self.put(&header, out, stop).map_err(self.target.writing())?;
+            let sum = summed.then(|| checksum(out, stop)).transpose().map_err(self.target.writing())?;
+            Ok((bytes, sum))
+        })
     }
 
     fn put(&self, header: &[u8], out: &mut File, stop: &Stop) -> io::Result<u64> {
@@ -144,14 +152,14 @@ impl Sink {
         for entry in &self.entries {
             length += match &entry.content {
                 Content::Spooled(pieces) => pieces.0.iter().map(|piece| copy(&self.spool, piece, out, stop)).sum(),
-                Content::Copied(source, range) => copy(source.file(), range, out, stop),
+                Content::Copied(source, range) => source.copy(range, out, stop),
             }?;
         }
         Ok(length)
     }
 
     fn header(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>, CheckpointError> {
-        let malformed = |detail: String| CheckpointError::Malformed { path: self.target.path().to_owned(), detail };
+        let malformed = |detail: String| CheckpointError::Malformed { path: self.target.path(), detail };
         let mut offset = 0;
         let tensors = Vec::from_iter(self.entries.iter().map(|entry| {
             let start = offset;
@@ -194,22 +202,4 @@ impl Content {
             Content::Copied(_, range) => range.end - range.start,
         }
     }
-}
-
-/// Copies a range from file to file; the kernel does it where it can.
-fn copy(from: &File, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
-    let mut from = from;
-    from.seek(SeekFrom::Start(range.start))?;
-    let mut left = range.end - range.start;
-    while left > 0 {
-        if stop.is_stopped() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        match io::copy(&mut io::Read::take(from, left.min(STEP_BYTES)), to)? {
-            // The source was cut short under us.
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            copied => left -= copied,
-        }
-    }
-    Ok(range.end - range.start)
 }

@@ -6,9 +6,9 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -17,22 +17,24 @@ use serde_json::Value;
 use crate::{
     error::CheckpointError,
     report::LayerReport,
+    storage::{Kind, Location, Opened},
     target::{Replace, Stop, Target},
 };
 
-/// Bytes that are copied between two looks at whether to stop.
-const STEP_BYTES: u64 = 64 << 20;
 const STATE: &str = ".quarrel";
+const LOCK: &str = "lock";
 /// The same of a model that is complete, while it is removed.
 const OVER: &str = ".quarrel.done";
+/// More than a record has: one of a million tensors takes 500 MB.
+const STATE_BYTES_MAX: u64 = 1 << 30;
 
-/// The folder, and the only process that writes to it.
+/// The folder, and the only process that writes to it. (In a store, nobody holds anybody off: units are the same whoever makes them.)
 #[derive(Debug)]
 pub(crate) struct Site {
-    path: PathBuf,
-    state: PathBuf,
+    location: Location,
+    state: Location,
     /// Held until the process ends or the site is dropped.
-    _lock: File,
+    _lock: Option<File>,
     /// What the job is.
     identity: Value,
     /// Complete units, by file.
@@ -47,6 +49,9 @@ pub(crate) struct Record {
     /// Its bytes, and their crc32c.
     pub(crate) bytes: u64,
     pub(crate) crc32c: u32,
+    /// What tells it from any other file, where a store says so: it need not be read to be known again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stored: Option<Value>,
     /// Tensors in it, and their bytes.
     pub(crate) tensors: BTreeMap<String, u64>,
     /// What became of the tensors of the source.
@@ -59,43 +64,42 @@ impl Site {
     /// # Errors
     /// [`CheckpointError::Exists`] for a folder that holds something else; [`CheckpointError::JobChanged`] for one of another job,
     /// unless both are to be replaced; [`CheckpointError::JobRuns`]; [`CheckpointError::Io`].
-    pub(crate) fn open(path: &Path, job: Value, replace: Replace, stop: &Stop) -> Result<Site, CheckpointError> {
-        let writing = |error| CheckpointError::Io { what: "cannot write", path: path.to_owned(), error };
-        match fs::metadata(path) {
-            Ok(found) if !found.is_dir() => {
-                return Err(CheckpointError::NoFolder { path: path.to_owned() });
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path).map_err(writing)?,
+    pub(crate) fn open(
+        location: &Location,
+        job: Value,
+        replace: Replace,
+        stop: &Stop,
+    ) -> Result<Site, CheckpointError> {
+        let path = location.shown();
+        let writing = |error| CheckpointError::Io { what: "cannot write", path: path.clone(), error };
+        location.may_write()?;
+        match location.kind() {
+            Ok(Kind::Folder) => {}
+            Ok(_) => return Err(CheckpointError::NoFolder { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => location.make_folder().map_err(writing)?,
             Err(error) => return Err(writing(error)),
         }
-        let state = path.join(STATE);
-        let is_empty =
-            || fs::read_dir(path).map(|mut entries| entries.all(|entry| entry.is_ok_and(|of| of.file_name() == STATE)));
-        if !is_empty().map_err(writing)? && !state.is_dir() && replace == Replace::Never {
-            return Err(CheckpointError::Exists { path: path.to_owned() });
+        let state = location.join(Path::new(STATE));
+        let names = location.names().map_err(writing)?;
+        let is_new = names.is_empty();
+        if !is_new && !names.iter().any(|name| name == STATE) && replace == Replace::Never {
+            return Err(CheckpointError::Exists { path });
         }
-        fs::create_dir_all(&state).map_err(writing)?;
-        let lock = File::create(state.join("lock")).map_err(writing)?;
-        let is_ours = match lock.try_lock() {
-            // Whoever had it may have been done meanwhile, and have taken the state away.
-            Ok(()) => fs::metadata(state.join("lock"))
-                .is_ok_and(|found| lock.metadata().is_ok_and(|ours| ours.ino() == found.ino())),
-            Err(TryLockError::WouldBlock) => false,
-            Err(TryLockError::Error(error)) => return Err(writing(error)),
+        state.make_folder().map_err(writing)?;
+        let lock = match state.path() {
+            Some(state) => Some(lock(state).map_err(writing)?.ok_or(CheckpointError::JobRuns { path: path.clone() })?),
+            None => None,
         };
-        if !is_ours {
-            return Err(CheckpointError::JobRuns { path: path.to_owned() });
-        }
-        let mut site = Site { path: path.to_owned(), state, _lock: lock, identity: job, records: BTreeMap::new() };
+        let is_empty = |names: Vec<String>| names.iter().all(|name| name == STATE);
+        let mut site = Site { location: location.clone(), state, _lock: lock, identity: job, records: BTreeMap::new() };
         match (site.read::<Value>("job.json")?, replace) {
             (Some(before), Replace::Never) if before == site.identity => site.records = site.complete(stop)?,
             (Some(before), Replace::Never) => {
                 let what = changed(&before, &site.identity);
-                return Err(CheckpointError::JobChanged { path: path.to_owned(), what });
+                return Err(CheckpointError::JobChanged { path, what });
             }
-            (None, Replace::Never) if !is_empty().map_err(writing)? => {
-                return Err(CheckpointError::Exists { path: path.to_owned() });
+            (None, Replace::Never) if !is_empty(location.names().map_err(writing)?) => {
+                return Err(CheckpointError::Exists { path });
             }
             // Nothing of it, or what is to be replaced: what makes it look complete goes first.
             (_, _) => {
@@ -110,7 +114,7 @@ impl Site {
     pub(crate) fn still(&self, now: &Value) -> Result<(), CheckpointError> {
         match self.identity["source"] == now["source"] {
             true => Ok(()),
-            false => Err(CheckpointError::JobChanged { path: self.path.clone(), what: "its source".to_owned() }),
+            false => Err(CheckpointError::JobChanged { path: self.location.shown(), what: "its source".to_owned() }),
         }
     }
 
@@ -121,11 +125,9 @@ impl Site {
 
     /// Where a file of the model is to appear.
     pub(crate) fn target(&self, file: &Path) -> Result<Target, CheckpointError> {
-        let path = self.path.join(file);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(CheckpointError::io("cannot write", folder))?;
-        }
-        Ok(Target::new(path, Replace::AtTheEnd)?.by_way_of(&self.state))
+        let folder = self.location.join(file.parent().unwrap_or(Path::new("")));
+        folder.make_folder().map_err(CheckpointError::io("cannot write", folder.shown()))?;
+        Ok(Target::one_of(&self.location.join(file), &self.state))
     }
 
     /// Remembers that a unit is complete: its file has its name.
@@ -151,110 +153,123 @@ impl Site {
     }
 
     /// Copies a file of the source.
-    pub(crate) fn copy(&self, from: &Path, file: &Path, stop: &Stop) -> Result<(), CheckpointError> {
+    pub(crate) fn copy(&self, from: &Location, file: &Path, stop: &Stop) -> Result<(), CheckpointError> {
         let target = self.target(file)?;
-        let mut source = File::open(from).map_err(CheckpointError::io("cannot read", from))?;
-        target.write(stop, |out| {
-            while !stop.is_stopped()
-                && io::copy(&mut (&mut source).take(STEP_BYTES), out).map_err(target.writing())? > 0
-            {}
-            Ok(())
-        })
+        let source = from.open().map_err(CheckpointError::io("cannot read", from.shown()))?;
+        target.write(stop, |out| source.copy(&(0..source.bytes()), out, stop).map(drop).map_err(target.writing()))
     }
 
     /// The model is complete.
     pub(crate) fn done(self) -> Result<(), CheckpointError> {
+        let Some(state) = self.state.path() else {
+            // The job first: what is left of a state without one says nothing.
+            self.remove(&self.state, "job.json")?;
+            let names = self.state.names().map_err(CheckpointError::io("cannot remove", self.state.shown()))?;
+            return names.iter().try_for_each(|name| self.remove(&self.state, name));
+        };
         // At once: half of a state would be that of a run that was stopped.
-        let gone = self.path.join(OVER);
+        let gone = self.location.join(Path::new(OVER)).shown();
         let _ = fs::remove_dir_all(&gone);
-        fs::rename(&self.state, &gone).map_err(CheckpointError::io("cannot remove", &self.state))?;
+        fs::rename(state, &gone).map_err(CheckpointError::io("cannot remove", state))?;
         fs::remove_dir_all(&gone).map_err(CheckpointError::io("cannot remove", &gone))
     }
 
     /// Records whose files are as they were written. A file that is not is made again.
     fn complete(&self, stop: &Stop) -> Result<BTreeMap<String, Record>, CheckpointError> {
         let mut records = BTreeMap::new();
-        let reading = CheckpointError::io("cannot read", &self.state);
-        let entries = fs::read_dir(&self.state).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(reading)?;
-        for entry in entries {
-            let name = entry.file_name().to_string_lossy().into_owned();
+        let names = self.state.names().map_err(CheckpointError::io("cannot read", self.state.shown()))?;
+        for name in names {
             if name.ends_with(".partial") {
                 // Of a run that was killed: nobody else is here.
-                let _ = fs::remove_file(entry.path());
+                let _ = self.remove(&self.state, &name);
             }
             if !name.starts_with("unit-") {
                 continue;
             }
             let Some(record) = self.read::<Record>(&name)? else { continue };
-            match checksum(&self.path.join(&record.file), stop) {
-                Ok(found) if found == (record.bytes, record.crc32c) => {
-                    records.insert(record.file.clone(), record);
-                }
+            let file = self.location.join(Path::new(&record.file));
+            match is_as_written(&file, &record, stop) {
+                Ok(true) => drop(records.insert(record.file.clone(), record)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    return Err(CheckpointError::Io { what: "cannot read", path: self.path.join(&record.file), error });
+                    return Err(CheckpointError::Io { what: "cannot read", path: file.shown(), error });
                 }
-                Ok(_) | Err(_) => {}
+                Ok(false) | Err(_) => {}
             }
         }
         Ok(records)
     }
 
     fn clear(&self) -> Result<(), CheckpointError> {
-        let gone = |path: &Path, done: io::Result<()>| match done {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(CheckpointError::Io { what: "cannot remove", path: path.to_owned(), error })
-            }
-            _ => Ok(()),
-        };
-        let reading = CheckpointError::io("cannot read", &self.path);
-        let entries = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(reading)?;
-        for entry in entries {
-            let name = entry.file_name();
+        let reading = |of: &Location| CheckpointError::io("cannot read", of.shown());
+        for name in self.location.names().map_err(reading(&self.location))? {
             let endings = [".safetensors", ".safetensors.index.json", ".bin"];
-            let is_weights = endings.iter().any(|ending| name.to_string_lossy().ends_with(ending));
-            if entry.path().is_file() && (is_weights || name == "config.json" || name == "adapter_config.json") {
-                gone(&entry.path(), fs::remove_file(entry.path()))?;
+            let is_weights = endings.iter().any(|ending| name.ends_with(ending));
+            let is_model = is_weights || name == "config.json" || name == "adapter_config.json";
+            if is_model && self.location.join(Path::new(&name)).kind().is_ok_and(|kind| kind == Kind::File) {
+                self.remove(&self.location, &name)?;
             }
         }
-        let reading = CheckpointError::io("cannot read", &self.state);
-        let entries = fs::read_dir(&self.state).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(reading)?;
-        for entry in entries.iter().filter(|entry| entry.file_name() != "lock") {
-            gone(&entry.path(), fs::remove_file(entry.path()))?;
-        }
-        Ok(())
+        let names = self.state.names().map_err(reading(&self.state))?;
+        names.iter().filter(|name| *name != LOCK).try_for_each(|name| self.remove(&self.state, name))
+    }
+
+    fn remove(&self, folder: &Location, name: &str) -> Result<(), CheckpointError> {
+        let file = folder.join(Path::new(name));
+        file.remove().map_err(CheckpointError::io("cannot remove", file.shown()))
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, CheckpointError> {
-        let path = self.state.join(name);
-        match fs::read(&path) {
+        let file = self.state.join(Path::new(name));
+        match file.read(STATE_BYTES_MAX) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(CheckpointError::Io { what: "cannot read", path, error }),
+            Err(error) => Err(CheckpointError::Io { what: "cannot read", path: file.shown(), error }),
         }
     }
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), CheckpointError> {
         let text = serde_json::to_vec_pretty(value).map_err(|error| CheckpointError::Ours(error.to_string()))?;
-        let target = Target::new(self.state.join(name), Replace::AtTheEnd)?.by_way_of(&self.state);
+        let target = Target::one_of(&self.state.join(Path::new(name)), &self.state);
         target.write(&Stop::default(), |out| out.write_all(&text).map_err(target.writing()))
     }
 }
 
-/// A file's bytes, and their crc32c.
-pub(crate) fn checksum(path: &Path, stop: &Stop) -> io::Result<(u64, u32)> {
-    let mut file = File::open(path)?;
-    let (mut bytes, mut sum) = (0, 0);
+/// The lock of a folder, unless another process has it.
+fn lock(state: &Path) -> io::Result<Option<File>> {
+    let path = state.join(LOCK);
+    let lock = File::create(&path)?;
+    let is_ours = match lock.try_lock() {
+        // Whoever had it may have been done meanwhile, and have taken the state away.
+        Ok(()) => fs::metadata(&path).is_ok_and(|found| lock.metadata().is_ok_and(|ours| ours.ino() == found.ino())),
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => return Err(error),
+    };
+    Ok(is_ours.then_some(lock))
+}
+
+/// Whether a unit's file is what its record says.
+fn is_as_written(file: &Location, record: &Record, stop: &Stop) -> io::Result<bool> {
+    if let Some(stored) = &record.stored {
+        return Ok(file.identity()? == *stored);
+    }
+    match file.open()? {
+        Opened::Disk { mut file, bytes } => Ok((bytes, checksum(&mut file, stop)?) == (record.bytes, record.crc32c)),
+        Opened::Object { .. } => Ok(false),
+    }
+}
+
+/// The crc32c of all of a file.
+pub(crate) fn checksum(file: &mut File, stop: &Stop) -> io::Result<u32> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut sum = 0;
     let mut buffer = vec![0; 1 << 20];
     loop {
         if stop.is_stopped() {
             return Err(io::ErrorKind::Interrupted.into());
         }
         match file.read(&mut buffer)? {
-            0 => return Ok((bytes, sum)),
-            read => {
-                bytes += read as u64;
-                sum = crc32c::crc32c_append(sum, &buffer[..read]);
-            }
+            0 => return Ok(sum),
+            read => sum = crc32c::crc32c_append(sum, &buffer[..read]),
         }
     }
 }

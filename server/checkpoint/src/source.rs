@@ -2,10 +2,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::File,
     io,
     ops::Range,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,19 +15,25 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 
-use crate::error::CheckpointError;
+use crate::{
+    error::CheckpointError,
+    storage::{Kind, Location, Opened},
+    target::Stop,
+};
 
 /// As the safetensors library itself has it.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 /// A checkpoint file. Only its header is in memory; a clone is cheap.
 #[derive(Debug, Clone)]
-pub struct Source(Arc<Opened>);
+pub struct Source(Arc<Header>);
 
 #[derive(Debug)]
-struct Opened {
+struct Header {
+    /// The file's path or URI.
     path: PathBuf,
-    file: File,
+    location: Location,
+    file: Opened,
     tensors: Vec<Tensor>,
     places: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
@@ -59,29 +64,30 @@ impl Source {
     ///
     /// # Errors
     /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if it is no safetensors file, or is cut short.
-    pub fn open(path: impl AsRef<Path>) -> Result<Source, CheckpointError> {
-        let path = path.as_ref().to_owned();
+    pub fn open(location: &Location) -> Result<Source, CheckpointError> {
+        let path = location.shown();
         // Before it is opened: opening a pipe waits for whoever writes into it.
-        let kind = fs::metadata(&path).map_err(CheckpointError::io("cannot open", &path))?.file_type();
-        if !kind.is_file() {
-            let what = if kind.is_dir() { "it is a folder" } else { "it is no regular file" };
+        let what = match location.kind().map_err(CheckpointError::io("cannot open", &path))? {
+            Kind::File => None,
+            Kind::Folder => Some("it is a folder"),
+            Kind::Other => Some("it is no regular file"),
+        };
+        if let Some(what) = what {
             return Err(CheckpointError::Malformed { path, detail: format!("{what}: expected one file") });
         }
-        let file = File::open(&path).map_err(CheckpointError::io("cannot open", &path))?;
+        let file = location.open().map_err(CheckpointError::io("cannot open", &path))?;
         let read = |what: io::Error| CheckpointError::Io { what: "cannot read", path: path.clone(), error: what };
         let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
-        let length = file.metadata().map_err(read)?.len();
-        let mut prefix = [0; 8];
+        let length = file.bytes();
         if length < 8 {
             return Err(malformed(format!("it has {length} bytes: expected at least 8")));
         }
-        file.read_exact_at(&mut prefix, 0).map_err(read)?;
-        let header = u64::from_le_bytes(prefix);
+        let prefix = file.read(0..8).map_err(read)?;
+        let header = prefix.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         if header > HEADER_BYTES_MAX || header > length - 8 {
             return Err(malformed(format!("its header claims {header} bytes, in a file of {length}")));
         }
-        let mut buffer = vec![0; header as usize];
-        file.read_exact_at(&mut buffer, 8).map_err(read)?;
+        let buffer = file.read(8..8 + header).map_err(read)?;
         // This checks every tensor's bytes against its shape, and that they lie one after the other.
         let found: Metadata = serde_json::from_slice(&buffer).map_err(|error| {
             malformed(wrong_tensor(&buffer).unwrap_or_else(|| format!("its header is wrong: {error}")))
@@ -99,10 +105,15 @@ impl Source {
         let tensors = Vec::from_iter(tensors);
         let metadata = found.metadata().clone().unwrap_or_default().into_iter().collect();
         let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
-        Ok(Source(Arc::new(Opened { path, file, tensors, places, metadata })))
+        Ok(Source(Arc::new(Header { path, location: location.clone(), file, tensors, places, metadata })))
     }
 
-    /// The file's path, as it was given.
+    /// Where the file is.
+    pub(crate) fn location(&self) -> &Location {
+        &self.0.location
+    }
+
+    /// The file's path or URI, as it was given.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
@@ -119,7 +130,12 @@ impl Source {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.0.places.get(name).map(|at| &self.0.tensors[*at])
+        self.place(name).map(|at| &self.0.tensors[at])
+    }
+
+    /// Where among its tensors the one of that name is.
+    pub(crate) fn place(&self, name: &str) -> Option<usize> {
+        self.0.places.get(name).copied()
     }
 
     /// The header's `__metadata__`.
@@ -132,9 +148,12 @@ impl Source {
     /// # Errors
     /// The system's; a file that was cut short meanwhile is `UnexpectedEof`.
     pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> io::Result<Bytes> {
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.0.file.read_exact_at(&mut bytes, tensor.at.start + range.start)?;
-        Ok(bytes.into())
+        self.0.file.read(tensor.at.start + range.start..tensor.at.start + range.end)
+    }
+
+    /// Whether another machine keeps it: reading waits, and computes nothing.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.0.location.path().is_none()
     }
 
     /// Reads all of a tensor.
@@ -145,8 +164,9 @@ impl Source {
         self.read(tensor, 0..tensor.bytes()).map_err(CheckpointError::io("cannot read", &self.0.path))
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.0.file
+    /// Copies a range of the file to the end of another.
+    pub(crate) fn copy(&self, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
+        self.0.file.copy(range, to, stop)
     }
 }
 

@@ -9,16 +9,20 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
-use tempfile::{Builder, NamedTempFile, tempfile_in};
+use serde_json::Value;
+use tempfile::{Builder, NamedTempFile, tempfile, tempfile_in};
 
-use crate::error::CheckpointError;
+use crate::{
+    error::CheckpointError,
+    storage::{Kind, Location},
+};
 
 /// Where a file is to appear.
 #[derive(Debug, Clone)]
 pub struct Target {
-    path: PathBuf,
-    /// Where it is while it is made: a folder of the same file system.
-    folder: PathBuf,
+    location: Location,
+    /// Where it is while it is made: a folder of the same file system. None for what is made elsewhere and sent.
+    folder: Option<PathBuf>,
     replace: Replace,
     /// Whether it is all there is to make: then it is too late to stop.
     is_all: bool,
@@ -39,44 +43,58 @@ impl Target {
     /// # Errors
     /// [`CheckpointError::Exists`]; [`CheckpointError::NoFile`] for a folder, a device or a pipe;
     /// [`CheckpointError::Io`] if its folder cannot be written to.
-    pub fn new(path: impl AsRef<Path>, replace: Replace) -> Result<Target, CheckpointError> {
-        let path = path.as_ref().to_owned();
+    pub fn new(location: &Location, replace: Replace) -> Result<Target, CheckpointError> {
+        location.may_write()?;
+        let path = location.shown();
         let is_name = path.file_name().is_some() && !path.as_os_str().as_bytes().ends_with(b"/");
         // A link that leads nowhere is there too.
-        if replace == Replace::Never && fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
+        let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+        if replace == Replace::Never && location.path().is_some_and(is_link) {
             return Err(CheckpointError::Exists { path });
         }
-        match fs::metadata(&path) {
-            Ok(found) if found.is_dir() => return Err(CheckpointError::NoFile { path, what: "a folder" }),
-            Ok(found) if !found.is_file() => return Err(CheckpointError::NoFile { path, what: "no regular file" }),
-            Ok(_) if replace == Replace::Never => return Err(CheckpointError::Exists { path }),
-            Ok(_) => {}
+        match location.kind() {
+            Ok(Kind::Folder) => return Err(CheckpointError::NoFile { path, what: "a folder" }),
+            Ok(Kind::Other) => return Err(CheckpointError::NoFile { path, what: "no regular file" }),
+            Ok(Kind::File) if replace == Replace::Never => return Err(CheckpointError::Exists { path }),
+            Ok(Kind::File) => {}
             Err(_) if !is_name => return Err(CheckpointError::NoFile { path, what: "no name of a file" }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(CheckpointError::Io { what: "cannot write", path, error }),
         }
-        let folder = match path.parent() {
-            Some(folder) if folder.as_os_str() != OsStr::new("") => folder.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let target = Target { path, folder, replace, is_all: true };
+        let target =
+            Target { location: location.clone(), folder: location.path().map(folder_of), replace, is_all: true };
         target.nameless()?;
         Ok(target)
     }
 
-    /// The same as one of several, made in another folder.
-    pub(crate) fn by_way_of(self, folder: &Path) -> Target {
-        Target { folder: folder.to_owned(), is_all: false, ..self }
+    /// One of several files that are replaced if they are there. It is made in another folder, where that may be.
+    pub(crate) fn one_of(location: &Location, made_in: &Location) -> Target {
+        let folder = made_in.path().map(Path::to_owned);
+        Target { location: location.clone(), folder, replace: Replace::AtTheEnd, is_all: false }
     }
 
-    /// The file's path, as it was given.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The file's path or URI, as it was given.
+    pub fn path(&self) -> PathBuf {
+        self.location.shown()
     }
 
-    /// A file in the same folder that has no name, and is gone when it is dropped.
+    /// What tells the file that is there from any other.
+    pub(crate) fn identity(&self) -> Result<Value, CheckpointError> {
+        self.location.identity().map_err(self.writing())
+    }
+
+    /// The file itself, to read.
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// A file that has no name, and is gone when it is dropped: in the same folder, or where this machine has its temporary ones.
     pub(crate) fn nameless(&self) -> Result<File, CheckpointError> {
-        tempfile_in(&self.folder).map_err(self.writing())
+        let made = match &self.folder {
+            Some(folder) => tempfile_in(folder),
+            None => tempfile(),
+        };
+        made.map_err(self.writing())
     }
 
     /// Has `write` write the file, and gives it its name. Dropped or failed before that, it leaves nothing.
@@ -89,45 +107,72 @@ impl Target {
         stop: &Stop,
         write: impl FnOnce(&mut File) -> Result<T, CheckpointError>,
     ) -> Result<T, CheckpointError> {
+        let Some(folder) = &self.folder else {
+            return self.send(stop, write);
+        };
         let mut file = Builder::new()
             // Shorter than many names, so that a long one does not become too long.
             .prefix(".quarrel.")
             .suffix(".partial")
             // As any file that is made: the umask decides.
             .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(&self.folder)
+            .tempfile_in(folder)
             .map_err(self.writing())?;
         let written = write(file.as_file_mut())?;
         file.as_file().sync_all().map_err(self.writing())?;
-        let may_go_on = if self.is_all { stop.commit() } else { !stop.is_stopped() };
-        if !may_go_on {
+        if !self.may_go_on(stop) {
             return Err(self.writing()(io::ErrorKind::Interrupted.into()));
         }
-        self.name(file)?;
+        let path = self.path();
+        self.name(file, &path)?;
         // The name too is to outlast a power cut. It is there by now: where nobody may read the folder, that must do.
-        if let Some(folder) = self.path.parent() {
-            let folder = if folder == Path::new("") { Path::new(".") } else { folder };
-            let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        }
+        let _ = File::open(folder_of(&path)).and_then(|folder| folder.sync_all());
         Ok(written)
     }
 
-    fn name(&self, file: NamedTempFile) -> Result<(), CheckpointError> {
+    /// The same where another machine keeps the file: it is made here and sent.
+    fn send<T>(
+        &self,
+        stop: &Stop,
+        write: impl FnOnce(&mut File) -> Result<T, CheckpointError>,
+    ) -> Result<T, CheckpointError> {
+        let mut file = self.nameless()?;
+        let written = write(&mut file)?;
+        let sent = self.location.write(&file, self.replace, stop, || self.may_go_on(stop));
+        sent.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => CheckpointError::Exists { path: self.path() },
+            _ => self.writing()(error),
+        })?;
+        Ok(written)
+    }
+
+    fn may_go_on(&self, stop: &Stop) -> bool {
+        if self.is_all { stop.commit() } else { !stop.is_stopped() }
+    }
+
+    fn name(&self, file: NamedTempFile, path: &Path) -> Result<(), CheckpointError> {
         let named = match self.replace {
-            Replace::AtTheEnd => file.persist(&self.path),
-            Replace::Never => file.persist_noclobber(&self.path),
+            Replace::AtTheEnd => file.persist(path),
+            Replace::Never => file.persist_noclobber(path),
         };
         match named {
             Ok(_) => Ok(()),
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(CheckpointError::Exists { path: self.path.clone() })
+                Err(CheckpointError::Exists { path: path.to_owned() })
             }
             Err(error) => Err(self.writing()(error.error)),
         }
     }
 
     pub(crate) fn writing(&self) -> impl Fn(io::Error) -> CheckpointError {
-        move |error| CheckpointError::Io { what: "cannot write", path: self.path.clone(), error }
+        move |error| CheckpointError::Io { what: "cannot write", path: self.path(), error }
+    }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if folder.as_os_str() != OsStr::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 

@@ -114,6 +114,8 @@ pub(crate) struct Sealed {
     pub(crate) layers: Vec<LayerReport>,
     /// Of the file.
     pub(crate) bytes: u64,
+    /// Of those, if they were to be summed.
+    pub(crate) crc32c: Option<u32>,
     /// Tensors of the destination, and their bytes.
     pub(crate) tensors: BTreeMap<String, u64>,
 }
@@ -148,8 +150,7 @@ impl Unit {
 
     /// The module is sent, and answered later; or it has no elements, and nobody need answer.
     pub(crate) fn waits_dense(&mut self, module: &Module, dtype: Dtype) -> Result<bool, CheckpointError> {
-        let tensors = self.source.tensors();
-        let at = tensors.iter().position(|tensor| tensor.name == module.codes.name).unwrap_or(0);
+        let at = self.source.place(&module.codes.name).unwrap_or(0);
         self.coded.insert(module.name.clone(), (at, dtype, module.clone()));
         if !module.shape.contains(&0) {
             return Ok(true);
@@ -268,7 +269,7 @@ impl Unit {
     }
 
     /// Writes the file.
-    pub(crate) fn seal(self, stop: &Arc<Stop>) -> Result<Sealed, CheckpointError> {
+    pub(crate) fn seal(self, summed: bool, stop: &Arc<Stop>) -> Result<Sealed, CheckpointError> {
         let Unit { sink, source, waiting, reports, schemes, coded, is_dense, .. } = self;
         if let Some(name) = waiting.keys().chain(coded.keys()).next() {
             return Err(CheckpointError::Ours(format!("layer `{name}` was sent and not answered")));
@@ -279,8 +280,8 @@ impl Unit {
             false => drop(metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned())),
         }
         let tensors = sink.tensors();
-        let bytes = sink.seal(&metadata, stop)?;
-        Ok(Sealed { layers: reports.into_values().collect(), bytes, tensors })
+        let (bytes, crc32c) = sink.seal(&metadata, summed, stop)?;
+        Ok(Sealed { layers: reports.into_values().collect(), bytes, crc32c, tensors })
     }
 }
 

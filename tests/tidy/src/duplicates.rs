@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use crate::{expect_none, metadata::packages};
 
 /// Older versions that are there in spite of it: whose they are. The newest of each needs no row.
-const OLDER: [(&str, &str, &str); 9] = [
+const OLDER: [(&str, &str, &str); 11] = [
     ("base64", "0.22", "tonic 0.14 and prost-reflect 0.16; arrow-flight is ahead"),
+    ("crypto-common", "0.1", "digest 0.10"),
+    ("digest", "0.10", "crc-fast 1.10, of object_store, which is ahead"),
     ("foldhash", "0.1", "hashbrown 0.15 and petgraph, of prost-build: tests alone, nothing that is shipped"),
     ("getrandom", "0.2", "const-random, which ahash has for WebAssembly alone: in the lock, never built here"),
     ("getrandom", "0.3", "ahash 0.8, of arrow-array; proptest's rand is ahead"),

@@ -1,0 +1,226 @@
+//! Layers to dequantize: runs of codes with the scales that begin in them.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use arrow_array::{
+    Array, ArrayRef, Float32Array, Int32Array, LargeBinaryArray, ListArray, RecordBatch, StringArray, StructArray,
+    cast::AsArray, types::Float32Type,
+};
+use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
+use arrow_schema::{DataType, Field, Fields, Schema};
+use bytes::Bytes;
+use quarrel_proto::column::{self, status, tensor};
+
+use super::{RUN_BYTES, Run, broken, unread};
+use crate::{
+    answers::{bytes, item, of, shapes, text},
+    error::CheckpointError,
+    job::Coded,
+    modules::Module,
+    source::Source,
+    unit::Values,
+};
+
+/// Some channels of a layer.
+pub(super) struct CodesRun {
+    layer: Arc<Layer>,
+    channels: Range<u64>,
+}
+
+struct Layer {
+    coded: Coded,
+    /// Read with the first run.
+    scales: OnceLock<Result<Scales, String>>,
+}
+
+/// What goes with a layer's codes.
+struct Scales {
+    scales: Vec<f32>,
+    zero_points: Option<Vec<i32>>,
+    global: Option<f32>,
+    /// How many each span has.
+    of_span: u64,
+}
+
+/// A layer's runs: whole channels, as many as make a run of f32.
+pub(super) fn runs(coded: Coded) -> impl Iterator<Item = CodesRun> {
+    let (channels, _) = coded.module.channels();
+    let values = 4 * coded.module.shape.iter().product::<u64>() / channels.max(1);
+    let step = RUN_BYTES.checked_div(values).unwrap_or(channels).clamp(1, channels.max(1));
+    let layer = Arc::new(Layer { coded, scales: OnceLock::new() });
+    (0..channels.div_ceil(step)).map(move |at| {
+        let channels = at * step..((at + 1) * step).min(channels);
+        CodesRun { layer: Arc::clone(&layer), channels }
+    })
+}
+
+impl Scales {
+    fn read(Coded { source, module }: &Coded) -> Result<Scales, CheckpointError> {
+        let scales = module.scales(source)?;
+        let spans = module.channels().0.div_ceil(module.span_channels().max(1));
+        let of_span = (scales.len() as u64).checked_div(spans).unwrap_or(0);
+        let zero_points = module.zero_points(source)?;
+        let points = zero_points.as_ref().map_or(scales.len(), Vec::len);
+        if of_span == 0 || of_span * spans != scales.len() as u64 || points != scales.len() {
+            let detail = format!(
+                "{} scales and {points} zero points for {spans} spans: expected as many for each",
+                scales.len()
+            );
+            return Err(CheckpointError::Module { module: module.name.clone(), detail });
+        }
+        Ok(Scales { scales, zero_points, global: module.global_scale(source)?, of_span })
+    }
+
+    /// Where those of the spans stand that begin within `channels`.
+    fn of(&self, module: &Module, channels: &Range<u64>) -> Range<usize> {
+        let first = |channel: u64| (channel.div_ceil(module.span_channels().max(1)) * self.of_span) as usize;
+        first(channels.start)..first(channels.end).min(self.scales.len())
+    }
+}
+
+impl CodesRun {
+    fn scales(&self) -> Result<&Scales, CheckpointError> {
+        let read = || Scales::read(&self.layer.coded).map_err(|error| error.to_string());
+        self.layer.scales.get_or_init(read).as_ref().map_err(|detail| CheckpointError::Module {
+            module: self.layer.coded.module.name.clone(),
+            detail: detail.clone(),
+        })
+    }
+}
+
+impl Run for CodesRun {
+    fn schema() -> Schema {
+        let list = |data_type| DataType::List(item(data_type));
+        Schema::new(vec![
+            Field::new(column::LAYER_NAME, DataType::Utf8, false),
+            Field::new(column::STATUS, DataType::Utf8, false),
+            Field::new(column::QUANTIZED_DATA, DataType::LargeBinary, false),
+            Field::new(column::SCALES, list(DataType::Float32), false),
+            Field::new(column::ZERO_POINTS, list(DataType::Int32), true),
+            Field::new(column::EXTRA_TENSORS, list(DataType::Struct(extra_fields())), true),
+            Field::new(column::DTYPE, DataType::Utf8, false),
+            Field::new(column::SHAPE, list(DataType::Int64), false),
+            Field::new(column::SCHEME, DataType::Utf8, false),
+        ])
+    }
+
+    fn source(&self) -> &Source {
+        &self.layer.coded.source
+    }
+
+    fn read(&self) -> Result<Bytes, CheckpointError> {
+        self.scales()?;
+        let Coded { source, module } = &self.layer.coded;
+        let (_, channel) = module.channels();
+        let range = self.channels.start * channel..self.channels.end * channel;
+        source.read(&module.codes, range).map_err(|error| unread(source, &module.name, error))
+    }
+
+    fn row(&self, schema: &Arc<Schema>, bytes: Bytes) -> Result<RecordBatch, CheckpointError> {
+        let module = &self.layer.coded.module;
+        let scales = self.scales()?;
+        let range = scales.of(module, &self.channels);
+        let points = scales.zero_points.as_ref().map(|points| points[range.clone()].to_vec());
+        let one = |text: &str| Arc::new(StringArray::from(vec![text])) as ArrayRef;
+        let offsets = OffsetBuffer::from_lengths([bytes.len()]);
+        let numbers = Float32Array::from(scales.scales[range].to_vec());
+        let columns: Vec<ArrayRef> = vec![
+            one(&module.name),
+            one(status::QUANTIZED),
+            Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from(bytes), None).map_err(broken)?),
+            list_of_one(DataType::Float32, Some(Arc::new(numbers)))?,
+            list_of_one(DataType::Int32, points.map(|points| Arc::new(Int32Array::from(points)) as ArrayRef))?,
+            extra(scales.global.filter(|_| self.channels.start == 0))?,
+            one(module.dtype_word()),
+            shapes(&module.shape)?,
+            one(&module.scheme.to_string()),
+        ];
+        RecordBatch::try_new(Arc::clone(schema), columns).map_err(broken)
+    }
+}
+
+/// A list column of one row; null without items.
+fn list_of_one(data_type: DataType, items: Option<ArrayRef>) -> Result<ArrayRef, CheckpointError> {
+    let nulls = NullBuffer::from(vec![items.is_some()]);
+    let items = items.unwrap_or_else(|| arrow_array::new_empty_array(&data_type));
+    let offsets = OffsetBuffer::from_lengths([items.len()]);
+    Ok(Arc::new(ListArray::try_new(item(data_type), offsets, items, Some(nulls)).map_err(broken)?))
+}
+
+fn extra_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("name", DataType::Utf8, false),
+        Field::new("dtype", DataType::Utf8, false),
+        Field::new("shape", DataType::List(item(DataType::Int64)), false),
+        Field::new("data", DataType::LargeBinary, false),
+    ])
+}
+
+fn extra(global: Option<f32>) -> Result<ArrayRef, CheckpointError> {
+    let tensors = global.map(|global| {
+        let data = LargeBinaryArray::from_vec(vec![&global.to_le_bytes()]);
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(vec![tensor::WEIGHT_GLOBAL_SCALE])),
+            Arc::new(StringArray::from(vec!["f32"])),
+            shapes(&[1])?,
+            Arc::new(data),
+        ];
+        Ok::<_, CheckpointError>(
+            Arc::new(StructArray::try_new(extra_fields(), columns, None).map_err(broken)?) as ArrayRef
+        )
+    });
+    list_of_one(DataType::Struct(extra_fields()), tensors.transpose()?)
+}
+
+/// What answers are to be of: layers, in order.
+pub(super) struct Expected {
+    layers: VecDeque<(String, u64, u64)>,
+    /// Elements of the first of them that are answered.
+    done: u64,
+}
+
+impl Expected {
+    pub(super) fn new(layers: &[Coded]) -> Expected {
+        let of = |Coded { module, .. }: &Coded| {
+            (module.name.clone(), module.shape.iter().product::<u64>(), module.codes.bytes())
+        };
+        Expected { layers: layers.iter().map(of).collect(), done: 0 }
+    }
+
+    /// The values of a batch of answers.
+    pub(super) fn values(&mut self, batch: &RecordBatch) -> Result<Vec<Values>, CheckpointError> {
+        (0..batch.num_rows()).map(|row| self.value(batch, row)).collect()
+    }
+
+    fn value(&mut self, batch: &RecordBatch, row: usize) -> Result<Values, CheckpointError> {
+        let unasked = || CheckpointError::Ours("values were answered and not asked for".to_owned());
+        let (name, elements, codes) = self.layers.front().cloned().ok_or_else(unasked)?;
+        if text(batch, column::LAYER_NAME, row)? != name {
+            return Err(unasked());
+        }
+        let (data, width) = values(of(batch, column::WEIGHTS)?, row);
+        let begins = self.done == 0;
+        self.done += data.len() as u64 / width;
+        let completes = self.done == elements;
+        let done = if completes { codes } else { (codes as f64 * self.done as f64 / elements as f64) as u64 };
+        if completes {
+            self.layers.pop_front();
+            self.done = 0;
+        }
+        Ok(Values { module: name, begins, completes, done, data })
+    }
+}
+
+/// A row's values, and how many bytes each takes: f32 as a list, others as bytes.
+fn values(weights: &ArrayRef, row: usize) -> (Bytes, u64) {
+    if let Some(lists) = weights.as_list_opt::<i64>() {
+        let (start, end) = (lists.value_offsets()[row] as usize, lists.value_offsets()[row + 1] as usize);
+        let values = lists.values().as_primitive::<Float32Type>().values().inner();
+        return (values.slice_with_length(4 * start, 4 * (end - start)).into(), 4);
+    }
+    (bytes(weights, row), 2)
+}

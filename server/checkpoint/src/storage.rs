@@ -1,0 +1,329 @@
+//! Where files are: on this machine's disk, or in an object store under a URI. START at [`Stores`], which makes a [`Location`] of a path or a URI.
+//!
+//! Everything here may block: it is called on threads that may. What another machine keeps is read by ranges and written whole, from a file of ours:
+//! nobody sees half of it.
+
+mod bucket;
+mod disk;
+mod web;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::File,
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreScheme};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use url::Url;
+
+pub(crate) use self::disk::copy;
+use self::{bucket::Object, disk::Disk};
+use crate::{
+    error::CheckpointError,
+    target::{Replace, Stop},
+};
+
+/// What URIs may begin with.
+const SCHEMES: &str = "file, s3, gs, az, abfs, abfss, http or https";
+/// Folders of tools, not of models.
+const OTHER_FOLDERS: [&str; 5] = [".git", ".cache", ".quarrel", ".quarrel.done", "__pycache__"];
+
+/// The object stores that a process knows. Clones share their connections.
+#[derive(Clone)]
+pub struct Stores(Arc<Inner>);
+
+struct Inner {
+    /// Credentials, endpoints and the like, as the environment has them: `AWS_ENDPOINT`.
+    options: Vec<(String, String)>,
+    runtime: Handle,
+    open: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+}
+
+/// A file or a folder, there or not: a path, or a URI.
+#[derive(Debug, Clone)]
+pub enum Location {
+    /// On this machine.
+    #[doc(hidden)]
+    Disk(Disk),
+    /// In a store.
+    #[doc(hidden)]
+    Object(Object),
+}
+
+/// What is at a location.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Folder,
+    /// A device or a pipe.
+    Other,
+}
+
+impl Stores {
+    /// `options` are what the environment says of credentials and endpoints, by the names that it has there: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`,
+    /// `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`. `runtime` must have more than one thread.
+    pub fn new(options: impl IntoIterator<Item = (String, String)>, runtime: Handle) -> Stores {
+        // Other names of an environment, such as `TOKEN`, would be taken for options too.
+        let is_known = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+        let options = options.into_iter().filter(|(name, _)| is_known(name)).collect();
+        Stores(Arc::new(Inner { options, runtime, open: Mutex::default() }))
+    }
+
+    /// A path, or a URI if it looks like one.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Uri`].
+    pub fn locate(&self, said: &Path) -> Result<Location, CheckpointError> {
+        match said.to_str().filter(|text| is_uri(text)) {
+            Some(uri) => self.uri(uri),
+            None => Ok(Location::disk(said)),
+        }
+    }
+
+    /// A URI.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Uri`] if it is none, or its store does not fit what the environment says.
+    pub fn uri(&self, text: &str) -> Result<Location, CheckpointError> {
+        let wrong = |detail: String| CheckpointError::Uri { uri: hidden(text), detail };
+        let url = Url::parse(text).map_err(|error| wrong(format!("it cannot be read: {error}")))?;
+        if url.password().is_some() || (!url.username().is_empty() && url.scheme().starts_with("http")) {
+            return Err(wrong("it holds a user or a password: expected those in the environment".to_owned()));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("it has a query or a fragment: expected scheme, host and path".to_owned()));
+        }
+        if url.scheme() == "file" {
+            let path = url.to_file_path().map_err(|()| wrong("expected file:///PATH".to_owned()))?;
+            return Ok(Location::disk(&path));
+        }
+        let (scheme, key) =
+            ObjectStoreScheme::parse(&url).map_err(|error| wrong(format!("{error}: expected a URI of {SCHEMES}")))?;
+        if matches!(scheme, ObjectStoreScheme::Local | ObjectStoreScheme::Memory) {
+            return Err(wrong(format!("expected a URI of {SCHEMES}")));
+        }
+        let store = self.store(&url, &scheme).map_err(|error| wrong(error.to_string()))?;
+        let is_listed = scheme != ObjectStoreScheme::Http;
+        let uri = text.trim_end_matches('/').to_owned();
+        Ok(Location::Object(Object { store, key, uri, is_listed, runtime: self.0.runtime.clone() }))
+    }
+
+    /// The store of a URL; one for all of its URLs, so that they share connections.
+    fn store(&self, url: &Url, scheme: &ObjectStoreScheme) -> object_store::Result<Arc<dyn ObjectStore>> {
+        // Where the path has the bucket, it is not the host that tells stores apart.
+        let is_known = url.scheme() != "https" || *scheme == ObjectStoreScheme::Http;
+        let root = if is_known { url[..url::Position::BeforePath].to_owned() } else { url.to_string() };
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = open.get(&root) {
+            return Ok(Arc::clone(store));
+        }
+        web::trust();
+        let said = self.0.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        // Whoever writes `http://` means it.
+        let is_plain = |(name, value): (&str, &str)| name.starts_with("AWS_ENDPOINT") && value.starts_with("http://");
+        let plain = url.scheme() == "http" || said.clone().any(is_plain);
+        let options = said.chain(plain.then_some(("allow_http", "true")));
+        let (store, _) = object_store::parse_url_opts(url, options)?;
+        let store: Arc<dyn ObjectStore> = Arc::from(store);
+        open.insert(root, Arc::clone(&store));
+        Ok(store)
+    }
+}
+
+impl fmt::Debug for Stores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The options hold secrets.
+        f.debug_struct("Stores").finish_non_exhaustive()
+    }
+}
+
+/// Whether it is a URI rather than a path.
+pub fn is_uri(text: &str) -> bool {
+    let letters = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    text.split_once("://").is_some_and(|(scheme, _)| !scheme.is_empty() && letters(scheme))
+}
+
+/// A URI without its password.
+fn hidden(text: &str) -> String {
+    match text.split_once("://") {
+        Some((scheme, rest)) => match rest.split_once('@') {
+            Some((user, host)) if user.contains(':') => format!("{scheme}://***@{host}"),
+            _ => text.to_owned(),
+        },
+        None => text.to_owned(),
+    }
+}
+
+impl Location {
+    /// A path of this machine.
+    pub fn disk(path: &Path) -> Location {
+        Location::Disk(Disk { path: path.to_owned() })
+    }
+
+    /// The path or URI, for people.
+    pub fn shown(&self) -> PathBuf {
+        match self {
+            Location::Disk(disk) => disk.path.clone(),
+            Location::Object(object) => object.uri.clone().into(),
+        }
+    }
+
+    /// The path, if it is one of this machine.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Location::Disk(disk) => Some(&disk.path),
+            Location::Object(_) => None,
+        }
+    }
+
+    /// What has that name in this folder; `name` may be of a folder below.
+    pub(crate) fn join(&self, name: &Path) -> Location {
+        match self {
+            Location::Disk(disk) => Location::disk(&disk.path.join(name)),
+            Location::Object(object) => Location::Object(object.join(name)),
+        }
+    }
+
+    /// Whether it is a folder that is there.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`], of kind `NotFound` if there is nothing.
+    pub fn is_folder(&self) -> Result<bool, CheckpointError> {
+        Ok(self.kind().map_err(CheckpointError::io("cannot open", self.shown()))? == Kind::Folder)
+    }
+
+    pub(crate) fn kind(&self) -> io::Result<Kind> {
+        match self {
+            Location::Disk(disk) => disk.kind(),
+            Location::Object(object) => object.kind(),
+        }
+    }
+
+    /// Names of the entries of a folder, sorted. Where nobody lists them, those of what models usually have.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        match self {
+            Location::Disk(disk) => disk.names(),
+            Location::Object(object) => object.names(),
+        }
+    }
+
+    /// All files of a folder and of those below, but for tools' own.
+    pub(crate) fn below(&self) -> io::Result<Vec<PathBuf>> {
+        let is_other = |name: &str| OTHER_FOLDERS.contains(&name);
+        match self {
+            Location::Disk(disk) => disk.below(is_other),
+            Location::Object(object) => object.below(is_other),
+        }
+    }
+
+    /// Reads a file whole, if it has at most so many bytes.
+    pub(crate) fn read(&self, bytes_max: u64) -> io::Result<Bytes> {
+        let file = self.open()?;
+        if file.bytes() > bytes_max {
+            let sentence = format!("it has {} bytes: expected at most {bytes_max}", file.bytes());
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, sentence));
+        }
+        file.read(0..file.bytes())
+    }
+
+    /// Opens a file to read ranges of it.
+    pub(crate) fn open(&self) -> io::Result<Opened> {
+        match self {
+            Location::Disk(disk) => disk.open(),
+            Location::Object(object) => object.open(),
+        }
+    }
+
+    /// What tells a file from what had its name before.
+    pub(crate) fn identity(&self) -> io::Result<Value> {
+        match self {
+            Location::Disk(disk) => disk.identity(),
+            Location::Object(object) => object.identity(),
+        }
+    }
+
+    /// Whether files can be made there at all.
+    pub(crate) fn may_write(&self) -> Result<(), CheckpointError> {
+        match self {
+            Location::Object(Object { uri, is_listed: false, .. }) => {
+                let detail = "it can be read only: expected a URI of file, s3, gs or az, or a path".to_owned();
+                Err(CheckpointError::Uri { uri: uri.clone(), detail })
+            }
+            Location::Disk(_) | Location::Object(_) => Ok(()),
+        }
+    }
+
+    /// Makes a folder, if that is something to be made.
+    pub(crate) fn make_folder(&self) -> io::Result<()> {
+        match self {
+            Location::Disk(disk) => std::fs::create_dir_all(&disk.path),
+            Location::Object(_) => Ok(()),
+        }
+    }
+
+    /// Makes a file of one of ours, where that is to be sent: all of it, or nothing. Stopped, or if it may not end, it is `Interrupted`; one that is
+    /// there, if it is to stay, `AlreadyExists`.
+    pub(crate) fn write(
+        &self,
+        file: &File,
+        replace: Replace,
+        stop: &Stop,
+        may_end: impl Fn() -> bool,
+    ) -> io::Result<()> {
+        match self {
+            // A file of this disk is made beside its name and renamed.
+            Location::Disk(_) => Err(io::ErrorKind::Unsupported.into()),
+            Location::Object(object) => object.write(file, replace, stop, may_end),
+        }
+    }
+
+    /// Removes a file; one that is not there is removed.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let removed = match self {
+            Location::Disk(disk) => std::fs::remove_file(&disk.path),
+            Location::Object(object) => object.remove(),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// A file to read ranges of: what was opened, whatever has its name later.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    Disk { file: File, bytes: u64 },
+    Object { object: Object, bytes: u64, tag: Option<String> },
+}
+
+impl Opened {
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Opened::Disk { bytes, .. } | Opened::Object { bytes, .. } => *bytes,
+        }
+    }
+
+    /// A file that was cut short meanwhile is `UnexpectedEof`.
+    pub(crate) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        match self {
+            Opened::Disk { file, .. } => disk::read(file, range),
+            Opened::Object { object, tag, .. } => object.wait(object.read(range, tag.as_deref())),
+        }
+    }
+
+    /// Copies a range to the end of a file; the kernel does it where it can. Stopped, it is `Interrupted`.
+    pub(crate) fn copy(&self, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
+        match self {
+            Opened::Disk { file, .. } => disk::copy(file, range, to, stop),
+            Opened::Object { object, tag, .. } => object.copy(range, tag.as_deref(), to, stop),
+        }
+    }
+}
