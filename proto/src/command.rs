@@ -3,6 +3,7 @@
 //! Nothing is ignored: a field that this version does not know is an error, in JSON and in protobuf, at any depth. What
 //! the words in a command mean is not decided here but in the plan (`engine`).
 
+use prost::Message;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, Value};
 
 use crate::{Reason, json, v1};
@@ -20,8 +21,10 @@ pub enum CommandError {
     )]
     Missing,
     /// Neither of the two encodings.
-    #[error("the command of {bytes} bytes is no quarrel.v1.Command in {encoding}: {detail}")]
+    #[error("the {bytes} bytes are no {message} in {encoding}: {detail}")]
     Malformed {
+        /// What they should be: `quarrel.v1.Command`.
+        message: &'static str,
         /// The length of what came.
         bytes: usize,
         /// `JSON` or `protobuf`, by the first byte.
@@ -33,7 +36,7 @@ pub enum CommandError {
     #[error("the command names no verb: expected one of `quantize`, `dequantize`, `measure`")]
     NoVerb,
     /// A field that this version does not know.
-    #[error("unknown field in the command: {detail}")]
+    #[error("unknown field: {detail}")]
     UnknownField {
         /// Which, and where.
         detail: String,
@@ -56,15 +59,43 @@ impl CommandError {
 /// # Errors
 /// [`CommandError`] for bytes that are neither, that hold an unknown field, or that name no verb.
 pub fn parse(bytes: &[u8]) -> Result<v1::Command, CommandError> {
+    let command: v1::Command = decode("quarrel.v1.Command", bytes)?;
+    match command.verb {
+        Some(_) => Ok(command),
+        None => Err(CommandError::NoVerb),
+    }
+}
+
+/// Reads the body of `job.submit`, likewise.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_job_request(bytes: &[u8]) -> Result<v1::JobRequest, CommandError> {
+    let request: v1::JobRequest = decode("quarrel.v1.JobRequest", bytes)?;
+    match request.command.as_ref().and_then(|command| command.verb.as_ref()) {
+        Some(_) => Ok(request),
+        None => Err(CommandError::NoVerb),
+    }
+}
+
+/// Reads the body of `job.status` and `job.cancel`, likewise.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_job_name(bytes: &[u8]) -> Result<v1::JobName, CommandError> {
+    decode("quarrel.v1.JobName", bytes)
+}
+
+fn decode<M: Message + Default>(message: &'static str, bytes: &[u8]) -> Result<M, CommandError> {
     let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else {
         return Err(CommandError::Missing);
     };
     let encoding = if *first == b'{' { "JSON" } else { "protobuf" };
-    let malformed = |detail: String| CommandError::Malformed { bytes: bytes.len(), encoding, detail };
+    let malformed = |detail: String| CommandError::Malformed { message, bytes: bytes.len(), encoding, detail };
     if bytes.len() > COMMAND_BYTES_MAX {
         return Err(malformed(format!("expected at most {COMMAND_BYTES_MAX} bytes")));
     }
-    let descriptor = json::descriptor("quarrel.v1.Command");
+    let descriptor = json::descriptor(message);
     let dynamic = match encoding {
         "JSON" => from_json(descriptor, bytes).map_err(|detail| match detail.contains("unrecognized field") {
             true => CommandError::UnknownField { detail },
@@ -75,11 +106,7 @@ pub fn parse(bytes: &[u8]) -> Result<v1::Command, CommandError> {
     if let Some(detail) = unknown_field(&dynamic) {
         return Err(CommandError::UnknownField { detail });
     }
-    let command: v1::Command = dynamic.transcode_to().map_err(|error| malformed(error.to_string()))?;
-    match command.verb {
-        Some(_) => Ok(command),
-        None => Err(CommandError::NoVerb),
-    }
+    dynamic.transcode_to().map_err(|error| malformed(error.to_string()))
 }
 
 /// The command as proto3 JSON with the proto's own field names: what the reply's schema metadata echoes.
@@ -125,8 +152,6 @@ fn message_name(message: &DynamicMessage) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
-
-    use prost::Message;
 
     use super::*;
     use crate::v1::{Command, Quantize, command::Verb, quantize::How};

@@ -27,6 +27,19 @@ pub fn schemes(schemes: &v1::Schemes) -> String {
     full("quarrel.v1.Schemes", schemes)
 }
 
+/// A job, complete with zeros; what is undefined is absent.
+pub fn job(job: &v1::Job) -> String {
+    full("quarrel.v1.Job", job)
+}
+
+/// What [`job`] writes.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn read_job(bytes: &[u8]) -> Result<v1::Job, String> {
+    read("quarrel.v1.Job", bytes)
+}
+
 /// A summary, as [`summary`] writes it. Fields of a newer minor version are passed over.
 ///
 /// # Errors

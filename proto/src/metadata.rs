@@ -11,6 +11,14 @@ pub const LEVEL: &str = "quarrel.level";
 pub const ACTION_SERVER_INFO: &str = "server.info";
 /// Action: every scheme, as `Schemes`.
 pub const ACTION_SCHEMES_LIST: &str = "schemes.list";
+/// Action: a checkpoint from one URI to another; takes a `JobRequest` and answers a `Job`.
+pub const ACTION_JOB_SUBMIT: &str = "job.submit";
+/// Action: how far a job is; takes a `JobName` and answers a `Job`.
+pub const ACTION_JOB_STATUS: &str = "job.status";
+/// Action: stops a job; takes a `JobName` and answers a `Job`.
+pub const ACTION_JOB_CANCEL: &str = "job.cancel";
+/// Action: a `Job` for each that the server knows.
+pub const ACTION_JOB_LIST: &str = "job.list";
 
 /// `app_metadata` of a request's message that ends the input, as the end of the request itself does.
 pub const END: &str = r#"{"end": {}}"#;

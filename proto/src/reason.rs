@@ -225,6 +225,36 @@ reasons! {
     /// The client writes without reading, and its unsent results fill their share of the budget.
     ClientNotReading = "client_not_reading",
         "Read answers while writing; the clients of Quarrel do.";
+    /// A URI that is none, or of a kind that is not read or not written.
+    UriInvalid = "uri_invalid",
+        "Use a URI of `file`, `s3`, `gs` or `az`, or of `https` to read.";
+    /// A URI outside of what the server's operator allows to read or to write.
+    UriNotAllowed = "uri_not_allowed",
+        "Use a URI under a prefix of `server.info`, or have the operator allow it with `--allow-read` or `--allow-write`.";
+    /// There is nothing at the source's URI.
+    SourceMissing = "source_missing",
+        "Check the URI.";
+    /// What is at the source's URI is no checkpoint, or a damaged one.
+    SourceMalformed = "source_malformed",
+        "Check that it was copied whole, with its index.";
+    /// Something is at the sink's URI.
+    SinkExists = "sink_exists",
+        "Choose another URI, or replace what is there with `replace`.";
+    /// The sink was begun by another job, or is being written by one.
+    SinkTaken = "sink_taken",
+        "Submit the job that began it, wait for the one that writes it, choose another URI, or start over with `replace`.";
+    /// A store or a disk does not read or write now.
+    StorageFailed = "storage_failed",
+        "Try again later; the same job goes on where it was.";
+    /// A layer is worse than the job's `sqnr_db_min` or `cosine_min`.
+    QualityMissed = "quality_missed",
+        "Choose a scheme of more bits or smaller groups, or ignore the layer.";
+    /// No job has that name; a server forgets jobs when it is started anew, and old ones when there are many.
+    JobUnknown = "job_unknown",
+        "Ask `job.list`; a job that was forgotten goes on when it is submitted again.";
+    /// More jobs at once than `jobs_max`.
+    JobsExceeded = "jobs_exceeded",
+        "Try again later, or raise the limit.";
     /// The server is stopping.
     Stopping = "stopping",
         "Try again: another server, or this one after its restart.";

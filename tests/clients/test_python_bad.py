@@ -990,6 +990,9 @@ CANNOT_REACH_PYTHON = {
     "needs_calibration",  # of checkpoints, which the command line writes
     "not_a_weight",  # the same
     "already_quantized",  # the same
+    # of jobs and of DoGet, for which it has no method
+    "uri_invalid", "uri_not_allowed", "source_missing", "source_malformed", "sink_exists", "sink_taken", "storage_failed",
+    "quality_missed", "job_unknown", "jobs_exceeded",
     "internal",  # a fault of the server, of which none is known
 }
 

@@ -23,7 +23,8 @@ CLASSES = {
     "INVALID_ARGUMENT": quarrel.InvalidInputError, "FAILED_PRECONDITION": quarrel.InvalidInputError,
     "UNIMPLEMENTED": quarrel.UnsupportedError, "RESOURCE_EXHAUSTED": quarrel.BusyError,
     "UNAVAILABLE": quarrel.UnavailableError, "DEADLINE_EXCEEDED": quarrel.IdleError,
-    "INTERNAL": quarrel.ServerError, "(row)": None,
+    "INTERNAL": quarrel.ServerError, "(row)": None, "PERMISSION_DENIED": quarrel.InvalidInputError,
+    "NOT_FOUND": quarrel.InvalidInputError, "ALREADY_EXISTS": quarrel.InvalidInputError,
 }
 LAYER = np.ones((4, 64), np.float32)
 

@@ -17,7 +17,7 @@ COMMAND = wire.command_bytes(W8)
 LIMITS = {
     "memory_bytes_max": 1 << 30, "message_bytes_max": 64 << 20, "layer_bytes_max": 512 << 20,
     "batch_rows_max": 1_000_000, "layers_max": 1_000_000, "name_bytes_max": 1024, "streams_max": 32,
-    "connections_max": 64, "connection_streams_max": 32, "header_seconds": 30, "stream_seconds": 86_400,
+    "connections_max": 64, "connection_streams_max": 32, "jobs_max": 4, "header_seconds": 30, "stream_seconds": 86_400,
     "idle_seconds": 60, "stall_seconds": 30, "discard_seconds": 300, "drain_seconds": 30,
 }
 LAYER = np.linspace(-1, 1, 4 * 64, dtype=np.float32).reshape(4, 64)
@@ -46,7 +46,8 @@ def served(location) -> bool:
 def test_the_actions_are_listed_with_what_they_do(server):
     with wire.connect(server.location) as client:
         found = {listed.type: listed.description for listed in client.list_actions()}
-    assert set(found) == {"server.info", "schemes.list"}
+    jobs = {f"job.{verb}" for verb in ("submit", "status", "cancel", "list")}
+    assert set(found) == {"server.info", "schemes.list"} | jobs
     assert all(found.values())
 
 
@@ -103,7 +104,7 @@ def test_the_health_service_answers(server):
     assert health(server, "no.such.Service")[1] == "NOT_FOUND"
 
 
-TICKET, DESCRIPTOR, JOB = frames.blob(1, COMMAND), frames.descriptor(COMMAND), frames.blob(1, b"job.submit")
+TICKET, DESCRIPTOR, JOB = frames.blob(1, COMMAND), frames.descriptor(COMMAND), frames.blob(1, b"job.pause")
 # method, what is sent, the verb that the message must name.
 ELSEWHERE = [
     ("DoGet", frames.server_stream, TICKET, "DoExchange"),

@@ -49,9 +49,12 @@ pub(crate) enum Command {
     /// Compute a dense checkpoint from a quantized one: a file or a model's folder
     #[command(after_help = EXIT_CODES)]
     Dequantize(Box<DequantizeArgs>),
-    /// List the tensors of a safetensors file, and which layers of it are quantized how
+    /// List the tensors of a checkpoint, and which layers of it are quantized how
     #[command(after_help = EXIT_CODES)]
     Inspect(InspectArgs),
+    /// Measure how far a checkpoint is from another, layer by layer; either may be quantized
+    #[command(after_help = EXIT_CODES)]
+    Measure(MeasureArgs),
     /// List the schemes
     #[command(after_help = EXIT_CODES)]
     Schemes(SchemesArgs),
@@ -247,13 +250,43 @@ pub(crate) struct DequantizeArgs {
 
 #[derive(Debug, Group)]
 pub(crate) struct InspectArgs {
-    /// The safetensors file
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
+    /// The safetensors file, or the folder of a model
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
 
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct MeasureArgs {
+    /// What is right: a safetensors file, or the folder of a model
+    #[arg(value_name = "A")]
+    pub(crate) first: PathBuf,
+
+    /// What is measured
+    #[arg(value_name = "B")]
+    pub(crate) second: PathBuf,
+
+    /// Fail, with exit code 7, if a layer has less SQNR than so many dB
+    #[arg(long, value_name = "DB")]
+    pub(crate) sqnr_db_min: Option<f64>,
+
+    /// Fail, with exit code 7, if a layer's cosine is less
+    #[arg(long, value_name = "COSINE")]
+    pub(crate) cosine_min: Option<f64>,
+
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// CPU level to compute with: scalar, avx2 or avx512 [default: the best that the CPU has]
+    #[arg(long, value_name = "LEVEL", value_parser = Level::named)]
+    pub(crate) cpu_level: Option<Level>,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 #[derive(Debug, Group)]
@@ -299,11 +332,4 @@ pub(crate) enum FloatType {
 /// The contract's word for a value.
 pub(crate) fn word(value: impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-}
-
-/// The variables of the environment that are text, for stores to find their credentials in.
-pub(crate) fn variables() -> Vec<(String, String)> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
 }

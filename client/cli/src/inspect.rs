@@ -1,8 +1,8 @@
-//! `quarrel inspect`: what is in a file, from its header alone.
+//! `quarrel inspect`: what is in a checkpoint, from headers alone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use quarrel_checkpoint::{Source, modules};
+use quarrel_checkpoint::{Model, Source, modules};
 use serde::Serialize;
 
 use crate::{
@@ -13,19 +13,27 @@ use crate::{
     table::{clean, megabytes, print, shape, table},
 };
 
+/// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Inspection {
+    /// The file or folder.
     file: String,
+    /// Of all tensors.
     bytes: u64,
-    metadata: std::collections::BTreeMap<String, String>,
+    /// Of a file; of a folder's, see `files`.
+    metadata: BTreeMap<String, String>,
+    /// A folder's files of tensors: name to metadata.
+    files: BTreeMap<String, BTreeMap<String, String>>,
     /// Quantized layers in the layout of compressed-tensors: module to scheme; null where the layout is another.
-    schemes: Option<std::collections::BTreeMap<String, String>>,
+    schemes: Option<BTreeMap<String, String>>,
     tensors: Vec<TensorLine>,
 }
 
 #[derive(Debug, Serialize)]
 struct TensorLine {
     name: String,
+    /// The file that it is in.
+    file: String,
     dtype: String,
     shape: Vec<u64>,
     bytes: u64,
@@ -34,31 +42,39 @@ struct TensorLine {
 }
 
 pub(crate) async fn inspect(args: InspectArgs) -> Result<(), Failure> {
-    let location = stores().locate(&args.file)?;
-    let source = blocking(move || Source::open(&location)).await?;
-    // A file whose quantized layers are of another layout can be looked at all the same.
-    let (found, why) = match modules(&source) {
-        Ok(found) => (Some(found), None),
-        Err(error) => (None, Some(error)),
-    };
-    let found = found.as_deref();
-    let scheme_of = HashMap::<String, String>::from_iter(found.unwrap_or_default().iter().flat_map(|module| {
-        let scheme = module.scheme.to_string();
-        module.parts().map(move |part| (part.to_owned(), scheme.clone())).collect::<Vec<_>>()
-    }));
-    let tensors = Vec::from_iter(source.tensors().iter().map(|tensor| TensorLine {
-        name: tensor.name.clone(),
-        dtype: format!("{:?}", tensor.dtype),
-        shape: tensor.shape.clone(),
-        bytes: tensor.bytes(),
-        scheme: scheme_of.get(&tensor.name).cloned(),
-    }));
+    let location = stores().locate(&args.source)?;
+    let model = blocking(move || Model::open(&location)).await?;
+    let (mut tensors, mut schemes, mut why) = (Vec::new(), Some(BTreeMap::new()), None);
+    for source in model.shards() {
+        // A file whose quantized layers are of another layout can be looked at all the same.
+        let found = modules(source).map_err(|error| why = Some(error)).ok();
+        let scheme_of = HashMap::<&str, String>::from_iter(found.iter().flatten().flat_map(|module| {
+            let scheme = module.scheme.to_string();
+            module.parts().map(move |part| (part, scheme.clone()))
+        }));
+        tensors.extend(source.tensors().iter().map(|tensor| TensorLine {
+            name: tensor.name.clone(),
+            file: name(source),
+            dtype: format!("{:?}", tensor.dtype),
+            shape: tensor.shape.clone(),
+            bytes: tensor.bytes(),
+            scheme: scheme_of.get(tensor.name.as_str()).cloned(),
+        }));
+        match (&mut schemes, &found) {
+            (Some(schemes), Some(found)) => {
+                schemes.extend(found.iter().map(|module| (module.name.clone(), module.scheme.to_string())));
+            }
+            _ => schemes = None,
+        }
+    }
+    let is_folder = model.folder().is_some();
+    let of = |source: &Source| (name(source), source.metadata().clone());
     let inspection = Inspection {
-        file: args.file.display().to_string(),
+        file: args.source.display().to_string(),
         bytes: tensors.iter().map(|tensor| tensor.bytes).sum(),
-        metadata: source.metadata().clone(),
-        schemes: found
-            .map(|modules| modules.iter().map(|module| (module.name.clone(), module.scheme.to_string())).collect()),
+        metadata: if is_folder { BTreeMap::new() } else { model.shards()[0].metadata().clone() },
+        files: if is_folder { model.shards().iter().map(of).collect() } else { BTreeMap::new() },
+        schemes,
         tensors,
     };
     if args.json {
@@ -75,12 +91,30 @@ pub(crate) async fn inspect(args: InspectArgs) -> Result<(), Failure> {
         ]);
     }
     print(&lines.to_string())?;
-    let modules = inspection.schemes.as_ref().map_or(0, |schemes| schemes.len());
-    let total =
-        format!("{} tensors, {}, {modules} quantized layers", inspection.tensors.len(), megabytes(inspection.bytes));
-    print(&total)?;
+    print(&summary(&inspection))?;
     match why {
         Some(why) => print(&format!("Not read as quantized layers: {}", clean(&why.to_string()))),
         None => Ok(()),
     }
+}
+
+fn summary(inspection: &Inspection) -> String {
+    let mut lines = Vec::new();
+    let mut by_scheme = BTreeMap::<&str, usize>::new();
+    for scheme in inspection.schemes.iter().flat_map(BTreeMap::values) {
+        *by_scheme.entry(scheme).or_default() += 1;
+    }
+    if by_scheme.len() > 1 {
+        lines.extend(by_scheme.iter().map(|(scheme, layers)| format!("{layers} layers of {scheme}")));
+    }
+    let modules = inspection.schemes.as_ref().map_or(0, BTreeMap::len);
+    let files = inspection.files.len();
+    let files = if files > 1 { format!(" in {files} files") } else { String::new() };
+    let (tensors, size) = (inspection.tensors.len(), megabytes(inspection.bytes));
+    lines.push(format!("{tensors} tensors{files}, {size}, {modules} quantized layers"));
+    lines.join("\n")
+}
+
+fn name(source: &Source) -> String {
+    source.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -7,6 +7,7 @@ mod dequantize;
 mod estimate;
 mod failure;
 mod inspect;
+mod measure;
 mod paths;
 mod place;
 mod progress;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Dequantize(args) => run(unless_stopped(|stop| dequantize::dequantize(args, stop))),
         Command::Estimate(args) => run(unless_stopped(|_| estimate::estimate(args))),
         Command::Inspect(args) => run(unless_stopped(|_| inspect::inspect(args))),
+        Command::Measure(args) => run(unless_stopped(|_| measure::measure(args))),
         Command::Schemes(args) => run(unless_stopped(|_| schemes::schemes(args))),
         Command::Completions { shell } => {
             let mut script = Vec::new();

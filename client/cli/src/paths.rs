@@ -3,13 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use quarrel_checkpoint::{CheckpointError, Location, Stores, is_uri};
+use quarrel_flight::Config;
 use tokio::runtime::Handle;
 
-use crate::{
-    args::{FileArgs, variables},
-    failure::Failure,
-    served::blocking,
-};
+use crate::{args::FileArgs, failure::Failure, served::blocking};
 
 /// Where a path leads. A file that is not there yet is known by its folder and its name.
 fn known(path: &Path) -> PathBuf {
@@ -73,7 +70,7 @@ impl Ends {
 
 /// The object stores of the environment. Within a runtime of more than one thread.
 pub(crate) fn stores() -> Stores {
-    Stores::new(variables(), Handle::current())
+    Stores::new(Config::variables(), Handle::current())
 }
 
 /// Whether it is a folder; what is not there is none.

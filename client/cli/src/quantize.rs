@@ -5,11 +5,8 @@
 
 use std::{sync::Arc, time::Instant};
 
-use quarrel_checkpoint::{Gate, Job, LayerReport, Made, Status, Stop, Target, Tensor, Told, checkpoint_recipe};
-use quarrel_client::proto::{
-    command::to_json,
-    v1::{self, quantize::How},
-};
+use quarrel_checkpoint::{Gate, Job, LayerReport, Made, Report, Status, Stop, Target, Tensor, Told, checkpoint_recipe};
+use quarrel_client::proto::v1::{self, quantize::How};
 
 use crate::{
     args::{QuantizeArgs, WhatArgs, word},
@@ -17,7 +14,7 @@ use crate::{
     paths::{Ends, different},
     progress::Progress,
     recipe::recipe,
-    report::{self, Report, Totals},
+    report,
     served::{Worker, blocking, replace},
     table,
 };
@@ -37,7 +34,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let report_at = ends.stores.locate(&report_path)?;
     let report_target = || Target::new(&report_at, replace(&args.files));
     let early = is_early.then(report_target).transpose()?;
-    let (worker, about) = Worker::open(&args.place).await?;
+    let (worker, by) = Worker::open(&args.place).await?;
     let mut job = open(&args, &ends, command, &stop).await?;
     let report_target = match (early, job.report()?) {
         (Some(target), _) | (None, Some(target)) => target,
@@ -53,23 +50,8 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
         })
         .await?;
 
-    let mut totals = Totals::of(&made.layers);
-    totals.source_bytes = job.model().bytes();
-    totals.destination_bytes = made.bytes;
-    let report = Report {
-        source: args.files.source.display().to_string(),
-        destination: args.files.destination.display().to_string(),
-        server: args.place.server.clone(),
-        quarrel: env!("CARGO_PKG_VERSION"),
-        contract: about.contract,
-        cpu_level: about.cpu_level,
-        command: job.effective().and_then(|command| serde_json::from_str(&to_json(command)).ok()),
-        seconds: started.elapsed().as_secs_f64(),
-        totals,
-        left_out: job.model().left_out().map(|path| path.display().to_string()).collect(),
-        layers: made.layers.clone(),
-    };
-    report::write(&report, &report_target)?;
+    let report = Report::of(&job, &made, by, started.elapsed().as_secs_f64());
+    report.write(&report_target)?;
     finish(job, made, &progress, &stop).await?;
     drop(progress);
     table::close(&report, &report_path, args.output)?;

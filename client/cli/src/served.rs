@@ -7,7 +7,8 @@ use futures::{
     stream::{self, BoxStream},
 };
 use quarrel_checkpoint::{
-    CheckpointError, Coded, JOB_BYTES, Level, Local, Metrics, Outcome, Quantizer, Replace, Row, Status, Values, Weights,
+    By, CheckpointError, Coded, JOB_BYTES, Level, Local, Metrics, Outcome, Quantizer, Replace, Row, Status, Values,
+    Weights,
 };
 use quarrel_client::{
     Client, CodedLayer, DecodedRun, Error, Layer, Run,
@@ -43,25 +44,24 @@ pub(crate) enum Worker {
 
 impl Worker {
     /// This process or a server, as the command line says.
-    pub(crate) async fn open(args: &PlaceArgs) -> Result<(Worker, About), Failure> {
+    pub(crate) async fn open(args: &PlaceArgs) -> Result<(Worker, By), Failure> {
         if let Some(client) = server(args).await? {
             let info = client.info();
-            let about = About { contract: info.contract.clone(), cpu_level: info.cpu_level.clone() };
-            return Ok((Worker::There(Served(client)), about));
+            let (contract, cpu_level) = (info.contract.clone(), info.cpu_level.clone());
+            return Ok((Worker::There(Served(client)), By { server: args.server.clone(), contract, cpu_level }));
         }
-        let config = environment(args)?;
-        let level = config.cpu_level.unwrap_or_else(Level::detect);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let local = Local::new(config.threads.map_or(cores, usize::from), level, JOB_BYTES)?;
-        let about = About { contract: VERSION.to_owned(), cpu_level: level.name().to_owned() };
-        Ok((Worker::Here(local), about))
+        let (local, level) = here(args)?;
+        let (contract, cpu_level) = (VERSION.to_owned(), level.name().to_owned());
+        Ok((Worker::Here(local), By { server: None, contract, cpu_level }))
     }
 }
 
-/// Who quantized.
-pub(crate) struct About {
-    pub(crate) contract: String,
-    pub(crate) cpu_level: String,
+/// Threads of this process, as the environment and the command line say.
+pub(crate) fn here(args: &PlaceArgs) -> Result<(Local, Level), Failure> {
+    let config = environment(args)?;
+    let level = config.cpu_level.unwrap_or_else(Level::detect);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok((Local::new(config.threads.map_or(cores, usize::from), level, JOB_BYTES)?, level))
 }
 
 impl Quantizer for Worker {

@@ -5,13 +5,15 @@ use std::{collections::BTreeMap, io::Write, path::Path};
 use comfy_table::{CellAlignment, Table};
 use quarrel_checkpoint::{LayerReport, Status};
 
-use crate::{args::OutputArgs, failure::Failure, report::Report};
+use quarrel_checkpoint::Report;
+
+use crate::{args::OutputArgs, failure::Failure};
 
 /// A line under the head, and no other: tables are pasted into messages and read there.
 const HEAD_LINE: &str = "     ──            ";
 
 /// Layers that the closing table names without `--verbose`.
-const WORST: usize = 5;
+pub(crate) const WORST: usize = 5;
 
 /// Prints the report in the way that was asked for.
 pub(crate) fn close(report: &Report, path: &Path, output: OutputArgs) -> Result<(), Failure> {
@@ -163,7 +165,7 @@ pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-fn shown(number: Option<f64>, digits: usize) -> String {
+pub(crate) fn shown(number: Option<f64>, digits: usize) -> String {
     number.map_or_else(String::new, |number| format!("{number:.digits$}"))
 }
 

@@ -165,6 +165,11 @@ pub struct ServerInfo {
     pub limits: ::prost::alloc::vec::Vec<Limit>,
     #[prost(string, repeated, tag = "6")]
     pub verbs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Prefixes of the URIs that jobs may read and write.
+    #[prost(string, repeated, tag = "7")]
+    pub allow_read: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "8")]
+    pub allow_write: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Limit {
@@ -212,4 +217,56 @@ pub struct Scheme {
     /// The profiles that use it.
     #[prost(string, repeated, tag = "11")]
     pub profiles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Body of `job.submit`. Its answer is a Job.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JobRequest {
+    /// With `source` and `sink`: URIs of files or of models' folders.
+    #[prost(message, optional, tag = "2")]
+    pub command: ::core::option::Option<Command>,
+    /// What is at `sink` is replaced, and a job that was begun there starts over.
+    #[prost(bool, optional, tag = "3")]
+    pub replace: ::core::option::Option<bool>,
+    /// The least quality of the worst layer: a job that misses it fails, and leaves no model.
+    #[prost(double, optional, tag = "5")]
+    pub sqnr_db_min: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "6")]
+    pub cosine_min: ::core::option::Option<f64>,
+}
+/// Body of `job.status` and `job.cancel`, whose answers are the Job.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JobName {
+    #[prost(string, tag = "2")]
+    pub job: ::prost::alloc::string::String,
+}
+/// Answer of `job.submit`, `job.status` and `job.cancel`; `job.list` answers one for each job, the newest first.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Job {
+    #[prost(string, tag = "2")]
+    pub job: ::prost::alloc::string::String,
+    /// `running`, `done`, `failed` or `cancelled`.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// With all that was left open; as it came, until the job has looked at its source.
+    #[prost(message, optional, tag = "5")]
+    pub command: ::core::option::Option<Command>,
+    /// Of layers that are quantized or dequantized: bytes in the source.
+    #[prost(uint64, tag = "6")]
+    pub bytes_total: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes_done: u64,
+    /// The layer that is under way.
+    #[prost(string, optional, tag = "8")]
+    pub layer: ::core::option::Option<::prost::alloc::string::String>,
+    /// Since it was submitted, until its end.
+    #[prost(double, tag = "9")]
+    pub seconds: f64,
+    /// Why it failed: a word and a sentence.
+    #[prost(string, optional, tag = "10")]
+    pub reason: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "11")]
+    pub message: ::core::option::Option<::prost::alloc::string::String>,
+    /// What was made, once it is done. `rows` are tensors of the source.
+    #[prost(message, optional, tag = "12")]
+    pub summary: ::core::option::Option<Summary>,
 }

@@ -37,6 +37,14 @@ pub enum CheckpointError {
         /// What is wrong with it, and what was expected.
         detail: String,
     },
+    /// What the operator of a server does not allow.
+    #[error("`{uri}` is not under a prefix of `{flag}`")]
+    NotAllowed {
+        /// The URI.
+        uri: String,
+        /// Where prefixes are named.
+        flag: &'static str,
+    },
     /// Not a file of safetensors, or a damaged one.
     #[error("`{}` is no safetensors file: {detail}", path.display())]
     Malformed {
@@ -143,6 +151,11 @@ impl From<LayerError> for CheckpointError {
 }
 
 impl CheckpointError {
+    /// Somebody asked to stop.
+    pub fn stopped() -> CheckpointError {
+        CheckpointError::Io { what: "stopped", path: PathBuf::new(), error: io::ErrorKind::Interrupted.into() }
+    }
+
     /// For `map_err` over something that was tried with a file.
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CheckpointError {
         let path = path.into();

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use quarrel_engine::{Granularity, Plan, Scheme};
 use quarrel_proto::{
     Reason,
-    v1::{self, command::Verb},
+    v1::{self, command::Verb, quantize::How},
 };
 use safetensors::Dtype;
 
@@ -49,6 +49,27 @@ pub fn checkpoint_recipe(rule: v1::Rule, ignore: Vec<String>, is_model: bool) ->
     let targets = if is_model { "Linear" } else { "*" };
     let every = v1::Rule { targets: vec![targets.to_owned()], on_indivisible, ..rule };
     v1::Recipe { rules: linear.into_iter().chain([every]).collect(), ignore }
+}
+
+/// What a stream's command means for a whole checkpoint: a bare scheme stands for the recipe that leaves `@standard` as it is.
+pub fn of_checkpoint(command: v1::Quantize, is_model: bool) -> v1::Quantize {
+    match command.how {
+        Some(How::Scheme(scheme)) => {
+            let rule = v1::Rule {
+                targets: Vec::new(),
+                scheme,
+                group_size: command.group_size,
+                channel_dims: command.channel_dims,
+                on_indivisible: command.on_indivisible,
+                fallback: command.fallback,
+                amax: command.amax,
+            };
+            let recipe = checkpoint_recipe(rule, vec!["@standard".to_owned()], is_model);
+            let (arith, on_error) = (command.arith, command.on_error);
+            v1::Quantize { how: Some(How::Recipe(recipe)), arith, on_error, ..v1::Quantize::default() }
+        }
+        how => v1::Quantize { how, ..command },
+    }
 }
 
 /// The element type of weights, in the wire's word.

@@ -3,7 +3,10 @@
 //! A unit is one file of the source, which becomes one of the destination under the same name; a tensor is never split over units. A
 //! folder's job goes on where another was stopped, and what makes the folder a model, index and `config.json`, is written last.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures::stream::BoxStream;
 use quarrel_proto::v1;
@@ -200,6 +203,14 @@ impl Job {
     /// The source.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Where it is written to: a path or a URI.
+    pub fn destination(&self) -> PathBuf {
+        match &self.destination {
+            Destination::File(target) => target.path(),
+            Destination::Folder(site) => site.path(),
+        }
     }
 
     /// The command with all that it leaves open, if it quantizes.

@@ -12,7 +12,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::Schema;
 use bytes::Bytes;
 use futures::{
-    FutureExt, StreamExt,
+    FutureExt, Stream, StreamExt,
     future::{BoxFuture, try_join_all},
     stream::{self, BoxStream},
 };
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Bytes of one run, where a channel is not larger: what is read at once, and fits into a core's cache or nearly so.
-const RUN_BYTES: u64 = 2 << 20;
+pub(crate) const RUN_BYTES: u64 = 2 << 20;
 /// No layer of a file is refused for its size: there is nobody to protect.
 const NO_LIMIT: usize = 1 << 48;
 
@@ -44,6 +44,8 @@ pub struct Local {
     level: Level,
     /// Runs that are read, or computed, at once.
     ahead: usize,
+    /// Of what must be in memory at once, beside those.
+    span_bytes_max: usize,
 }
 
 /// Some channels of a layer: what is read at once, and becomes a row.
@@ -73,7 +75,13 @@ impl Local {
     pub fn on(pool: Pool, level: Level, memory_bytes: usize) -> Local {
         // A run is read, waits, and is computed to results that are no larger than itself.
         let ahead = (memory_bytes / (4 * RUN_BYTES as usize)).max(1);
-        Local { pool, level, ahead }
+        Local { pool, level, ahead, span_bytes_max: NO_LIMIT }
+    }
+
+    /// The same, which refuses layers of which more must be in memory at once: those with scales per tensor, and ladders.
+    #[must_use]
+    pub fn with_spans_of(self, span_bytes_max: usize) -> Local {
+        Local { span_bytes_max, ..self }
     }
 
     /// The answers to runs, in order. The first error is the last of them.
@@ -178,7 +186,7 @@ impl Work {
     fn new(local: &Local, plan: &Plan, schema: &Schema) -> Result<Work, CheckpointError> {
         let limits = Limits {
             message_bytes_max: NO_LIMIT,
-            span_bytes_max: NO_LIMIT,
+            span_bytes_max: local.span_bytes_max,
             batch_rows_max: NO_LIMIT,
             layers_max: NO_LIMIT,
             name_bytes_max: NO_LIMIT,
@@ -248,6 +256,23 @@ fn read<R: Run>(lane: &Lane, run: R) -> BoxFuture<'static, Result<(R, Bytes), Ch
         return reading.map(|read| read.map_err(|error| CheckpointError::Ours(error.to_string()))?).boxed();
     }
     lane.run(reading).map(|read| read.map_err(|panicked| CheckpointError::Ours(panicked.to_string()))?).boxed()
+}
+
+/// Runs that are read ahead of whoever takes them.
+const READ_AHEAD: usize = 2;
+
+/// Layers as rows, read where they are taken.
+pub(crate) fn rows_of_weights(
+    layers: Vec<Weights>,
+) -> (Arc<Schema>, impl Stream<Item = Result<RecordBatch, CheckpointError>> + Send + 'static) {
+    let schema = Arc::new(weights::WeightsRun::schema());
+    let of = Arc::clone(&schema);
+    let rows = stream::iter(layers.into_iter().flat_map(weights::runs)).map(move |run| {
+        let schema = Arc::clone(&of);
+        let read = tokio::task::spawn_blocking(move || run.row(&schema, run.read()?));
+        read.map(|row| row.map_err(|error| CheckpointError::Ours(error.to_string()))?)
+    });
+    (schema, rows.buffered(READ_AHEAD))
 }
 
 /// What a run's answer must say beside its numbers.

@@ -1,6 +1,15 @@
 //! What became of every tensor, measured: kept in the records of a job, and told in its report.
 
+use std::{fs::File, io::Write};
+
+use quarrel_proto::command::to_json;
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::CheckpointError,
+    job::{Job, Made},
+    target::{Stop, Target},
+};
 
 /// What became of a tensor of the source. Field names are those of the contract where it has them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,5 +102,119 @@ impl Gate {
                 .map(|((layer, value), least)| (layer, format!("a cosine of {value:.6}: expected at least {least}")))
         };
         sqnr.or_else(cosine)
+    }
+}
+
+/// What became of a model. Field names are those of the contract where it has them.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Path or URI.
+    pub source: String,
+    /// Path or URI.
+    pub destination: String,
+    /// Where it was done; null for this process.
+    pub server: Option<String>,
+    /// The version that did it.
+    pub quarrel: &'static str,
+    /// The contract's version.
+    pub contract: String,
+    /// The CPU level that computed.
+    pub cpu_level: String,
+    /// The effective command, as the server echoed it.
+    pub command: Option<serde_json::Value>,
+    /// From the first look at the source to the last file.
+    pub seconds: f64,
+    /// Over all layers.
+    pub totals: Totals,
+    /// Weights in a model's folder that are not of it, and were not copied.
+    pub left_out: Vec<String>,
+    /// In the order of the source.
+    pub layers: Vec<LayerReport>,
+}
+
+/// Who did a job, for its report.
+#[derive(Debug)]
+pub struct By {
+    /// A server's address; none for this process.
+    pub server: Option<String>,
+    /// The contract's version.
+    pub contract: String,
+    /// The CPU level that computed.
+    pub cpu_level: String,
+}
+
+impl Report {
+    /// Of what a job has made within so many seconds, or before.
+    pub fn of(job: &Job, made: &Made, by: By, seconds: f64) -> Report {
+        Report {
+            source: job.model().path().display().to_string(),
+            destination: job.destination().display().to_string(),
+            server: by.server,
+            quarrel: env!("CARGO_PKG_VERSION"),
+            contract: by.contract,
+            cpu_level: by.cpu_level,
+            command: job.effective().and_then(|command| serde_json::from_str(&to_json(command)).ok()),
+            seconds,
+            totals: Totals::of(&made.layers, job.model().bytes(), made.bytes),
+            left_out: job.model().left_out().map(|path| path.display().to_string()).collect(),
+            layers: made.layers.clone(),
+        }
+    }
+
+    /// Writes it: complete under its name, or not at all.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn write(&self, target: &Target) -> Result<(), CheckpointError> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| CheckpointError::Ours(error.to_string()))?;
+        text.push(b'\n');
+        // Nobody stops here: a checkpoint that is a file has its name by now.
+        let write = |out: &mut File| out.write_all(&text).map_err(target.writing());
+        target.write(&Stop::default(), write)
+    }
+}
+
+/// Sums of a report.
+#[derive(Debug, Default, Serialize)]
+pub struct Totals {
+    /// Layers that were quantized.
+    pub quantized: usize,
+    /// Tensors that stayed as they were.
+    pub kept: usize,
+    /// Layers that could not be quantized, and stayed as they were.
+    pub failed: usize,
+    /// Of quantized layers.
+    pub elements: u64,
+    /// Over all quantized layers.
+    pub bits_per_weight: Option<f64>,
+    /// The quantized layer of least SQNR.
+    pub worst_layer: Option<String>,
+    /// Its SQNR.
+    pub worst_sqnr_db: Option<f64>,
+    /// Of the source's tensors.
+    pub source_bytes: u64,
+    /// Of the files of tensors that were made.
+    pub destination_bytes: u64,
+}
+
+impl Totals {
+    fn of(layers: &[LayerReport], source_bytes: u64, destination_bytes: u64) -> Totals {
+        let count = |status| layers.iter().filter(|layer| layer.status == status).count();
+        let measured = || layers.iter().filter_map(|layer| Some((layer, layer.metrics?)));
+        let elements = measured().map(|(_, metrics)| metrics.elements).sum();
+        let bits: f64 = measured().filter_map(|(_, of)| Some(of.bits_per_weight? * of.elements as f64)).sum();
+        let rated = measured().filter_map(|(layer, metrics)| Some((layer, metrics.sqnr_db?)));
+        let worst = rated.min_by(|a, b| a.1.total_cmp(&b.1));
+        Totals {
+            quantized: count(Status::Quantized),
+            kept: count(Status::Kept),
+            failed: count(Status::Failed),
+            elements,
+            bits_per_weight: (elements > 0).then(|| bits / elements as f64),
+            worst_layer: worst.map(|(layer, _)| layer.name.clone()),
+            worst_sqnr_db: worst.map(|(_, sqnr_db)| sqnr_db),
+            source_bytes,
+            destination_bytes,
+        }
     }
 }

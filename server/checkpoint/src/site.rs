@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -108,6 +108,11 @@ impl Site {
             }
         }
         Ok(site)
+    }
+
+    /// Where the folder is.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.location.shown()
     }
 
     /// Whether the source is still what it was when the site was opened.

@@ -3,6 +3,7 @@
 //! Everything here may block: it is called on threads that may. What another machine keeps is read by ranges and written whole, from a file of ours:
 //! nobody sees half of it.
 
+mod allowed;
 mod bucket;
 mod disk;
 mod web;
@@ -18,11 +19,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreScheme};
+use object_store::{ObjectStore, ObjectStoreScheme, path::Path as Key};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use url::Url;
 
+pub use self::allowed::Allowed;
 pub(crate) use self::disk::copy;
 use self::{bucket::Object, disk::Disk};
 use crate::{
@@ -43,6 +45,8 @@ struct Inner {
     /// Credentials, endpoints and the like, as the environment has them: `AWS_ENDPOINT`.
     options: Vec<(String, String)>,
     runtime: Handle,
+    /// Whether what a store answers may lead to another.
+    follows: bool,
     open: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
 }
 
@@ -73,7 +77,14 @@ impl Stores {
         // Other names of an environment, such as `TOKEN`, would be taken for options too.
         let is_known = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
         let options = options.into_iter().filter(|(name, _)| is_known(name)).collect();
-        Stores(Arc::new(Inner { options, runtime, open: Mutex::default() }))
+        Stores(Arc::new(Inner { options, runtime, follows: true, open: Mutex::default() }))
+    }
+
+    /// The same, but that nothing leads elsewhere: for a server, whose callers may not read what it can reach.
+    #[must_use]
+    pub fn that_follow_nothing(&self) -> Stores {
+        let (options, runtime) = (self.0.options.clone(), self.0.runtime.clone());
+        Stores(Arc::new(Inner { options, runtime, follows: false, open: Mutex::default() }))
     }
 
     /// A path, or a URI if it looks like one.
@@ -109,30 +120,30 @@ impl Stores {
         if matches!(scheme, ObjectStoreScheme::Local | ObjectStoreScheme::Memory) {
             return Err(wrong(format!("expected a URI of {SCHEMES}")));
         }
-        let store = self.store(&url, &scheme).map_err(|error| wrong(error.to_string()))?;
+        // An https URL of a store's own host has the bucket in its path.
+        let mut root = url[..url::Position::BeforePath].to_owned();
+        if Key::from_url_path(url.path()).is_ok_and(|path| path != key) {
+            root.extend(["/", url.path_segments().and_then(|mut parts| parts.next()).unwrap_or_default()]);
+        }
+        let store = self.store(&url, &scheme, &root).map_err(|error| wrong(error.to_string()))?;
         let is_listed = scheme != ObjectStoreScheme::Http;
         let uri = text.trim_end_matches('/').to_owned();
-        Ok(Location::Object(Object { store, key, uri, is_listed, runtime: self.0.runtime.clone() }))
+        Ok(Location::Object(Object { store, root, key, uri, is_listed, runtime: self.0.runtime.clone() }))
     }
 
-    /// The store of a URL; one for all of its URLs, so that they share connections.
-    fn store(&self, url: &Url, scheme: &ObjectStoreScheme) -> object_store::Result<Arc<dyn ObjectStore>> {
-        // Where the path has the bucket, it is not the host that tells stores apart.
-        let is_known = url.scheme() != "https" || *scheme == ObjectStoreScheme::Http;
-        let root = if is_known { url[..url::Position::BeforePath].to_owned() } else { url.to_string() };
+    /// The store of a URL; one for all of a root, so that they share connections.
+    fn store(&self, url: &Url, scheme: &ObjectStoreScheme, root: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = open.get(&root) {
+        if let Some(store) = open.get(root) {
             return Ok(Arc::clone(store));
         }
-        web::trust();
         let said = self.0.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         // Whoever writes `http://` means it.
         let is_plain = |(name, value): (&str, &str)| name.starts_with("AWS_ENDPOINT") && value.starts_with("http://");
         let plain = url.scheme() == "http" || said.clone().any(is_plain);
         let options = said.chain(plain.then_some(("allow_http", "true")));
-        let (store, _) = object_store::parse_url_opts(url, options)?;
-        let store: Arc<dyn ObjectStore> = Arc::from(store);
-        open.insert(root, Arc::clone(&store));
+        let store = web::open(url, scheme, options, (!self.0.follows).then_some(web::Direct { plain }))?;
+        open.insert(root.to_owned(), Arc::clone(&store));
         Ok(store)
     }
 }
@@ -164,7 +175,7 @@ fn hidden(text: &str) -> String {
 impl Location {
     /// A path of this machine.
     pub fn disk(path: &Path) -> Location {
-        Location::Disk(Disk { path: path.to_owned() })
+        Location::Disk(Disk { path: path.to_owned(), within: None })
     }
 
     /// The path or URI, for people.
@@ -186,7 +197,7 @@ impl Location {
     /// What has that name in this folder; `name` may be of a folder below.
     pub(crate) fn join(&self, name: &Path) -> Location {
         match self {
-            Location::Disk(disk) => Location::disk(&disk.path.join(name)),
+            Location::Disk(disk) => Location::Disk(disk.join(name)),
             Location::Object(object) => Location::Object(object.join(name)),
         }
     }
@@ -249,6 +260,14 @@ impl Location {
         }
     }
 
+    /// Whether a file may be made there or replaced: looked at again before each.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match self {
+            Location::Disk(disk) => disk.check(),
+            Location::Object(_) => Ok(()),
+        }
+    }
+
     /// Whether files can be made there at all.
     pub(crate) fn may_write(&self) -> Result<(), CheckpointError> {
         match self {
@@ -263,7 +282,7 @@ impl Location {
     /// Makes a folder, if that is something to be made.
     pub(crate) fn make_folder(&self) -> io::Result<()> {
         match self {
-            Location::Disk(disk) => std::fs::create_dir_all(&disk.path),
+            Location::Disk(disk) => disk.make_folder(),
             Location::Object(_) => Ok(()),
         }
     }
@@ -287,7 +306,7 @@ impl Location {
     /// Removes a file; one that is not there is removed.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let removed = match self {
-            Location::Disk(disk) => std::fs::remove_file(&disk.path),
+            Location::Disk(disk) => disk.remove(),
             Location::Object(object) => object.remove(),
         };
         match removed {

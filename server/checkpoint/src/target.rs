@@ -88,8 +88,14 @@ impl Target {
         &self.location
     }
 
+    /// Whether its folder is where it may be.
+    fn check(&self) -> Result<(), CheckpointError> {
+        self.location.check().map_err(self.writing())
+    }
+
     /// A file that has no name, and is gone when it is dropped: in the same folder, or where this machine has its temporary ones.
     pub(crate) fn nameless(&self) -> Result<File, CheckpointError> {
+        self.check()?;
         let made = match &self.folder {
             Some(folder) => tempfile_in(folder),
             None => tempfile(),
@@ -124,6 +130,7 @@ impl Target {
             return Err(self.writing()(io::ErrorKind::Interrupted.into()));
         }
         let path = self.path();
+        self.check()?;
         self.name(file, &path)?;
         // The name too is to outlast a power cut. It is there by now: where nobody may read the folder, that must do.
         let _ = File::open(folder_of(&path)).and_then(|folder| folder.sync_all());

@@ -11,6 +11,7 @@ mod arrow_in;
 mod coded_columns;
 mod coded_head;
 mod coded_rows;
+mod compare;
 mod decode;
 mod execute;
 mod layer;
@@ -27,6 +28,7 @@ mod tally;
 
 pub use answer::Answer;
 pub use arrow_in::ColumnError;
+pub use compare::{Compared, to_f32};
 pub use execute::{Cancel, Cancelled, amax};
 pub use layer::{Limits, Note};
 pub use names::check_rows;

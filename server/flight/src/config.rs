@@ -2,7 +2,7 @@
 //!
 //! This file and the command line's `args` are the only ones that see the environment.
 
-use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
+use std::{ffi::OsString, fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use clap::{Args, FromArgMatches, error::ContextKind};
 use quarrel_engine::{Level, LevelError, Limits};
@@ -66,6 +66,18 @@ pub struct Config {
     /// Streams at once on one connection
     #[arg(long, env = "QUARREL_CONNECTION_STREAMS_MAX", default_value_t = 32, value_name = "N")]
     pub connection_streams_max: usize,
+
+    /// URIs that jobs may read begin with one of these, or are under such a path; may be said again [default: none]
+    #[arg(long, env = "QUARREL_ALLOW_READ", value_delimiter = ',', value_name = "PREFIX")]
+    pub allow_read: Vec<String>,
+
+    /// URIs that jobs may write begin with one of these, or are under such a path; may be said again [default: none]
+    #[arg(long, env = "QUARREL_ALLOW_WRITE", value_delimiter = ',', value_name = "PREFIX")]
+    pub allow_write: Vec<String>,
+
+    /// Jobs at once, each with 48 MiB of memory beside `memory_bytes_max`
+    #[arg(long, env = "QUARREL_JOBS_MAX", default_value_t = 4, value_name = "N")]
+    pub jobs_max: usize,
 
     /// A connection has so many seconds to say its first word, and a stream to send its command
     #[arg(long, env = "QUARREL_HEADER_SECONDS", default_value_t = 30, value_name = "SECONDS")]
@@ -178,8 +190,14 @@ impl Config {
         Config::from_arg_matches(&matches).map_err(|error| of_the_environment(&error))
     }
 
+    /// The variables of the environment that are text, for object stores to find credentials and endpoints in.
+    pub fn variables() -> Vec<(String, String)> {
+        let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        std::env::vars_os().filter_map(text).collect()
+    }
+
     /// Every limit: its name and value, as `server.info` lists them.
-    pub fn limits(&self) -> [(&'static str, u64); 15] {
+    pub fn limits(&self) -> [(&'static str, u64); 16] {
         [
             ("memory_bytes_max", self.memory_bytes_max as u64),
             ("message_bytes_max", self.message_bytes_max as u64),
@@ -190,6 +208,7 @@ impl Config {
             ("streams_max", self.streams_max as u64),
             ("connections_max", self.connections_max as u64),
             ("connection_streams_max", self.connection_streams_max as u64),
+            ("jobs_max", self.jobs_max as u64),
             ("header_seconds", self.header_seconds),
             ("stream_seconds", self.stream_seconds),
             ("idle_seconds", self.idle_seconds),
@@ -213,7 +232,7 @@ impl Config {
                 _ if name.ends_with("_seconds") => SECONDS_MAX,
                 "message_bytes_max" => MESSAGE_BYTES_MAX,
                 "memory_bytes_max" | "layer_bytes_max" => MEMORY_BYTES_MAX,
-                "streams_max" | "connections_max" | "connection_streams_max" => PLACES_MAX,
+                "streams_max" | "connections_max" | "connection_streams_max" | "jobs_max" => PLACES_MAX,
                 _ => u64::MAX,
             };
             if value > most {

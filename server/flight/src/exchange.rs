@@ -39,8 +39,14 @@ const PENDING_BYTES: usize = 8 << 20;
 const CHARGE_STEP: usize = 64 << 10;
 
 /// Starts a stream of a peer, with its share of the budget, and returns its response. The connection is closed under a client that does not read even the
-/// error.
-pub(crate) fn open<F>(shared: Arc<Shared>, frames: F, share: Arc<Share>, peer: Peer) -> Result<Responses, Fault>
+/// error. Its command must come within `patience`.
+pub(crate) fn open<F>(
+    shared: Arc<Shared>,
+    frames: F,
+    share: Arc<Share>,
+    peer: Peer,
+    patience: Duration,
+) -> Result<Responses, Fault>
 where
     F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
 {
@@ -49,7 +55,8 @@ where
     let (outbox, responses) = outbox(stop.clone());
     let span = info_span!("stream", id = place.id, command = tracing::field::Empty);
     let lane = shared.pool.lane();
-    let stream = Stream { shared, share, outbox, stop, cancel: Cancel::default(), lane, connection: peer.kill };
+    let (cancel, connection) = (Cancel::default(), peer.kill);
+    let stream = Stream { shared, share, outbox, stop, cancel, lane, connection, patience };
     tokio::spawn(stream.run(frames, place).instrument(span));
     Ok(responses)
 }
@@ -65,6 +72,8 @@ struct Stream {
     cancel: Cancel,
     lane: Lane,
     connection: CancellationToken,
+    /// Until the command has come.
+    patience: Duration,
 }
 
 /// Why reading stopped.
@@ -180,9 +189,9 @@ impl Stream {
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
         let missing = || Fault::from(command::CommandError::Missing);
-        let seconds = self.shared.config.header_seconds;
-        let first = match timeout(Duration::from_secs(seconds), frames.next()).await {
+        let first = match timeout(self.patience, frames.next()).await {
             Err(_) => {
+                let seconds = self.patience.as_secs();
                 let what = format!("no command came within {seconds} s (`header_seconds`)");
                 return Err(Some(Fault::new(Reason::HeaderTimeout, what)));
             }
@@ -297,7 +306,7 @@ impl Stream {
                 Ok(frame) => return Ok(frame.transpose()?),
                 Err(_) if self.outbox.last_taken() > moved => {}
                 Err(_) if sequence.is_working() || self.share.is_landing() => began = Instant::now(),
-                Err(_) => return Err(Stopped::AtOnce(idle(self.shared.config.idle_seconds))),
+                Err(_) => return Err(Stopped::AtOnce(Fault::idle(self.shared.config.idle_seconds))),
             }
         }
     }
@@ -360,7 +369,7 @@ impl Stream {
         while self.outbox.is_waiting() {
             if timeout(idle_after, self.outbox.taken()).await.is_err() {
                 self.outbox.discard();
-                return Err(Some(idle(self.shared.config.idle_seconds)));
+                return Err(Some(Fault::idle(self.shared.config.idle_seconds)));
             }
         }
         Ok(())
@@ -388,8 +397,4 @@ impl Drop for EndGuard {
     fn drop(&mut self) {
         self.0.end(Err(Fault::ours()));
     }
-}
-
-fn idle(seconds: u64) -> Fault {
-    Fault::new(Reason::Idle, format!("nothing came and nothing was taken for {seconds} s (`idle_seconds`)"))
 }

@@ -10,6 +10,8 @@ mod command;
 mod config;
 mod decode;
 mod exchange;
+mod get;
+mod jobs;
 mod outbox;
 mod reader;
 mod sequence;

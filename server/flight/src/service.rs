@@ -10,8 +10,9 @@ use futures::{Stream, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    admin,
+    admin, get,
     shared::Shared,
+    stack::Peer,
     status::{Fault, unsupported},
 };
 
@@ -51,14 +52,14 @@ impl FlightService for Service {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        let result = admin::act(&self.shared, &request.into_inner())?;
-        Ok(Response::new(Box::pin(stream::iter([Ok(result)]))))
+        let results = admin::act(&self.shared, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream::iter(results.into_iter().map(Ok)))))
     }
 
-    async fn do_get(&self, _: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        Err(unsupported(
-            "DoGet pulls stored checkpoints, which this version does not read: send layers with DoExchange",
-        ))
+    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let peer = Peer::of(request.extensions(), &self.shared.config);
+        let answers = get::open(&self.shared, &request.into_inner().ticket, peer)?;
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {

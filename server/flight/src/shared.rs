@@ -5,14 +5,18 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use quarrel_checkpoint::CheckpointError;
 use quarrel_engine::Level;
 use quarrel_pool::{Budget, Pool};
 use quarrel_proto::Reason;
 use quarrel_wire::Shelf;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, status::Fault};
+use crate::{config::Config, jobs::Jobs, status::Fault};
 
 /// One server's means.
 #[derive(Debug)]
@@ -22,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) budget: Budget,
     pub(crate) shelf: Shelf,
+    pub(crate) jobs: Jobs,
     /// No new streams.
     pub(crate) draining: CancellationToken,
     /// No streams at all.
@@ -38,8 +43,9 @@ pub(crate) struct Place {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, pool: Pool) -> Shared {
-        Shared {
+    pub(crate) fn new(config: Config, pool: Pool, runtime: Handle) -> Result<Shared, CheckpointError> {
+        Ok(Shared {
+            jobs: Jobs::new(&config, runtime)?,
             level: config.cpu_level.unwrap_or_else(Level::detect),
             pool,
             shelf: Shelf::default(),
@@ -49,7 +55,7 @@ impl Shared {
             streams: Arc::new(Semaphore::new(config.streams_max)),
             opened: AtomicU64::new(0),
             config,
-        }
+        })
     }
 
     /// A place for a new stream on a connection with places for so many.

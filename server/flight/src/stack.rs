@@ -21,6 +21,7 @@ use quarrel_proto::command::COMMAND_BYTES_MAX;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener, UnixStream},
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
@@ -130,7 +131,7 @@ pub async fn run(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pool = Pool::new(config.threads.map_or(cores, usize::from))?;
     let drain = Duration::from_secs(config.drain_seconds);
-    let shared = Arc::new(Shared::new(config, pool));
+    let shared = Arc::new(Shared::new(config, pool, Handle::current())?);
     tracing::info!(address = bound.address, level = shared.level.name(), threads = shared.pool.threads(), "listening");
 
     let path = match &bound.socket {
@@ -178,11 +179,14 @@ pub async fn run(
     if let Some(path) = path {
         let _ = std::fs::remove_file(path);
     }
-    if timeout(drain, &mut server).await.is_err() {
+    let ended = async { tokio::join!(&mut server, shared.jobs.idle(shared.config.jobs_max)) };
+    tokio::pin!(ended);
+    if timeout(drain, &mut ended).await.is_err() {
         // tonic itself would wait for ever.
-        tracing::info!("stopping: the streams that still run are ended");
+        tracing::info!("stopping: what still runs is ended; jobs go on when they are submitted again");
         shared.stopped.cancel();
-        let _ = timeout(FAREWELL, &mut server).await;
+        shared.jobs.stop();
+        let _ = timeout(FAREWELL, &mut ended).await;
     }
     tracing::info!("stopped");
     Ok(())

@@ -3,6 +3,9 @@
 //! The code says who must act: INVALID_ARGUMENT and FAILED_PRECONDITION the caller, RESOURCE_EXHAUSTED and UNAVAILABLE
 //! the caller later, INTERNAL us. The message is `[reason] sentence`: for pyarrow the text is all that arrives.
 
+use std::io::ErrorKind;
+
+use quarrel_checkpoint::CheckpointError;
 use quarrel_engine::{LayerError, Note, PlanError, shorten};
 use quarrel_pool::{Panicked, Refused};
 use quarrel_proto::{Reason, command::CommandError};
@@ -23,6 +26,11 @@ pub(crate) struct Fault {
 impl Fault {
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Fault {
         Fault { reason, message: message.into() }
+    }
+
+    /// Nothing moves on a stream.
+    pub(crate) fn idle(seconds: u64) -> Fault {
+        Fault::new(Reason::Idle, format!("nothing came and nothing was taken for {seconds} s (`idle_seconds`)"))
     }
 
     /// A fault of the server, of which the log says more.
@@ -80,12 +88,17 @@ fn code(reason: Reason) -> Code {
         | Reason::KeptWithoutData
         | Reason::RowInconsistent
         | Reason::ChecksumMismatch
-        | Reason::SpanTooLarge => Code::InvalidArgument,
+        | Reason::SpanTooLarge
+        | Reason::UriInvalid
+        | Reason::SourceMalformed => Code::InvalidArgument,
+        Reason::UriNotAllowed => Code::PermissionDenied,
+        Reason::SourceMissing | Reason::JobUnknown => Code::NotFound,
+        Reason::SinkExists => Code::AlreadyExists,
         Reason::VerbUnsupported => Code::Unimplemented,
-        Reason::ClientNotReading => Code::FailedPrecondition,
+        Reason::ClientNotReading | Reason::SinkTaken | Reason::QualityMissed => Code::FailedPrecondition,
         Reason::Idle | Reason::HeaderTimeout | Reason::StreamTimeout => Code::DeadlineExceeded,
-        Reason::Busy | Reason::StreamsExceeded => Code::ResourceExhausted,
-        Reason::Stopping => Code::Unavailable,
+        Reason::Busy | Reason::StreamsExceeded | Reason::JobsExceeded => Code::ResourceExhausted,
+        Reason::Stopping | Reason::StorageFailed => Code::Unavailable,
         Reason::Internal => Code::Internal,
         // Rows say these; no stream ends with them.
         Reason::Ignored
@@ -122,6 +135,38 @@ impl From<CommandError> for Fault {
 impl From<PlanError> for Fault {
     fn from(error: PlanError) -> Fault {
         Fault::new(error.reason(), error.to_string())
+    }
+}
+
+impl From<CheckpointError> for Fault {
+    fn from(error: CheckpointError) -> Fault {
+        let message = error.to_string();
+        let reason = match error {
+            CheckpointError::Io { error, what, .. } => match error.kind() {
+                ErrorKind::NotFound if what == "cannot open" => Reason::SourceMissing,
+                ErrorKind::PermissionDenied => Reason::UriNotAllowed,
+                _ => Reason::StorageFailed,
+            },
+            CheckpointError::Read { .. } => Reason::StorageFailed,
+            CheckpointError::Uri { .. } => Reason::UriInvalid,
+            CheckpointError::NotAllowed { .. } => Reason::UriNotAllowed,
+            CheckpointError::Malformed { .. }
+            | CheckpointError::Model { .. }
+            | CheckpointError::Module { .. }
+            | CheckpointError::NothingQuantized { .. }
+            | CheckpointError::Twice { .. } => Reason::SourceMalformed,
+            CheckpointError::NoFolder { .. } | CheckpointError::NoFile { .. } | CheckpointError::Exists { .. } => {
+                Reason::SinkExists
+            }
+            CheckpointError::JobChanged { .. } | CheckpointError::JobRuns { .. } => Reason::SinkTaken,
+            CheckpointError::Gate { .. } => Reason::QualityMissed,
+            // These say it themselves.
+            CheckpointError::Command { reason, message } | CheckpointError::Layer { reason, message } => {
+                return Fault { reason, message };
+            }
+            _ => Reason::Internal,
+        };
+        Fault { reason, message }
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     convert::Infallible,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use arrow_flight::flight_service_server::FlightServiceServer;
@@ -73,7 +74,8 @@ fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
         stall_seconds: shared.config.stall_seconds,
     };
     let frames = receive::Frames::new(request.into_body(), limits);
-    match exchange::open(Arc::clone(shared), frames, share, peer) {
+    let patience = Duration::from_secs(shared.config.header_seconds);
+    match exchange::open(Arc::clone(shared), frames, share, peer, patience) {
         Ok(responses) => {
             let mut response = Response::new(Body::new(send::Reply::new(responses)));
             response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);

@@ -17,7 +17,7 @@ const CRATES: [(&str, &[&str], &[&str]); 11] = [
     ("server/engine", &["quarrel-kernels", "quarrel-proto"], &["tonic", "tokio", "futures", "tracing", "clap"]),
     ("server/pool", &[], &["arrow", "tonic", "hyper", "clap"]),
     ("server/checkpoint", &["quarrel-engine", "quarrel-pool", "quarrel-proto"], &["tonic", "clap"]),
-    ("server/flight", &["quarrel-engine", "quarrel-pool", "quarrel-proto", "quarrel-wire"], &[]),
+    ("server/flight", &["quarrel-checkpoint", "quarrel-engine", "quarrel-pool", "quarrel-proto", "quarrel-wire"], &[]),
     ("client/rust", &["quarrel-proto", "quarrel-wire"], &["clap", "rayon"]),
     ("client/cli", &["quarrel-checkpoint", "quarrel-client", "quarrel-flight"], &[]),
     ("tests/interop", &[], &[]),

@@ -4,7 +4,7 @@ use prost::Message;
 
 use crate::repository;
 
-const FILES: [&str; 2] = ["quarrel/v1/command.proto", "quarrel/v1/report.proto"];
+const FILES: [&str; 3] = ["quarrel/v1/command.proto", "quarrel/v1/job.proto", "quarrel/v1/report.proto"];
 
 #[test]
 fn checked_in_code_is_what_the_proto_files_generate() {

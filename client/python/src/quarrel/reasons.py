@@ -315,6 +315,58 @@ REASONS: dict[str, Reason] = {
         InvalidInputError,
         "Read answers while writing; the clients of Quarrel do.",
     ),
+    "uri_invalid": Reason(
+        "A URI that is none, or of a kind that is not read or not written.",
+        InvalidInputError,
+        "Use a URI of `file`, `s3`, `gs` or `az`, or of `https` to read.",
+    ),
+    "uri_not_allowed": Reason(
+        "A URI outside of what the server's operator allows to read or to write.",
+        InvalidInputError,
+        "Use a URI under a prefix of `server.info`, or have the operator allow it with `--allow-read` or "
+        "`--allow-write`.",
+    ),
+    "source_missing": Reason(
+        "There is nothing at the source's URI.",
+        InvalidInputError,
+        "Check the URI.",
+    ),
+    "source_malformed": Reason(
+        "What is at the source's URI is no checkpoint, or a damaged one.",
+        InvalidInputError,
+        "Check that it was copied whole, with its index.",
+    ),
+    "sink_exists": Reason(
+        "Something is at the sink's URI.",
+        InvalidInputError,
+        "Choose another URI, or replace what is there with `replace`.",
+    ),
+    "sink_taken": Reason(
+        "The sink was begun by another job, or is being written by one.",
+        InvalidInputError,
+        "Submit the job that began it, wait for the one that writes it, choose another URI, or start over "
+        "with `replace`.",
+    ),
+    "storage_failed": Reason(
+        "A store or a disk does not read or write now.",
+        UnavailableError,
+        "Try again later; the same job goes on where it was.",
+    ),
+    "quality_missed": Reason(
+        "A layer is worse than the job's `sqnr_db_min` or `cosine_min`.",
+        InvalidInputError,
+        "Choose a scheme of more bits or smaller groups, or ignore the layer.",
+    ),
+    "job_unknown": Reason(
+        "No job has that name; a server forgets jobs when it is started anew, and old ones when there are many.",
+        InvalidInputError,
+        "Ask `job.list`; a job that was forgotten goes on when it is submitted again.",
+    ),
+    "jobs_exceeded": Reason(
+        "More jobs at once than `jobs_max`.",
+        BusyError,
+        "Try again later, or raise the limit.",
+    ),
     "stopping": Reason(
         "The server is stopping.",
         UnavailableError,

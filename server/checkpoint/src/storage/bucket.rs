@@ -64,6 +64,8 @@ const USUAL: [&str; 22] = [
 #[derive(Clone)]
 pub struct Object {
     pub(super) store: Arc<dyn ObjectStore>,
+    /// Scheme, host and, where the host is not the bucket's own, the bucket.
+    pub(super) root: String,
     pub(super) key: Key,
     /// As it was given.
     pub(super) uri: String,

@@ -4,8 +4,9 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     ops::Range,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Component, Path, PathBuf},
+    sync::Arc,
     time::UNIX_EPOCH,
 };
 
@@ -24,10 +25,42 @@ const STEP_BYTES: u64 = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct Disk {
     pub(super) path: PathBuf,
+    /// The folder, without links, that nothing may lead out of.
+    pub(super) within: Option<Arc<PathBuf>>,
 }
 
 impl Disk {
+    pub(super) fn join(&self, name: &Path) -> Disk {
+        Disk { path: self.path.join(name), within: self.within.clone() }
+    }
+
+    /// Whether the path, links followed, stays where it must.
+    pub(super) fn check(&self) -> io::Result<()> {
+        let Some(within) = &self.within else { return Ok(()) };
+        // Of what is not there yet, the folder that is; a link that leads nowhere is there.
+        let there = self.path.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
+        let rest = self.path.strip_prefix(there).unwrap_or(Path::new(""));
+        let is_plain = rest.components().all(|part| matches!(part, Component::Normal(_)));
+        match there.canonicalize() {
+            Ok(real) if is_plain && real.join(rest).starts_with(&**within) => Ok(()),
+            Ok(_) => Err(outside()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(outside()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn make_folder(&self) -> io::Result<()> {
+        self.check()?;
+        fs::create_dir_all(&self.path)
+    }
+
+    pub(super) fn remove(&self) -> io::Result<()> {
+        self.check()?;
+        fs::remove_file(&self.path)
+    }
+
     pub(super) fn kind(&self) -> io::Result<Kind> {
+        self.check()?;
         let found = fs::metadata(&self.path)?;
         Ok(match () {
             () if found.is_dir() => Kind::Folder,
@@ -37,6 +70,7 @@ impl Disk {
     }
 
     pub(super) fn names(&self) -> io::Result<Vec<String>> {
+        self.check()?;
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let name = entry?.file_name().into_string();
@@ -47,22 +81,35 @@ impl Disk {
     }
 
     pub(super) fn below(&self, is_other: impl Fn(&str) -> bool + Copy) -> io::Result<Vec<PathBuf>> {
+        self.check()?;
         let mut found = Vec::new();
         gather(&self.path, Path::new(""), is_other, &mut found)?;
         Ok(found)
     }
 
     pub(super) fn open(&self) -> io::Result<Opened> {
+        self.check()?;
         let file = File::open(&self.path)?;
+        // What was opened, whoever has moved a link meanwhile.
+        if let Some(within) = &self.within
+            && !fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?.starts_with(&**within)
+        {
+            return Err(outside());
+        }
         let bytes = file.metadata()?.len();
         Ok(Opened::Disk { file, bytes })
     }
 
     pub(super) fn identity(&self) -> io::Result<Value> {
+        self.check()?;
         let found = fs::metadata(&self.path)?;
         let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         Ok(json!({ "bytes": found.len(), "modified": modified.map(|time| time.as_nanos().to_string()) }))
     }
+}
+
+fn outside() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "it leads out of what the operator allows")
 }
 
 fn gather(
@@ -71,7 +118,7 @@ fn gather(
     is_other: impl Fn(&str) -> bool + Copy,
     found: &mut Vec<PathBuf>,
 ) -> io::Result<()> {
-    for name in { Disk { path: root.join(below) } }.names()? {
+    for name in { Disk { path: root.join(below), within: None } }.names()? {
         let path = below.join(&name);
         let full = root.join(&path);
         let kind = fs::metadata(&full)?;

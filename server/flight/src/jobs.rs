@@ -1,0 +1,346 @@
+//! Jobs: checkpoints from one URI to another, which the server reads and writes under the prefixes that its operator allows.
+//!
+//! A job is a pure map over files (`quarrel_checkpoint::Job`); what it has made lies at its sink and nowhere else. So nothing here outlives the
+//! process, and a job that was stopped goes on when it is submitted again, to whichever server.
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use quarrel_checkpoint::{
+    Allowed, By, CheckpointError, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Stop, Stores, Tensor, Told,
+    of_checkpoint,
+};
+use quarrel_proto::{
+    Reason, VERSION,
+    v1::{self, command::Verb},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Config, shared::Shared, status::Fault};
+
+/// Jobs that are remembered after their end.
+const REMEMBERED: usize = 1_000;
+/// Until a job that is stopped has left nothing half-written.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a server does at URIs.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    stores: Stores,
+    read: Allowed,
+    write: Allowed,
+    places: Arc<Semaphore>,
+    /// The newest last.
+    known: Mutex<BTreeMap<u64, Arc<Entry>>>,
+    /// Told apart from those of a server that was here before.
+    prefix: String,
+}
+
+/// A job that was submitted.
+#[derive(Debug)]
+struct Entry {
+    state: Mutex<State>,
+    began: Instant,
+    stop: Arc<Stop>,
+    /// Nobody waits for it any more.
+    cancelled: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    job: v1::Job,
+    ended: bool,
+    /// Bytes of layers that are done, and of those that are not.
+    done: u64,
+    underway: u64,
+}
+
+const RUNNING: &str = "running";
+const DONE: &str = "done";
+const FAILED: &str = "failed";
+const CANCELLED: &str = "cancelled";
+
+impl Jobs {
+    /// What the configuration allows.
+    ///
+    /// # Errors
+    /// A prefix that is none.
+    pub(crate) fn new(config: &Config, runtime: Handle) -> Result<Jobs, CheckpointError> {
+        let stores = Stores::new(Config::variables(), runtime).that_follow_nothing();
+        Ok(Jobs {
+            read: Allowed::new(&config.allow_read, "--allow-read", &stores)?,
+            write: Allowed::new(&config.allow_write, "--allow-write", &stores)?,
+            stores,
+            places: Arc::new(Semaphore::new(config.jobs_max)),
+            known: Mutex::default(),
+            prefix: format!("{:08x}", RandomState::new().hash_one(0u8) as u32),
+        })
+    }
+
+    /// Where a URI leads that may be read.
+    pub(crate) fn source(&self, uri: &str) -> Result<Location, Fault> {
+        Ok(self.read.locate(uri, &self.stores)?)
+    }
+
+    /// Begins a job. What its command gets wrong is said at once; what is wrong with its source, by its status.
+    pub(crate) fn submit(&self, shared: &Arc<Shared>, request: v1::JobRequest) -> Result<v1::Job, Fault> {
+        if shared.draining.is_cancelled() {
+            return Err(Fault::new(Reason::Stopping, "the server is stopping: try another, or again later"));
+        }
+        let command = request.command.clone().unwrap_or_default();
+        let missing = |field: &str| Fault::new(Reason::CommandMalformed, format!("a job needs `{field}`, a URI"));
+        let source = command.source.as_deref().ok_or_else(|| missing("source"))?;
+        let sink = command.sink.as_deref().ok_or_else(|| missing("sink"))?;
+        let ends = (self.source(source)?, self.write.locate(sink, &self.stores)?);
+        if matches!(&command.verb, Some(Verb::Quantize(quantize)) if quantize.return_kept.is_some()) {
+            let what = "`return_kept` has no effect on a checkpoint: what is kept is copied";
+            return Err(Fault::new(Reason::OptionConflict, what));
+        }
+        for (name, value) in [("sqnr_db_min", request.sqnr_db_min), ("cosine_min", request.cosine_min)] {
+            if value.is_some_and(|value| !value.is_finite()) {
+                return Err(Fault::new(Reason::OptionInvalid, format!("`{name}` is no finite number")));
+            }
+        }
+        // The plan of the verb alone: a stream's has no URIs.
+        quarrel_engine::Plan::new(&v1::Command { verb: command.verb.clone(), ..v1::Command::default() })?;
+        let most = shared.config.jobs_max;
+        let exceeded = || format!("{most} jobs run, as many as `jobs_max`: try again later");
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| Fault::new(Reason::JobsExceeded, exceeded()))?;
+
+        let (number, entry) = self.enter(command);
+        tracing::info!(job = self.name(number), source = ?ends.0.shown(), sink = ?ends.1.shown(), "job submitted");
+        let work = Work { shared: Arc::clone(shared), entry: Arc::clone(&entry), request, ends };
+        tokio::spawn(work.run(self.name(number), place));
+        Ok(entry.job())
+    }
+
+    fn name(&self, number: u64) -> String {
+        format!("{}-{number}", self.prefix)
+    }
+
+    fn enter(&self, command: v1::Command) -> (u64, Arc<Entry>) {
+        let mut known = lock(&self.known);
+        let number = known.last_key_value().map_or(1, |(last, _)| last + 1);
+        let job =
+            v1::Job { job: self.name(number), state: RUNNING.to_owned(), command: Some(command), ..v1::Job::default() };
+        let entry = Arc::new(Entry {
+            state: Mutex::new(State { job, ended: false, done: 0, underway: 0 }),
+            began: Instant::now(),
+            stop: Arc::default(),
+            cancelled: CancellationToken::new(),
+        });
+        known.insert(number, Arc::clone(&entry));
+        // The oldest that are over go.
+        let over = known.iter().filter(|(_, entry)| lock(&entry.state).ended).map(|(number, _)| *number);
+        let over = Vec::from_iter(over);
+        for number in &over[..over.len().saturating_sub(REMEMBERED)] {
+            known.remove(number);
+        }
+        (number, entry)
+    }
+
+    fn find(&self, name: &str) -> Result<Arc<Entry>, Fault> {
+        let number = name.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('-')?.parse::<u64>().ok());
+        let found = number.and_then(|number| lock(&self.known).get(&number).cloned());
+        let name = quarrel_engine::shorten(name, 100);
+        found.ok_or_else(|| Fault::new(Reason::JobUnknown, format!("no job is called `{name}`")))
+    }
+
+    /// How far a job is.
+    pub(crate) fn status(&self, name: &str) -> Result<v1::Job, Fault> {
+        Ok(self.find(name)?.job())
+    }
+
+    /// Stops a job, unless it is about to be done.
+    pub(crate) fn cancel(&self, name: &str) -> Result<v1::Job, Fault> {
+        let entry = self.find(name)?;
+        entry.cancel();
+        Ok(entry.job())
+    }
+
+    /// Every job, the newest first.
+    pub(crate) fn list(&self) -> Vec<v1::Job> {
+        lock(&self.known).values().rev().map(|entry| entry.job()).collect()
+    }
+
+    /// Waits until no job runs.
+    pub(crate) async fn idle(&self, most: usize) {
+        let all = u32::try_from(most).unwrap_or(u32::MAX);
+        let _ = self.places.acquire_many(all).await;
+    }
+
+    /// Stops all of them.
+    pub(crate) fn stop(&self) {
+        lock(&self.known).values().for_each(|entry| entry.cancel());
+    }
+}
+
+impl Entry {
+    fn job(&self) -> v1::Job {
+        let state = lock(&self.state);
+        let mut job = state.job.clone();
+        if !state.ended {
+            job.seconds = self.began.elapsed().as_secs_f64();
+            job.bytes_done = state.done + state.underway;
+        }
+        job
+    }
+
+    fn cancel(&self) {
+        // Too late once what makes it a model is being written.
+        if self.stop.stop() {
+            self.cancelled.cancel();
+        }
+    }
+
+    fn opened(&self, job: &Job) {
+        let mut state = lock(&self.state);
+        state.job.bytes_total = job.sent().map(Tensor::bytes).sum();
+        if let (Some(effective), Some(command)) = (job.effective(), &mut state.job.command) {
+            command.verb = effective.verb.clone();
+        }
+    }
+
+    fn told(&self, told: Told<'_>) {
+        let mut state = lock(&self.state);
+        match told {
+            Told::Layer { name, bytes, completes } => {
+                state.job.layer = Some(name.to_owned());
+                state.underway = if completes { 0 } else { bytes };
+                state.done += if completes { bytes } else { 0 };
+            }
+            Told::Skipped(bytes) => state.done += bytes,
+            Told::Writes => state.job.layer = None,
+        }
+    }
+
+    fn end(&self, ended: &Result<v1::Summary, Fault>) {
+        let mut state = lock(&self.state);
+        state.job.seconds = self.began.elapsed().as_secs_f64();
+        state.job.bytes_done = state.done + state.underway;
+        state.job.layer = None;
+        state.ended = true;
+        match ended {
+            Ok(summary) => {
+                state.job.state = DONE.to_owned();
+                state.job.bytes_done = state.job.bytes_total;
+                state.job.summary = Some(summary.clone());
+            }
+            Err(_) if self.stop.is_stopped() => state.job.state = CANCELLED.to_owned(),
+            Err(fault) => {
+                state.job.state = FAILED.to_owned();
+                state.job.reason = Some(fault.reason.word().to_owned());
+                state.job.message = Some(fault.message.clone());
+            }
+        }
+    }
+}
+
+/// What a job is to do.
+struct Work {
+    shared: Arc<Shared>,
+    entry: Arc<Entry>,
+    request: v1::JobRequest,
+    ends: (Location, Location),
+}
+
+impl Work {
+    /// To its end, whatever that is.
+    async fn run(self, name: String, place: OwnedSemaphorePermit) {
+        let entry = Arc::clone(&self.entry);
+        // It reads and writes files: on a thread that may block.
+        let runtime = Handle::current();
+        let worked = tokio::task::spawn_blocking(move || runtime.block_on(self.until_cancelled()));
+        let ended = worked.await.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => {
+                // The hook has logged it; a panic ends its job only.
+                drop(panic);
+                Err(Fault::ours())
+            }
+            Err(_) => Err(Fault::new(Reason::Stopping, "the server is stopping")),
+        });
+        entry.end(&ended);
+        drop(place);
+        let seconds = entry.began.elapsed().as_secs_f64();
+        match &ended {
+            Ok(_) => tracing::info!(job = name, seconds, "job done"),
+            Err(_) if entry.stop.is_stopped() => tracing::info!(job = name, seconds, "job cancelled"),
+            Err(fault) if fault.is_ours() => {
+                tracing::error!(job = name, seconds, fault = ?fault.to_string(), "job failed")
+            }
+            Err(fault) => tracing::info!(job = name, seconds, fault = ?fault.to_string(), "job failed"),
+        }
+    }
+
+    async fn until_cancelled(self) -> Result<v1::Summary, Fault> {
+        let (stop, cancelled) = (Arc::clone(&self.entry.stop), self.entry.cancelled.clone());
+        let done = tokio::select! {
+            done = self.done() => done,
+            () = cancelled.cancelled() => Err(CheckpointError::stopped()),
+        };
+        // A file that is being written is taken back: the thread that does so has the other half of this.
+        let patience = Instant::now() + PATIENCE;
+        while stop.is_stopped() && Arc::strong_count(&stop) > 2 && Instant::now() < patience {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(done?)
+    }
+
+    async fn done(self) -> Result<v1::Summary, CheckpointError> {
+        let Work { shared, entry, request, ends: (source, sink) } = self;
+        let replace = if request.replace.unwrap_or_default() { Replace::AtTheEnd } else { Replace::Never };
+        let gate = Gate { sqnr_db_min: request.sqnr_db_min, cosine_min: request.cosine_min };
+        let stop = &entry.stop;
+        let mut job = match request.command.and_then(|command| command.verb) {
+            Some(Verb::Quantize(command)) => {
+                let command = of_checkpoint(command, source.is_folder()?);
+                Job::open(&source, &sink, command, (replace, gate), stop)?
+            }
+            Some(Verb::Dequantize(command)) => Job::open_dense(&source, &sink, command.dtype, replace, stop)?,
+            Some(Verb::Measure(_)) | None => return Err(CheckpointError::Ours("a job of no verb".to_owned())),
+        };
+        entry.opened(&job);
+        let span_bytes_max = shared.config.layer_limits().span_bytes_max;
+        let local = Local::on(shared.pool.clone(), shared.level, JOB_BYTES).with_spans_of(span_bytes_max);
+        let made = job.run(&local, stop, |told| entry.told(told)).await?;
+        let by = By { server: None, contract: VERSION.to_owned(), cpu_level: shared.level.name().to_owned() };
+        let report = Report::of(&job, &made, by, entry.began.elapsed().as_secs_f64());
+        if let Some(target) = job.report()? {
+            report.write(&target)?;
+        }
+        job.finish(&made, stop)?;
+        Ok(summary(&report))
+    }
+}
+
+fn summary(report: &Report) -> v1::Summary {
+    let totals = &report.totals;
+    v1::Summary {
+        rows: report.layers.len() as u64,
+        layers_quantized: totals.quantized as u64,
+        layers_kept: totals.kept as u64,
+        layers_failed: totals.failed as u64,
+        elements: totals.elements,
+        bytes_in: totals.source_bytes,
+        bytes_out: totals.destination_bytes,
+        bits_per_weight: totals.bits_per_weight,
+        worst_layer: totals.worst_layer.clone(),
+        worst_sqnr_db: totals.worst_sqnr_db,
+        total_seconds: report.seconds,
+        ..v1::Summary::default()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic between two lines of this file leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,290 @@
+"""Jobs on a server: checkpoints from URI to URI, under the prefixes that its operator allows."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import flight
+
+from clients.test_cli_folder import files, write_model
+from harness import cli, stores, wire
+
+REFUSED = (flight.FlightError, pa.ArrowException)
+SECONDS_MAX = 60  # ends a test that hangs; nothing is measured by it
+
+
+@pytest.fixture(scope="module")
+def s3():
+    store = stores.S3()
+    yield store
+    store.stop()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture
+def folders(model, tmp_path):
+    """What a server may read and write: folders that are there."""
+    shutil.copytree(model, tmp_path / "read/model")
+    (tmp_path / "write").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def client(fresh_server, folders):
+    server = fresh_server("--allow-read", folders / "read", "--allow-write", folders / "write")
+    with wire.connect(server.location) as client:
+        yield client
+
+
+def act(client, action, body=None) -> list[dict]:
+    data = b"" if body is None else json.dumps(body).encode()
+    return [json.loads(result.body.to_pybytes()) for result in client.do_action(flight.Action(action, data))]
+
+
+def submit(client, source, sink, how=None, **options) -> dict:
+    verb = how or {"quantize": {"scheme": "W4A16"}}
+    job, = act(client, "job.submit", {"command": verb | {"source": str(source), "sink": str(sink)}} | options)
+    return job
+
+
+def ended(client, job) -> dict:
+    deadline = time.monotonic() + SECONDS_MAX
+    while job["state"] == "running":
+        assert time.monotonic() < deadline, job
+        time.sleep(0.01)  # between two looks
+        job, = act(client, "job.status", {"job": job["job"]})
+    return job
+
+
+def done(client, *args, **options) -> dict:
+    job = ended(client, submit(client, *args, **options))
+    assert job["state"] == "done", job
+    return job
+
+
+def refused(client, *args, **options) -> str:
+    with pytest.raises(REFUSED) as caught:
+        submit(client, *args, **options)
+    return str(caught.value)
+
+
+def test_a_job_makes_what_the_command_line_makes(client, folders, model, tmp_path):
+    job = done(client, f"file://{folders}/read/model", f"file://{folders}/write/out")
+    cli.quantize(model, tmp_path / "expected", "-s", "W4A16")
+    expected = files(tmp_path / "expected")
+    assert files(folders / "write/out") == expected
+    told = json.loads(expected["report"])
+    assert job["summary"]["layers_quantized"] == told["totals"]["quantized"] == 14
+    assert job["summary"]["layers_kept"] == told["totals"]["kept"]
+    assert job["summary"]["worst_layer"] == told["totals"]["worst_layer"]
+    assert job["bytes_done"] == job["bytes_total"] > 0
+    recipe = job["command"]["quantize"]["recipe"]
+    assert recipe["ignore"] == ["@standard"] and recipe["rules"][0]["targets"] == ["Linear"]
+    assert act(client, "job.list") == [job]
+    dense = done(client, f"file://{folders}/read/../read/model/", f"file://{folders}/write/x", {"quantize": {"scheme": "W8A8"}})
+    assert [found["job"] for found in act(client, "job.list")] == [dense["job"], job["job"]]
+
+
+def test_a_job_dequantizes(fresh_server, folders, tmp_path):
+    cli.quantize(folders / "read/model", folders / "read/coded", "-s", "NVFP4A16")
+    cli.done("dequantize", folders / "read/coded", tmp_path / "expected")
+    server = fresh_server("--allow-read", f"file://{folders}/read", "--allow-write", folders / "write")
+    with wire.connect(server.location) as client:
+        done(client, f"file://{folders}/read/coded", f"file://{folders}/write/dense", {"dequantize": {}})
+    assert files(folders / "write/dense").keys() - {"report"} == files(tmp_path / "expected").keys()
+    for name, data in files(tmp_path / "expected").items():
+        assert (folders / "write/dense" / name).read_bytes() == data
+
+
+def test_from_a_bucket_to_a_bucket(fresh_server, s3, model, tmp_path):
+    source = s3.put(model, "jobs/model")
+    flags = "--allow-read", "s3://models/jobs", "--allow-write", "s3://models/made"
+    server = fresh_server(*flags, env=s3.environment())
+    cli.quantize(model, tmp_path / "expected", "-s", "NVFP4A16")
+    with wire.connect(server.location) as client:
+        nvfp4 = {"quantize": {"scheme": "NVFP4A16"}}
+        done(client, source, "s3://models/made/out", nvfp4)
+        assert files(s3.fetch("made/out", tmp_path / "out")) == files(tmp_path / "expected")
+        for uri in ["s3://models/jobs2/x", "s3://models", "s3://other/jobs/x", "s3://models/made/out"]:
+            assert "[uri_not_allowed]" in refused(client, uri, "s3://models/made/y", nvfp4), uri
+        assert "[uri_not_allowed]" in refused(client, source, "s3://models/jobs/out", nvfp4)
+        info, = act(client, "server.info")
+        assert (info["allow_read"], info["allow_write"]) == (["s3://models/jobs"], ["s3://models/made"])
+
+
+def test_a_server_touches_nothing_unless_told_to(server, folders):
+    with wire.connect(server.location) as client:
+        assert "[uri_not_allowed]" in refused(client, f"file://{folders}/read/model", f"file://{folders}/write/out")
+    assert not list((folders / "write").iterdir())
+
+
+def test_nothing_leads_out_of_what_is_allowed(client, folders, model):
+    (folders / "secret").mkdir()
+    shutil.copy(next(model.glob("*.safetensors")), folders / "secret/model.safetensors")
+    (folders / "read/link").symlink_to(folders / "secret")
+    (folders / "read/one.safetensors").symlink_to(folders / "secret/model.safetensors")
+    (folders / "write/link").symlink_to(folders / "secret")
+    (folders / "write/dangling").symlink_to(folders / "elsewhere")
+    sink = f"file://{folders}/write/out"
+    outside = [f"{folders}/secret", f"{folders}/read/link", f"{folders}/read/one.safetensors", f"{folders}/read/../secret",
+               f"{folders}/read/%2e%2e/secret", f"{folders}/read/..%2fsecret", f"{folders}/readable", "/etc/passwd"]
+    for path in outside:
+        assert "[uri_not_allowed]" in refused(client, f"file://{path}", sink), path
+    for path in [f"{folders}/secret/out", f"{folders}/write/link/out", f"{folders}/write/dangling", f"{folders}/read/out",
+                 f"{folders}/write/dangling/out"]:
+        assert "[uri_not_allowed]" in refused(client, f"file://{folders}/read/model", f"file://{path}"), path
+    # A file of a model that is a link out of it; a folder of the sink, likewise.
+    shard = next((folders / "read/model").glob("*.safetensors"))
+    shard.unlink()
+    shard.symlink_to(folders / "secret/model.safetensors")
+    job = ended(client, submit(client, f"file://{folders}/read/model", sink))
+    assert (job["state"], job["reason"]) == ("failed", "uri_not_allowed") and shard.name in job["message"]
+    (folders / "write/planted").mkdir()
+    (folders / "write/planted/.quarrel").symlink_to(folders / "secret")
+    shard.unlink()
+    shutil.copy(folders / "secret/model.safetensors", shard)
+    job = ended(client, submit(client, f"file://{folders}/read/model", f"file://{folders}/write/planted", replace=True))
+    assert (job["state"], job["reason"]) == ("failed", "uri_not_allowed")
+    assert [path.name for path in (folders / "secret").iterdir()] == ["model.safetensors"]
+
+
+def test_an_answer_that_leads_elsewhere_is_not_followed(fresh_server, folders, model):
+    moved = {"/moved/" + path.name: "/" + path.name for path in model.iterdir()}
+    with stores.web(model, moved) as (_, url):
+        server = fresh_server("--allow-read", url, "--allow-write", folders / "write")
+        with wire.connect(server.location) as client:
+            done(client, url, f"file://{folders}/write/straight")
+            job = ended(client, submit(client, f"{url}/moved", f"file://{folders}/write/moved"))
+    assert job["state"] == "failed" and job["reason"] == "storage_failed", job
+    assert not (folders / "write/moved").exists()
+
+
+BAD = {
+    "no source": ({"sink": "file:///x"}, {}, "[command_malformed]", "`source`"),
+    "no sink": ({"source": "file:///x"}, {}, "[command_malformed]", "`sink`"),
+    "a path": ({"source": "/tmp", "sink": "file:///x"}, {}, "[uri_invalid]", "`/tmp`"),
+    "an unknown scheme": ({"quantize": {"scheme": "int99"}}, {}, "[scheme_unknown]", "int99"),
+    "an unknown field": ({}, {"force": True}, "[field_unknown]", "force"),
+    "an option without effect": ({"quantize": {"scheme": "int8", "return_kept": True}}, {}, "[option_conflict]", "return_kept"),
+    "measure": ({"quantize": None, "measure": {}}, {}, "[verb_unsupported]", "measure"),
+    "no number": ({}, {"sqnr_db_min": "NaN"}, "[option_invalid]", "sqnr_db_min"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_request_that_cannot_be_is_told(what, client, folders):
+    command, options, *says = BAD[what]
+    uris = {"source": f"file://{folders}/read/model", "sink": f"file://{folders}/write/out"}
+    command = {"quantize": {"scheme": "W4A16"}} | (command if "source" in command or "sink" in command else uris | command)
+    command = {key: value for key, value in command.items() if value is not None}
+    with pytest.raises(REFUSED) as caught:
+        act(client, "job.submit", {"command": command} | options)
+    assert all(word in str(caught.value) for word in says), caught.value
+    assert not list((folders / "write").iterdir())
+    assert act(client, "job.list") == []
+
+
+def test_what_is_wrong_with_source_or_sink_is_told_by_the_status(client, folders):
+    read, write = f"file://{folders}/read", f"file://{folders}/write"
+    (folders / "read/empty").mkdir()
+    (folders / "read/broken.safetensors").write_bytes(b"\xff" * 100)
+    (folders / "write/there").mkdir()
+    (folders / "write/there/mine.txt").write_text("mine")
+    for source, sink, options, reason in [
+        ("nothing", "out", {}, "source_missing"),
+        ("empty", "out", {}, "source_malformed"),
+        ("broken.safetensors", "out", {}, "source_malformed"),
+        ("model", "there", {}, "sink_exists"),
+        ("model", "out", {"sqnr_db_min": 99}, "quality_missed"),
+        ("model", "out", {"how": {"quantize": {"scheme": "W8A16"}}}, "sink_taken"),
+        ("model", "dense", {"how": {"dequantize": {}}}, "source_malformed"),
+        ("model", "calibrated", {"how": {"quantize": {"scheme": "FP8"}}}, "needs_calibration"),
+    ]:
+        job = ended(client, submit(client, f"{read}/{source}", f"{write}/{sink}", **options))
+        assert (job["state"], job.get("reason")) == ("failed", reason), job
+        assert job["message"] and "summary" not in job
+    assert not (folders / "write/out/config.json").exists()
+    done(client, f"{read}/model", f"{write}/out")
+    assert [path.name for path in (folders / "write/there").iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture
+def large(folders):
+    """A model that takes a second."""
+    folder = folders / "read/large"
+    folder.mkdir()
+    weights = np.resize(np.arange(1 << 16, dtype=np.float32) / 997 - 33, (2048, 4096)).astype(ml_dtypes.bfloat16)
+    cli.write(folder / "model.safetensors", {f"layers.{at}.weight": weights for at in range(10)})
+    return f"file://{folder}"
+
+
+def test_a_job_that_is_cancelled_stops_and_can_go_on(client, folders, large):
+    solver = {"quantize": {"scheme": "int4/g128;solver=mse"}}
+    job = submit(client, large, f"file://{folders}/write/out", solver)
+    job, = act(client, "job.cancel", {"job": job["job"]})
+    job = ended(client, job)
+    assert job["state"] == "cancelled" and "summary" not in job, job
+    assert not (folders / "write/out/model.safetensors").exists()
+    assert not [path for path in (folders / "write").rglob("*.partial")]
+    done(client, large, f"file://{folders}/write/out", solver)
+    again, = act(client, "job.cancel", {"job": job["job"]})
+    assert again == job
+
+
+def test_names_that_are_no_jobs_are_told(client):
+    for action in ["job.status", "job.cancel"]:
+        for name in ["", "1", "x" * 3000, "00000000-1"]:
+            with pytest.raises(REFUSED, match=r"\[job_unknown\]"):
+                act(client, action, {"job": name})
+        with pytest.raises(REFUSED, match=r"\[command_missing\]"):
+            act(client, action)
+    with pytest.raises(REFUSED, match=r"\[option_conflict\]"):
+        act(client, "job.list", {})
+
+
+def test_one_job_too_many_is_refused(fresh_server, folders, large):
+    server = fresh_server("--allow-read", folders, "--allow-write", folders / "write", "--jobs-max", 1)
+    with wire.connect(server.location) as client:
+        solver = {"quantize": {"scheme": "int4/g128;solver=mse"}}
+        first = submit(client, large, f"file://{folders}/write/one", solver)
+        assert "[jobs_exceeded]" in refused(client, large, f"file://{folders}/write/two")
+        act(client, "job.cancel", {"job": first["job"]})
+        ended(client, first)
+        done(client, large, f"file://{folders}/write/two")
+
+
+def test_a_server_that_stops_lets_jobs_end_or_leaves_what_can_go_on(fresh_server, folders, large):
+    solver = {"quantize": {"scheme": "int4/g128;solver=mse"}}
+    flags = "--allow-read", folders, "--allow-write", folders / "write"
+    patient, hasty = fresh_server(*flags), fresh_server(*flags, "--drain-seconds", 0)
+    for server, name in [(patient, "patient"), (hasty, "hasty")]:
+        with wire.connect(server.location) as client:
+            submit(client, large, f"file://{folders}/write/{name}", solver)
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait(SECONDS_MAX)
+    assert (folders / "write/patient/model.safetensors").exists()
+    assert not (folders / "write/hasty/model.safetensors").exists()
+    with wire.connect(fresh_server(*flags).location) as client:
+        done(client, large, f"file://{folders}/write/hasty", solver)
+    expected, found = files(folders / "write/patient"), files(folders / "write/hasty")
+    assert found == expected
+
+
+def test_streams_go_on_beside_a_job(fresh_server, folders, large):
+    server = fresh_server("--allow-read", folders, "--allow-write", folders)
+    with wire.connect(server.location) as client:
+        job = submit(client, large, f"file://{folders}/write/out", {"quantize": {"scheme": "int4/g128;solver=mse"}})
+        batch = wire.layer_batch("layer", np.ones((4, 8), np.float32))
+        reply = wire.exchange(server.location, {"quantize": {"scheme": "int8"}}, [batch])
+        assert [row["status"] for row in reply.rows] == ["quantized"]
+        assert ended(client, job)["state"] == "done"
