@@ -157,6 +157,9 @@ CASES = [
     bad_header("offsets below zero", {"a.weight": entry(2, 2, at=(-16, 0))}, "-16", data=b""),
     bad_header("a shape that lies", {"a.weight": entry(2, 3)}, "`a.weight`", data=b"\0" * 16),
     bad_header("a shape beyond all", {"a.weight": entry(2**40, 2**40)}, "`a.weight`", data=b"\0" * 16),
+    bad_header("two tensors of one name in a header",
+               b'{"a.weight":%s,"a.weight":%s}' % ((json.dumps(entry(2, 2)).encode(),) * 2), "`a.weight`", "twice",
+               data=b"\0" * 16),
     bad_header("a type that is none", {"a.weight": entry(2, 2, dtype="Q4")}, "`Q4`", data=b"\0" * 16),
     bad_header("metadata of numbers", {"__metadata__": {"a": 1}, "a.weight": entry(2, 2)}, data=b"\0" * 16),
 

@@ -374,6 +374,10 @@ def test_folders_that_are_no_model_are_told(model, tmp_path):
     wrong = shutil.copytree(model, tmp_path / "wrong")
     (wrong / "config.json").write_text("[1")
     assert "config.json" in refused(3, wrong, tmp_path / "out", "-s", "W4A16")
+    twice = shutil.copytree(model, tmp_path / "twice")
+    name, file = next(iter(json.loads((twice / INDEX).read_text())["weight_map"].items()))
+    (twice / INDEX).write_text('{"weight_map": {"%s": "%s", "%s": "%s"}}' % ((name, file) * 2))
+    assert f"tensor `{name}` is there twice" in refused(3, twice, tmp_path / "out", "-s", "W4A16")
 
 
 def test_a_server_elsewhere_makes_the_same_model(model, tmp_path, server):

@@ -15,6 +15,7 @@ mod error;
 mod estimate;
 mod fate;
 mod fused;
+mod header;
 mod job;
 mod local;
 mod make;

@@ -5,11 +5,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
+    fmt, io,
     path::{Component, Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, Visitor},
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -51,6 +54,7 @@ pub struct Folder {
 struct Index {
     #[serde(default)]
     metadata: Map<String, Value>,
+    #[serde(deserialize_with = "once")]
     weight_map: BTreeMap<String, String>,
 }
 
@@ -207,6 +211,30 @@ fn read_json<T: for<'a> Deserialize<'a>>(folder: &Location, name: &str) -> Resul
     let path = file.shown();
     let bytes = file.read(JSON_BYTES_MAX).map_err(CheckpointError::io("cannot read", &path))?;
     serde_json::from_slice(&bytes).map_err(|error| malformed(&path, format!("it is no JSON of the kind: {error}")))
+}
+
+/// Names and files, no name twice: a reader would take the one or the other.
+fn once<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Once;
+    impl<'de> Visitor<'de> for Once {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of files by tensor")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut files = BTreeMap::new();
+            while let Some((tensor, file)) = map.next_entry::<String, String>()? {
+                if files.contains_key(&tensor) {
+                    return Err(A::Error::custom(format_args!("tensor `{tensor}` is there twice")));
+                }
+                files.insert(tensor, file);
+            }
+            Ok(files)
+        }
+    }
+    deserializer.deserialize_map(Once)
 }
 
 fn malformed(path: &Path, detail: String) -> CheckpointError {

@@ -10,13 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use safetensors::Dtype;
 
 use crate::{
     error::CheckpointError,
+    header,
     storage::{Kind, Location, Opened},
     target::Stop,
 };
@@ -88,10 +86,7 @@ impl Source {
             return Err(malformed(format!("its header claims {header} bytes, in a file of {length}")));
         }
         let buffer = file.read(8..8 + header).map_err(read)?;
-        // This checks every tensor's bytes against its shape, and that they lie one after the other.
-        let found: Metadata = serde_json::from_slice(&buffer).map_err(|error| {
-            malformed(wrong_tensor(&buffer).unwrap_or_else(|| format!("its header is wrong: {error}")))
-        })?;
+        let found = header::read(&buffer).map_err(malformed)?;
         let (data, expected) = (8 + header, 8 + header + found.data_len() as u64);
         if expected != length {
             return Err(malformed(format!("it has {length} bytes: its header says {expected}")));
@@ -168,17 +163,4 @@ impl Source {
     pub(crate) fn copy(&self, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
         self.0.file.copy(range, to, stop)
     }
-}
-
-/// Which tensor of a header does not fit its shape: the library says only that one does not.
-fn wrong_tensor(header: &[u8]) -> Option<String> {
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
-    header.into_iter().filter(|(name, _)| name != "__metadata__").find_map(|(name, said)| {
-        let info: TensorInfo = serde_json::from_value(said).ok()?;
-        let (start, end) = info.data_offsets;
-        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, dimension| bits.checked_mul(*dimension));
-        let fits = bits.is_some_and(|bits| bits.is_multiple_of(8) && end.checked_sub(start) == Some(bits / 8));
-        let what = || format!("tensor `{name}` of {:?} {:?} has bytes {start}..{end}", info.dtype, info.shape);
-        (!fits).then(what)
-    })
 }
