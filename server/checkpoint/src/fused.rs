@@ -78,7 +78,7 @@ pub(crate) fn with_shared_scales(
     if let Some(How::Recipe(recipe)) = &mut command.how {
         let sets = sets.iter().filter(|set| set.layers.iter().any(|layer| is_asked(layer)));
         let rules = sets.map(|set| v1::Rule {
-            targets: set.layers.clone(),
+            targets: set.layers.iter().map(|layer| target(layer)).collect(),
             scheme: set.scheme.clone(),
             amax: Some(set.amax),
             ..Default::default()
@@ -86,6 +86,22 @@ pub(crate) fn with_shared_scales(
         recipe.rules.splice(0..0, Vec::from_iter(rules));
     }
     command
+}
+
+/// The target that matches a layer of that name alone: a name may read as a pattern, which would match others, or be none that can be compiled.
+fn target(layer: &str) -> String {
+    const MARKS: [char; 6] = ['*', '?', '[', '{', '}', '\\'];
+    let is_plain = !layer.contains(MARKS) && !layer.starts_with("re:") && !layer.starts_with('@');
+    if is_plain {
+        return layer.to_owned();
+    }
+    // What it begins with makes it a regex or a set.
+    let is_first = |at: usize, letter: char| at == 0 && ['r', '@'].contains(&letter);
+    let class = |(at, letter): (usize, char)| match is_first(at, letter) || MARKS.contains(&letter) {
+        true => format!("[{letter}]"),
+        false => letter.to_string(),
+    };
+    layer.chars().enumerate().map(class).collect()
 }
 
 /// The fused sets among what is quantized with a global scale, in the order of their names.
@@ -127,4 +143,31 @@ fn greatest(tensors: &[Found<'_>], stop: &Stop) -> Result<Option<f32>, Checkpoin
         }
     }
     Ok(Some(most))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// The schemes of a layer where a set of one layer is fused; any other layer is kept.
+    fn schemes(fused: &str, layer: &str) -> Vec<String> {
+        let rule = v1::Rule { targets: vec!["nothing".to_owned()], scheme: "int8".to_owned(), ..Default::default() };
+        let recipe = v1::Recipe { rules: vec![rule], ignore: Vec::new() };
+        let command = v1::Quantize { how: Some(How::Recipe(recipe)), ..Default::default() };
+        let set = Fused { layers: vec![fused.to_owned()], scheme: "NVFP4A16".to_owned(), amax: 1.0 };
+        let plan = plan_of(&with_shared_scales(&command, &[set], |_| true)).unwrap();
+        let schemes = plan.schemes_of(layer, &[2, 32], "f32").unwrap();
+        schemes.iter().map(Scheme::to_string).collect()
+    }
+
+    #[test]
+    fn a_fused_layer_whose_name_reads_as_a_pattern_is_matched_alone() {
+        for name in ["m.q", "*.q", "re:(.q", "re:.*q", "@m.q", "m[0].q", "m{a.q", "m}?.q", "\\d.q", "!*.q", "^[!a].q"] {
+            let name = format!("{name}_proj.weight");
+            assert_eq!(schemes(&name, &name), ["NVFP4A16"], "{name} as {}", target(&name));
+            assert!(schemes(&name, "m.0.q_proj.weight").is_empty(), "{name} as {}", target(&name));
+        }
+    }
 }
