@@ -8,10 +8,13 @@ VENV_BENCH := .venv-bench
 VENV_PTQ := .venv-ptq
 PY := $(VENV)/bin/python
 DIST := target/dist/quarrel
+FUZZ := target/fuzz
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= safetensors model command scheme frames stream
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python test-asan test-valgrind lint proto golden test-interop bench bench-python bench-kernels bench-memory bench-checkpoint load-test profile choosing docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python test-asan test-valgrind fuzz lint proto golden test-interop bench bench-python bench-kernels bench-memory bench-checkpoint load-test profile choosing docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,8 +44,19 @@ test-valgrind: ## The kernels' tests under valgrind, which must be installed: le
 	QUARREL_TEST_LEVELS=scalar,avx2 QUARREL_TEST_QUICK=1 cargo test --release --locked --package quarrel-kernels \
 		--test conformance --config 'target."cfg(unix)".runner = "valgrind --error-exitcode=1"'
 
+# What cargo-fuzz would say to the compiler; the sanitizer is there so that every allocation is seen. A g++ builds libFuzzer itself.
+fuzz: ## Each reader fuzzed for FUZZ_SECONDS (60) seconds; a panic, 2 s for one input or 256 MiB in one piece end it
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(FUZZ) RUSTFLAGS="-Zsanitizer=address -Cpasses=sancov-module \
+		-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+		-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+		-Ccodegen-units=1 --cfg fuzzing" \
+		cargo build --release --manifest-path tests/fuzz/Cargo.toml --target $$(rustc -vV | sed -n 's/^host: //p')
+	sh tests/fuzz/run.sh $(FUZZ) $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
 lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors
 	cargo fmt --all --check
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	cd client/python && ../../$(PY) -m mypy --cache-dir=../../.cache/mypy
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps

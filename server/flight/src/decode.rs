@@ -58,8 +58,10 @@ impl FrameIn {
 
 /// What a frame was.
 #[derive(Debug)]
-pub(crate) enum Decoded {
+pub enum Decoded {
+    /// The schema of all batches.
     Schema(SchemaRef),
+    /// Rows.
     Batch(RecordBatch),
     /// A dictionary, or a message without data.
     Nothing,

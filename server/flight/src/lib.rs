@@ -10,6 +10,8 @@ mod command;
 mod config;
 mod decode;
 mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod get;
 mod jobs;
 mod outbox;
