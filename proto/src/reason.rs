@@ -240,12 +240,15 @@ reasons! {
     /// Something is at the sink's URI.
     SinkExists = "sink_exists",
         "Choose another URI, or replace what is there with `replace`.";
-    /// The sink was begun by another job, or is being written by one.
+    /// The sink was begun by another job, is being written by one, or is the source or within it.
     SinkTaken = "sink_taken",
         "Submit the job that began it, wait for the one that writes it, choose another URI, or start over with `replace`.";
     /// A store or a disk does not read or write now.
     StorageFailed = "storage_failed",
         "Try again later; the same job goes on where it was.";
+    /// A store or a disk refuses to be read or written: no credentials, or none that it accepts.
+    StorageDenied = "storage_denied",
+        "Give the server's environment credentials that may read the source and write the sink.";
     /// A layer is worse than the job's `sqnr_db_min` or `cosine_min`.
     QualityMissed = "quality_missed",
         "Choose a scheme of more bits or smaller groups, or ignore the layer.";

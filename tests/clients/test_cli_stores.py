@@ -137,6 +137,7 @@ def test_killed_at_any_moment_the_same_command_makes_the_same_objects(s3, env, m
         found = files(s3.fetch(prefix, tmp_path / str(at)))
         assert {name: data for name, data in found.items() if not name.startswith(".quarrel/")} == expected
     print(f"{resumed} of 20 runs had objects that were not made again")
+    assert resumed, "no run was killed between two files"
 
 
 def test_what_is_there_is_not_made_again(s3, env, model, expected, tmp_path):
@@ -193,6 +194,50 @@ def test_a_uri_that_leads_nowhere_is_told(what, verb, env, tmp_path):
 
 
 def test_a_store_that_is_not_there_is_told(s3, tmp_path):
-    env = cli.environment(**s3.environment("http://127.0.0.1:9"), AWS_MAX_RETRIES="0")
+    env = cli.environment(**s3.environment("http://bob:hunter2@127.0.0.1:9"))
     ended = cli.run("inspect", "s3://models/x", env=env)
-    assert ended.code == 5 and not re.search("secret|panicked", ended.err)
+    assert ended.code == 5 and not re.search("secret|hunter2|panicked", ended.err), ended.err
+    for nonsense in ["nonsense", "ftp://x", "http://"]:
+        cli.check_refusal(cli.run("inspect", "s3://models/x", env=cli.environment(**s3.environment(nonsense))), 2, "AWS_ENDPOINT")
+
+
+@pytest.mark.parametrize("alias", ["S3://models/{0}", "s3://models/%6{1}", "s3://models/z/../{0}", "s3a://models/{0}", "s3://models/{0}/out"])
+def test_no_other_name_of_the_source_is_a_destination(alias, s3, env, model):
+    """0x6e is `n`."""
+    prefix = f"n{abs(hash(alias))}"
+    source = s3.put(model, prefix)
+    ended = cli.run("quantize", source, alias.format(prefix, "e" + prefix[1:]), "-s", "W4A16", "--force", env=env)
+    assert ended.code == 2 and ("one place" in ended.err or "within" in ended.err or "named twice" in ended.err), ended.err
+    assert {key: s3.get(f"{prefix}/{key}") for key in s3.keys(prefix)} == files(model)
+
+
+@pytest.mark.parametrize("alias", ["file://localhost{0}", "FILE://{0}", "file:{0}", "file://{0}/../model"])
+def test_no_other_name_of_a_folder_is_a_destination(alias, model):
+    before = files(model)
+    ended = cli.run("quantize", model, alias.format(model), "-s", "W4A16", "--force")
+    assert ended.code == 2, ended.err
+    assert files(model) == before
+
+
+def test_names_that_end_in_a_slash_are_folders(s3, env, tmp_path):
+    cli.write(tmp_path / "one.safetensors", tensors())
+    ended = cli.run("quantize", tmp_path / "one.safetensors", "s3://models/slash/", "-s", "int8", env=env)
+    cli.check_refusal(ended, 2, "no name of a file")
+    assert not s3.keys("slash")
+
+
+def test_no_room_for_temporary_files_is_told(env, model, tmp_path):
+    ended = cli.run("quantize", model, "s3://models/no-room", "-s", "int8", env=env | {"TMPDIR": str(tmp_path / "gone")})
+    cli.check_refusal(ended, 5, str(tmp_path / "gone"))
+
+
+def test_a_source_that_goes_meanwhile_is_told_in_a_sentence(s3, env, tmp_path):
+    weights = np.resize(np.arange(1 << 20, dtype=np.float32), (64, 1 << 20)).astype(ml_dtypes.bfloat16)
+    cli.write(tmp_path / "one.safetensors", {"x.weight": weights})
+    source = s3.put(tmp_path, "going") + "/one.safetensors"
+    with cli.Running("quantize", source, tmp_path / "out.safetensors", "-s", "int8", env=env) as running:
+        running.reaches(lambda: running.spooled_bytes() > 0)
+        s3.delete("going/one.safetensors")
+        ended = running.end()
+    if ended.code != 0:  # it may have read all of it
+        cli.check_refusal(ended, 5, "layer `x.weight` cannot be read from")

@@ -992,6 +992,7 @@ CANNOT_REACH_PYTHON = {
     "already_quantized",  # the same
     # of jobs and of DoGet, for which it has no method
     "uri_invalid", "uri_not_allowed", "source_missing", "source_malformed", "sink_exists", "sink_taken", "storage_failed",
+    "storage_denied",
     "quality_missed", "job_unknown", "jobs_exceeded",
     "internal",  # a fault of the server, of which none is known
 }

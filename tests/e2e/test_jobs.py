@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 
 import ml_dtypes
@@ -165,7 +166,7 @@ def test_an_answer_that_leads_elsewhere_is_not_followed(fresh_server, folders, m
         with wire.connect(server.location) as client:
             done(client, url, f"file://{folders}/write/straight")
             job = ended(client, submit(client, f"{url}/moved", f"file://{folders}/write/moved"))
-    assert job["state"] == "failed" and job["reason"] == "storage_failed", job
+    assert (job["state"], job["reason"]) == ("failed", "storage_failed"), job
     assert not (folders / "write/moved").exists()
 
 
@@ -288,3 +289,109 @@ def test_streams_go_on_beside_a_job(fresh_server, folders, large):
         reply = wire.exchange(server.location, {"quantize": {"scheme": "int8"}}, [batch])
         assert [row["status"] for row in reply.rows] == ["quantized"]
         assert ended(client, job)["state"] == "done"
+
+
+ALIASES = ["", "/", "/../model", "/%2e", "/out", "/..", "/assets/x"]
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_a_sink_that_is_the_source_or_within_it_is_refused(alias, fresh_server, folders, s3, model):
+    before = files(folders / "read/model")
+    disk = fresh_server("--allow-read", folders, "--allow-write", folders)
+    prefix = f"overlap{ALIASES.index(alias)}/model"
+    source = s3.put(model, prefix)
+    bucket = fresh_server("--allow-read", "s3://models", "--allow-write", "s3://models", env=s3.environment())
+    for server, uri in [(disk, f"file://{folders}/read/model"), (bucket, source)]:
+        with wire.connect(server.location) as client:
+            job = ended(client, submit(client, uri, uri + alias, replace=True))
+            assert (job["state"], job["reason"]) == ("failed", "sink_taken"), job
+            (folders / "link").unlink(missing_ok=True)
+            (folders / "link").symlink_to(folders / "read/model")
+            if server is disk and ".." not in alias:
+                job = ended(client, submit(client, uri, f"file://{folders}/link{alias}", replace=True))
+                assert (job["state"], job["reason"]) == ("failed", "sink_taken"), job
+    assert files(folders / "read/model") == before
+    assert {key: s3.get(f"{prefix}/{key}") for key in s3.keys(prefix)} == {name: data for name, data in files(model).items()}
+
+
+def test_two_jobs_with_one_sink_do_not_run_at_once(fresh_server, folders, large, s3, model):
+    server = fresh_server("--allow-read", folders, "--allow-read", "s3://models", "--allow-write", folders, "--allow-write",
+                          "s3://models", env=s3.environment())
+    with wire.connect(server.location) as client:
+        for sink in [f"file://{folders}/write/out", "s3://models/once/out"]:
+            first = submit(client, large, sink, {"quantize": {"scheme": "int4/g128;solver=mse"}})
+            for other in [sink, sink + "/", sink + "/deeper", sink.removesuffix("/out")]:
+                assert "[sink_taken]" in refused(client, large, other, replace=True), other
+            act(client, "job.cancel", {"job": first["job"]})
+            assert ended(client, first)["state"] == "cancelled"
+            done(client, f"file://{folders}/read/model", sink, replace=True)
+
+
+def test_a_store_that_is_silent_holds_nobody_up(fresh_server, folders):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = "http://{}:{}".format(*silent.getsockname())
+        server = fresh_server("--allow-read", url, "--allow-write", folders / "write", "--jobs-max", 1, "--drain-seconds", 0)
+        with wire.connect(server.location) as client:
+            for at in range(3):
+                job = submit(client, f"{url}/model", f"file://{folders}/write/{at}")
+                act(client, "job.cancel", {"job": job["job"]})
+                assert ended(client, job)["state"] == "cancelled"
+        assert server.stop(SECONDS_MAX) == 0
+    assert not list((folders / "write").iterdir())
+
+
+def test_a_pipe_where_a_file_should_be_is_told(client, folders):
+    (folders / "read/model/config.json").unlink()
+    os.mkfifo(folders / "read/model/config.json")
+    job = ended(client, submit(client, f"file://{folders}/read/model", f"file://{folders}/write/out"))
+    assert job["state"] == "failed" and "no regular file" in job["message"], job
+
+
+def test_what_is_not_allowed_is_not_remembered(fresh_server, folders):
+    server = fresh_server("--allow-write", folders / "write")
+    with wire.connect(server.location) as client:
+        def ask(at):
+            for uri in [f"s3://bucket{at}/x", f"gs://bucket{at}/x", f"https://host{at}.example/x", f"az://box{at}/x"]:
+                assert "[uri_not_allowed]" in refused(client, uri, f"file://{folders}/write/out")
+        ask(0)
+        before = server.rss_bytes()
+        for at in range(100):
+            ask(at)
+        assert server.rss_bytes() < before + (16 << 20)
+        assert "[uri_invalid]" in refused(client, "s3://x/" + "y" * 5000, f"file://{folders}/write/out")
+
+
+BAD_PREFIXES = {"a relative path": "models", "a path that is not there": "/no/such/folder", "an unknown scheme": "ftp://x"}
+
+
+@pytest.mark.parametrize("what", BAD_PREFIXES)
+def test_a_prefix_that_is_none_is_told_before_anybody_is_let_in(what):
+    ended = cli.run("serve", "--listen", "127.0.0.1:0", "--allow-read", BAD_PREFIXES[what])
+    cli.check_refusal(ended, 2, BAD_PREFIXES[what])
+    assert not ended.out
+
+
+def test_a_variable_that_is_set_to_nothing_allows_nothing(fresh_server, folders):
+    server = fresh_server(env={"QUARREL_ALLOW_READ": "", "QUARREL_ALLOW_WRITE": ""})
+    with wire.connect(server.location) as client:
+        assert "[uri_not_allowed]" in refused(client, f"file://{folders}/read/model", f"file://{folders}/write/out")
+
+
+def test_a_bucket_without_credentials_is_told_as_denied(fresh_server, folders, model):
+    """The web server answers as stores do that do not know who asks."""
+    with stores.serving(stores.Closed) as (_, url):
+        server = fresh_server("--allow-read", url, "--allow-write", folders / "write")
+        with wire.connect(server.location) as client:
+            job = ended(client, submit(client, f"{url}/model.safetensors", f"file://{folders}/write/out.safetensors"))
+    assert (job["state"], job["reason"]) == ("failed", "storage_denied"), job
+
+
+def test_a_server_that_ends_while_a_store_is_read_says_nothing_of_panics(fresh_server, s3, folders, large):
+    prefix = "ending"
+    source = s3.put(folders / "read/large", prefix)
+    server = fresh_server("--allow-read", source, "--allow-write", "s3://models/ended", "--drain-seconds", 0, env=s3.environment())
+    with wire.connect(server.location) as client:
+        submit(client, source, "s3://models/ended/out")
+        time.sleep(0.3)  # somewhere within it
+    assert server.stop(SECONDS_MAX) == 0
+    assert not server.faults() and "panicked" not in server.logs()

@@ -152,6 +152,15 @@ class Web(Quiet):
     do_HEAD = do_GET
 
 
+class Closed(Quiet):
+    """Nobody may see anything."""
+
+    def do_GET(self):
+        self.answer(403, {"Content-Length": "0"}, b"")
+
+    do_HEAD = do_GET
+
+
 @contextlib.contextmanager
 def serving(kind: type, **attributes):
     """A server of that kind on a free port; its class, with the attributes, and its URL."""

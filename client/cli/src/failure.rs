@@ -164,6 +164,7 @@ impl From<CheckpointError> for Failure {
                 .advise("Choose a scheme of more bits or smaller groups, or leave the layer out with `--ignore`."),
             CheckpointError::Uri { .. } => Failure::new(USAGE, sentence)
                 .advise("Check the URI, and what AWS_*, GOOGLE_* and AZURE_* of the environment say of its store."),
+            CheckpointError::Overlap { .. } => Failure::new(USAGE, sentence).advise("Choose another destination."),
             CheckpointError::NotAllowed { .. } => Failure::new(USAGE, sentence).advise(Reason::UriNotAllowed.advice()),
             CheckpointError::Twice { .. } => Failure::new(INPUT, sentence).advise("Rename one of them in the source."),
             _ => Failure::ours(sentence),

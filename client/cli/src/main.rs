@@ -69,7 +69,11 @@ fn run(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     // are the computing threads' and, on one machine, the client's.
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build();
-    runtime.map_err(|error| Failure::system(&error))?.block_on(verb)
+    let runtime = runtime.map_err(|error| Failure::system(&error))?;
+    let done = runtime.block_on(verb);
+    // A thread that waits for a disk or a store that is silent is not waited for.
+    runtime.shutdown_timeout(PATIENCE);
+    done
 }
 
 /// Runs a verb until it is done, or until somebody wants it stopped. Stopped, it leaves nothing behind; if its file has its

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use quarrel_checkpoint::{CheckpointError, Location, Stores, is_uri};
 use quarrel_flight::Config;
-use tokio::runtime::Handle;
 
 use crate::{args::FileArgs, failure::Failure, served::blocking};
 
@@ -68,9 +67,9 @@ impl Ends {
     }
 }
 
-/// The object stores of the environment. Within a runtime of more than one thread.
+/// The object stores of the environment.
 pub(crate) fn stores() -> Stores {
-    Stores::new(Config::variables(), Handle::current())
+    Stores::new(Config::variables())
 }
 
 /// Whether it is a folder; what is not there is none.

@@ -12,6 +12,7 @@ pub(crate) async fn serve(args: Box<ServeArgs>) -> Result<(), Failure> {
     let wrong = |sentence: String| Failure::usage(sentence, "See `quarrel serve --help`.");
     start_telemetry(&log, log_format).map_err(wrong)?;
     config.check().map_err(|error| wrong(error.to_string()))?;
+    config.check_prefixes().map_err(|error| wrong(error.to_string()))?;
     // Before anybody knows the address, so that no signal is missed.
     let stop = stop(stop_with_stdin).map_err(|error| Failure::system(&error))?;
     let bound = bind(&config.listen).await;

@@ -8,7 +8,9 @@ use quarrel_proto::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{config::says_quantized, error::CheckpointError, fate::Fate, model::Model, modules::Module};
+use crate::{
+    config::says_quantized, error::CheckpointError, fate::Fate, model::Model, modules::Module, storage::Location,
+};
 
 /// A model that is quantized in part would be told to be quantized otherwise.
 pub(crate) fn refuse_quantized(model: &Model, fates: &[Vec<Fate>]) -> Result<(), CheckpointError> {
@@ -27,6 +29,14 @@ pub(crate) fn refuse_quantized(model: &Model, fates: &[Vec<Fate>]) -> Result<(),
         "{message}: expected a dense model, which `quarrel dequantize` makes of one in the layout of compressed-tensors"
     );
     Err(CheckpointError::Command { reason: Reason::AlreadyQuantized, message })
+}
+
+/// What is written must not be what is read, whatever either is called.
+pub(crate) fn refuse_overlap(model: &Model, destination: &Location) -> Result<(), CheckpointError> {
+    match model.location().overlaps(destination, model.folder().is_some()) {
+        true => Err(CheckpointError::Overlap { source_at: model.path(), destination: destination.shown() }),
+        false => Ok(()),
+    }
 }
 
 /// Models of transformers whose linear layers are `Conv1D`: stored transposed, and no `Linear` to a loader.

@@ -37,6 +37,14 @@ pub enum CheckpointError {
         /// What is wrong with it, and what was expected.
         detail: String,
     },
+    /// The destination is the source, or one lies within the other.
+    #[error("`{}` and `{}` are one place, or one is within the other", source_at.display(), destination.display())]
+    Overlap {
+        /// Path or URI.
+        source_at: PathBuf,
+        /// Path or URI.
+        destination: PathBuf,
+    },
     /// What the operator of a server does not allow.
     #[error("`{uri}` is not under a prefix of `{flag}`")]
     NotAllowed {

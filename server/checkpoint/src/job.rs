@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    checks::{as_json, identity, name, refuse_quantized, refuse_scattered, refuse_transposed},
+    checks::{as_json, identity, name, refuse_overlap, refuse_quantized, refuse_scattered, refuse_transposed},
     config::{decided, index, quantized_config, text},
     error::CheckpointError,
     fate::{Fate, fates, plan_of},
@@ -144,6 +144,7 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         let model = Model::open(source)?;
+        refuse_overlap(&model, destination)?;
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;
@@ -184,6 +185,7 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         let model = Model::open(source)?;
+        refuse_overlap(&model, destination)?;
         let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
         refuse_scattered(&model, &modules)?;
         if modules.iter().all(Vec::is_empty) {
@@ -328,6 +330,7 @@ impl Job {
             site.copy(&self.model.location().join(other), other, stop)?;
         }
         site.still(&identity(&self.model, Value::Null)?)?;
+        site.is_ours()?;
         if !stop.commit() {
             let error = std::io::ErrorKind::Interrupted.into();
             return Err(CheckpointError::Io { what: "cannot write", path: self.model.path(), error });

@@ -45,7 +45,7 @@ pub use quarrel_engine::{Level, Scheme, listing};
 pub use report::{By, Gate, LayerReport, Metrics, Report, Status, Totals};
 pub use safetensors::Dtype;
 pub use source::{Source, Tensor};
-pub use storage::{Allowed, Location, Stores, is_uri};
+pub use storage::{Allowed, Location, Outside, Stores, is_uri};
 pub use target::{Replace, Stop, Target};
 pub use unit::{Outcome, Row, Values};
 

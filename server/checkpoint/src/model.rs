@@ -13,7 +13,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, Visitor},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     error::CheckpointError,
@@ -21,8 +21,12 @@ use crate::{
     storage::{Kind, Location},
 };
 
-/// More than any configuration or index has: a model of 100,000 tensors takes 10 MB.
-const JSON_BYTES_MAX: u64 = 256 << 20;
+/// More than any index has: a model of 100,000 tensors takes 10 MB.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// More than any configuration has, as which it takes seventy times as much memory.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// Of an index, beside its tensors.
+const METADATA_BYTES_MAX: usize = 64 << 10;
 /// What holds weights in other formats: beside a quantized model it would be the dense one again.
 const OTHER_WEIGHTS: [&str; 10] =
     ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data", "pt", "pth", "safetensors"];
@@ -52,8 +56,8 @@ pub struct Folder {
 
 #[derive(Deserialize)]
 struct Index {
-    #[serde(default)]
-    metadata: Map<String, Value>,
+    /// Read once it is known to be small: as values it takes seventy times as much memory.
+    metadata: Option<Box<RawValue>>,
     #[serde(deserialize_with = "once")]
     weight_map: BTreeMap<String, String>,
 }
@@ -73,7 +77,7 @@ impl Model {
         let names = location.names().map_err(CheckpointError::io("cannot read", &path))?;
         let indices = Vec::from_iter(names.iter().filter(|name| name.ends_with(".safetensors.index.json")));
         let index = match one(&path, &indices, "model.safetensors.index.json", "indices")? {
-            Some(name) => Some((name.clone(), read_json::<Index>(location, name)?)),
+            Some(name) => Some((name.clone(), read_json::<Index>(location, name, INDEX_BYTES_MAX)?)),
             None => None,
         };
         let shards = match &index {
@@ -87,7 +91,7 @@ impl Model {
             }
         };
         let config = match names.iter().any(|name| name == "config.json") {
-            true => Some(read_json(location, "config.json")?),
+            true => Some(read_json(location, "config.json", CONFIG_BYTES_MAX)?),
             false => None,
         };
         let files = location.below().map_err(CheckpointError::io("cannot read", &path))?;
@@ -100,7 +104,10 @@ impl Model {
         let (mut left_out, mut others): (Vec<_>, Vec<_>) = files.partition(|file| is_weights(file));
         left_out.sort();
         others.sort();
-        let index = index.map(|(name, index)| (name, index.metadata));
+        let index = match index {
+            Some((name, index)) => Some((name.clone(), metadata(&path.join(&name), index.metadata)?)),
+            None => None,
+        };
         let folder = Folder { index, config, others, left_out };
         Ok(Model { location: location.clone(), shards, folder: Some(folder) })
     }
@@ -202,14 +209,24 @@ fn one<'a>(
     }
 }
 
+fn metadata(path: &Path, said: Option<Box<RawValue>>) -> Result<Map<String, Value>, CheckpointError> {
+    let Some(said) = said else { return Ok(Map::new()) };
+    let (bytes, most) = (said.get().len(), METADATA_BYTES_MAX);
+    if bytes > most {
+        return Err(malformed(path, format!("its `metadata` has {bytes} bytes: expected at most {most}")));
+    }
+    let found = serde_json::from_str(said.get());
+    found.map_err(|error| malformed(path, format!("its `metadata` is no JSON of the kind: {error}")))
+}
+
 fn is_weights(file: &Path) -> bool {
     file.extension().is_some_and(|ending| OTHER_WEIGHTS.iter().any(|other| ending == *other))
 }
 
-fn read_json<T: for<'a> Deserialize<'a>>(folder: &Location, name: &str) -> Result<T, CheckpointError> {
+fn read_json<T: for<'a> Deserialize<'a>>(folder: &Location, name: &str, bytes_max: u64) -> Result<T, CheckpointError> {
     let file = folder.join(Path::new(name));
     let path = file.shown();
-    let bytes = file.read(JSON_BYTES_MAX).map_err(CheckpointError::io("cannot read", &path))?;
+    let bytes = file.read(bytes_max).map_err(CheckpointError::io("cannot read", &path))?;
     serde_json::from_slice(&bytes).map_err(|error| malformed(&path, format!("it is no JSON of the kind: {error}")))
 }
 

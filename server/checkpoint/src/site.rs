@@ -23,10 +23,13 @@ use crate::{
 
 const STATE: &str = ".quarrel";
 const LOCK: &str = "lock";
+const JOB: &str = "job.json";
 /// The same of a model that is complete, while it is removed.
 const OVER: &str = ".quarrel.done";
-/// More than a record has: one of a million tensors takes 500 MB.
-const STATE_BYTES_MAX: u64 = 1 << 30;
+/// More than a record has: one of 100,000 tensors takes 50 MB.
+const STATE_BYTES_MAX: u64 = 128 << 20;
+/// More than is said of a job: configuration and command.
+const JOB_BYTES_MAX: u64 = 16 << 20;
 
 /// The folder, and the only process that writes to it. (In a store, nobody holds anybody off: units are the same whoever makes them.)
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub(crate) struct Site {
     location: Location,
     state: Location,
     /// Held until the process ends or the site is dropped.
-    _lock: Option<File>,
+    lock: Option<File>,
     /// What the job is.
     identity: Value,
     /// Complete units, by file.
@@ -91,8 +94,8 @@ impl Site {
             None => None,
         };
         let is_empty = |names: Vec<String>| names.iter().all(|name| name == STATE);
-        let mut site = Site { location: location.clone(), state, _lock: lock, identity: job, records: BTreeMap::new() };
-        match (site.read::<Value>("job.json")?, replace) {
+        let mut site = Site { location: location.clone(), state, lock, identity: job, records: BTreeMap::new() };
+        match (site.read::<Value>(JOB)?, replace) {
             (Some(before), Replace::Never) if before == site.identity => site.records = site.complete(stop)?,
             (Some(before), Replace::Never) => {
                 let what = changed(&before, &site.identity);
@@ -104,7 +107,7 @@ impl Site {
             // Nothing of it, or what is to be replaced: what makes it look complete goes first.
             (_, _) => {
                 site.clear()?;
-                site.write("job.json", &site.identity)?;
+                site.write(JOB, &site.identity)?;
             }
         }
         Ok(site)
@@ -123,6 +126,14 @@ impl Site {
         }
     }
 
+    /// Whether no other job has begun here meanwhile. In a store nobody can be held off, but whoever was first notices.
+    pub(crate) fn is_ours(&self) -> Result<(), CheckpointError> {
+        if self.lock.is_some() || self.read::<Value>(JOB)?.as_ref() == Some(&self.identity) {
+            return Ok(());
+        }
+        Err(CheckpointError::JobChanged { path: self.location.shown(), what: "another job has begun: it".to_owned() })
+    }
+
     /// The record of a unit that is complete.
     pub(crate) fn record(&self, file: &str) -> Option<&Record> {
         self.records.get(file)
@@ -137,6 +148,7 @@ impl Site {
 
     /// Remembers that a unit is complete: its file has its name.
     pub(crate) fn complete_unit(&mut self, record: Record) -> Result<(), CheckpointError> {
+        self.is_ours()?;
         self.write(&format!("unit-{}.json", record.file), &record)?;
         self.records.insert(record.file.clone(), record);
         Ok(())
@@ -168,7 +180,7 @@ impl Site {
     pub(crate) fn done(self) -> Result<(), CheckpointError> {
         let Some(state) = self.state.path() else {
             // The job first: what is left of a state without one says nothing.
-            self.remove(&self.state, "job.json")?;
+            self.remove(&self.state, JOB)?;
             let names = self.state.names().map_err(CheckpointError::io("cannot remove", self.state.shown()))?;
             return names.iter().try_for_each(|name| self.remove(&self.state, name));
         };
@@ -225,7 +237,8 @@ impl Site {
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, CheckpointError> {
         let file = self.state.join(Path::new(name));
-        match file.read(STATE_BYTES_MAX) {
+        let most = if name == JOB { JOB_BYTES_MAX } else { STATE_BYTES_MAX };
+        match file.read(most) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(CheckpointError::Io { what: "cannot read", path: file.shown(), error }),

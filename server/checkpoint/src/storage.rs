@@ -6,6 +6,7 @@
 mod allowed;
 mod bucket;
 mod disk;
+mod place;
 mod web;
 
 use std::{
@@ -14,26 +15,30 @@ use std::{
     fs::File,
     io,
     ops::Range,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreScheme, path::Path as Key};
+use object_store::{ObjectStore, ObjectStoreScheme};
 use serde_json::Value;
-use tokio::runtime::Handle;
 use url::Url;
 
 pub use self::allowed::Allowed;
+pub use self::disk::Outside;
 pub(crate) use self::disk::copy;
-use self::{bucket::Object, disk::Disk};
+pub use self::place::is_uri;
+use self::{
+    bucket::Object,
+    disk::Disk,
+    place::{Place, What, scrubbed},
+};
 use crate::{
     error::CheckpointError,
     target::{Replace, Stop},
 };
 
-/// What URIs may begin with.
-const SCHEMES: &str = "file, s3, gs, az, abfs, abfss, http or https";
 /// Folders of tools, not of models.
 const OTHER_FOLDERS: [&str; 5] = [".git", ".cache", ".quarrel", ".quarrel.done", "__pycache__"];
 
@@ -44,7 +49,6 @@ pub struct Stores(Arc<Inner>);
 struct Inner {
     /// Credentials, endpoints and the like, as the environment has them: `AWS_ENDPOINT`.
     options: Vec<(String, String)>,
-    runtime: Handle,
     /// Whether what a store answers may lead to another.
     follows: bool,
     open: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
@@ -72,19 +76,18 @@ pub(crate) enum Kind {
 
 impl Stores {
     /// `options` are what the environment says of credentials and endpoints, by the names that it has there: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`,
-    /// `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`. `runtime` must have more than one thread.
-    pub fn new(options: impl IntoIterator<Item = (String, String)>, runtime: Handle) -> Stores {
+    /// `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`.
+    pub fn new(options: impl IntoIterator<Item = (String, String)>) -> Stores {
         // Other names of an environment, such as `TOKEN`, would be taken for options too.
         let is_known = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
         let options = options.into_iter().filter(|(name, _)| is_known(name)).collect();
-        Stores(Arc::new(Inner { options, runtime, follows: true, open: Mutex::default() }))
+        Stores(Arc::new(Inner { options, follows: true, open: Mutex::default() }))
     }
 
     /// The same, but that nothing leads elsewhere: for a server, whose callers may not read what it can reach.
     #[must_use]
     pub fn that_follow_nothing(&self) -> Stores {
-        let (options, runtime) = (self.0.options.clone(), self.0.runtime.clone());
-        Stores(Arc::new(Inner { options, runtime, follows: false, open: Mutex::default() }))
+        Stores(Arc::new(Inner { options: self.0.options.clone(), follows: false, open: Mutex::default() }))
     }
 
     /// A path, or a URI if it looks like one.
@@ -103,46 +106,45 @@ impl Stores {
     /// # Errors
     /// [`CheckpointError::Uri`] if it is none, or its store does not fit what the environment says.
     pub fn uri(&self, text: &str) -> Result<Location, CheckpointError> {
-        let wrong = |detail: String| CheckpointError::Uri { uri: hidden(text), detail };
-        let url = Url::parse(text).map_err(|error| wrong(format!("it cannot be read: {error}")))?;
-        if url.password().is_some() || (!url.username().is_empty() && url.scheme().starts_with("http")) {
-            return Err(wrong("it holds a user or a password: expected those in the environment".to_owned()));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(wrong("it has a query or a fragment: expected scheme, host and path".to_owned()));
-        }
-        if url.scheme() == "file" {
-            let path = url.to_file_path().map_err(|()| wrong("expected file:///PATH".to_owned()))?;
-            return Ok(Location::disk(&path));
-        }
-        let (scheme, key) =
-            ObjectStoreScheme::parse(&url).map_err(|error| wrong(format!("{error}: expected a URI of {SCHEMES}")))?;
-        if matches!(scheme, ObjectStoreScheme::Local | ObjectStoreScheme::Memory) {
-            return Err(wrong(format!("expected a URI of {SCHEMES}")));
-        }
-        // An https URL of a store's own host has the bucket in its path.
-        let mut root = url[..url::Position::BeforePath].to_owned();
-        if Key::from_url_path(url.path()).is_ok_and(|path| path != key) {
-            root.extend(["/", url.path_segments().and_then(|mut parts| parts.next()).unwrap_or_default()]);
-        }
-        let store = self.store(&url, &scheme, &root).map_err(|error| wrong(error.to_string()))?;
-        let is_listed = scheme != ObjectStoreScheme::Http;
-        let uri = text.trim_end_matches('/').to_owned();
-        Ok(Location::Object(Object { store, root, key, uri, is_listed, runtime: self.0.runtime.clone() }))
+        self.open(Place::parse(text)?)
     }
 
-    /// The store of a URL; one for all of a root, so that they share connections.
-    fn store(&self, url: &Url, scheme: &ObjectStoreScheme, root: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+    /// Where a place is reached: one client for all of a store, so that they share connections.
+    fn open(&self, place: Place) -> Result<Location, CheckpointError> {
+        let Place { uri, what, says_folder } = place;
+        let (url, scheme, root, key) = match what {
+            What::Disk(path) => return Ok(Location::disk(&path)),
+            What::Object { url, scheme, root, key } => (url, scheme, root, key),
+        };
+        let wrong = |detail: String| CheckpointError::Uri { uri: uri.clone(), detail };
+        let store = self.store(&url, &scheme, &root).map_err(|error| wrong(scrubbed(&error.to_string())))?;
+        let is_listed = scheme != ObjectStoreScheme::Http;
+        Ok(Location::Object(Object { store, root, key, uri, says_folder, is_listed }))
+    }
+
+    fn store(
+        &self,
+        url: &Url,
+        scheme: &ObjectStoreScheme,
+        root: &str,
+    ) -> Result<Arc<dyn ObjectStore>, Box<dyn std::error::Error + Send + Sync>> {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = open.get(root) {
             return Ok(Arc::clone(store));
         }
         let said = self.0.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in said.clone().filter(|(name, _)| name.contains("ENDPOINT")) {
+            // The library would panic.
+            let is_web = Url::parse(value).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+            if !is_web {
+                return Err(format!("the variable `{name}` is no URL of http or https").into());
+            }
+        }
         // Whoever writes `http://` means it.
         let is_plain = |(name, value): (&str, &str)| name.starts_with("AWS_ENDPOINT") && value.starts_with("http://");
         let plain = url.scheme() == "http" || said.clone().any(is_plain);
         let options = said.chain(plain.then_some(("allow_http", "true")));
-        let store = web::open(url, scheme, options, (!self.0.follows).then_some(web::Direct { plain }))?;
+        let store = web::open(url, scheme, options, (!self.0.follows).then_some(web::Direct))?;
         open.insert(root.to_owned(), Arc::clone(&store));
         Ok(store)
     }
@@ -152,23 +154,6 @@ impl fmt::Debug for Stores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The options hold secrets.
         f.debug_struct("Stores").finish_non_exhaustive()
-    }
-}
-
-/// Whether it is a URI rather than a path.
-pub fn is_uri(text: &str) -> bool {
-    let letters = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    text.split_once("://").is_some_and(|(scheme, _)| !scheme.is_empty() && letters(scheme))
-}
-
-/// A URI without its password.
-fn hidden(text: &str) -> String {
-    match text.split_once("://") {
-        Some((scheme, rest)) => match rest.split_once('@') {
-            Some((user, host)) if user.contains(':') => format!("{scheme}://***@{host}"),
-            _ => text.to_owned(),
-        },
-        None => text.to_owned(),
     }
 }
 
@@ -191,6 +176,30 @@ impl Location {
         match self {
             Location::Disk(disk) => Some(&disk.path),
             Location::Object(_) => None,
+        }
+    }
+
+    /// Whether it is, or is to be, a folder by how it is written.
+    pub(crate) fn says_folder(&self) -> bool {
+        match self {
+            Location::Disk(disk) => disk.path.as_os_str().as_bytes().ends_with(b"/"),
+            Location::Object(object) => object.says_folder,
+        }
+    }
+
+    /// Whether both are one place, links followed; with `deep`, also if one lies within the other.
+    pub fn overlaps(&self, other: &Location, deep: bool) -> bool {
+        match (self, other) {
+            (Location::Disk(one), Location::Disk(other)) => {
+                let (one, other) = (one.real(), other.real());
+                one == other || deep && (one.starts_with(&other) || other.starts_with(&one))
+            }
+            (Location::Object(one), Location::Object(other)) => {
+                let is_within = |inner: &Object, outer: &Object| inner.key.prefix_matches(&outer.key);
+                one.root == other.root
+                    && (one.key == other.key || deep && (is_within(one, other) || is_within(other, one)))
+            }
+            _ => false,
         }
     }
 

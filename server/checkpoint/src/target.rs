@@ -4,13 +4,13 @@ use std::{
     ffi::OsStr,
     fs::{self, File, Permissions},
     io,
-    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
 use serde_json::Value;
-use tempfile::{Builder, NamedTempFile, tempfile, tempfile_in};
+use tempfile::{Builder, NamedTempFile, env::temp_dir, tempfile, tempfile_in};
 
 use crate::{
     error::CheckpointError,
@@ -46,7 +46,7 @@ impl Target {
     pub fn new(location: &Location, replace: Replace) -> Result<Target, CheckpointError> {
         location.may_write()?;
         let path = location.shown();
-        let is_name = path.file_name().is_some() && !path.as_os_str().as_bytes().ends_with(b"/");
+        let is_name = path.file_name().is_some() && !location.says_folder();
         // A link that leads nowhere is there too.
         let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
         if replace == Replace::Never && location.path().is_some_and(is_link) {
@@ -96,11 +96,10 @@ impl Target {
     /// A file that has no name, and is gone when it is dropped: in the same folder, or where this machine has its temporary ones.
     pub(crate) fn nameless(&self) -> Result<File, CheckpointError> {
         self.check()?;
-        let made = match &self.folder {
-            Some(folder) => tempfile_in(folder),
-            None => tempfile(),
-        };
-        made.map_err(self.writing())
+        match &self.folder {
+            Some(folder) => tempfile_in(folder).map_err(self.writing()),
+            None => tempfile().map_err(CheckpointError::io("cannot make a temporary file in", temp_dir())),
+        }
     }
 
     /// Has `write` write the file, and gives it its name. Dropped or failed before that, it leaves nothing.

@@ -5,6 +5,7 @@
 use std::{ffi::OsString, fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use clap::{Args, FromArgMatches, error::ContextKind};
+use quarrel_checkpoint::{Allowed, CheckpointError};
 use quarrel_engine::{Level, LevelError, Limits};
 
 /// A year.
@@ -67,11 +68,11 @@ pub struct Config {
     #[arg(long, env = "QUARREL_CONNECTION_STREAMS_MAX", default_value_t = 32, value_name = "N")]
     pub connection_streams_max: usize,
 
-    /// URIs that jobs may read begin with one of these, or are under such a path; may be said again [default: none]
+    /// What jobs and DoGet may read: URIs, or absolute paths, and all that is under one; may be said again [default: nothing]
     #[arg(long, env = "QUARREL_ALLOW_READ", value_delimiter = ',', value_name = "PREFIX")]
     pub allow_read: Vec<String>,
 
-    /// URIs that jobs may write begin with one of these, or are under such a path; may be said again [default: none]
+    /// What jobs may write, likewise [default: nothing]
     #[arg(long, env = "QUARREL_ALLOW_WRITE", value_delimiter = ',', value_name = "PREFIX")]
     pub allow_write: Vec<String>,
 
@@ -243,6 +244,20 @@ impl Config {
             return Err(ConfigError::MemoryTooSmall { memory: self.memory_bytes_max, message: self.message_bytes_max });
         }
         Ok(())
+    }
+
+    /// Whether what jobs may read and write can be: what is wrong with it is to be said before anybody is let in.
+    ///
+    /// # Errors
+    /// A prefix that is none.
+    pub fn check_prefixes(&self) -> Result<(), CheckpointError> {
+        self.allowed().map(drop)
+    }
+
+    /// What jobs may read, and what they may write.
+    pub(crate) fn allowed(&self) -> Result<(Allowed, Allowed), CheckpointError> {
+        let read = Allowed::new(&self.allow_read, "--allow-read")?;
+        Ok((read, Allowed::new(&self.allow_write, "--allow-write")?))
     }
 
     /// The limits that a layer can meet.

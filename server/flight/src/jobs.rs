@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prost::Message;
 use quarrel_checkpoint::{
     Allowed, By, CheckpointError, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Stop, Stores, Tensor, Told,
     of_checkpoint,
@@ -28,6 +29,8 @@ use crate::{config::Config, shared::Shared, status::Fault};
 
 /// Jobs that are remembered after their end.
 const REMEMBERED: usize = 1_000;
+/// A longer command is forgotten at the end of its job.
+const COMMAND_REMEMBERED_BYTES: usize = 16 << 10;
 /// Until a job that is stopped has left nothing half-written.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,7 @@ pub(crate) struct Jobs {
 #[derive(Debug)]
 struct Entry {
     state: Mutex<State>,
+    sink: Location,
     began: Instant,
     stop: Arc<Stop>,
     /// Nobody waits for it any more.
@@ -73,12 +77,13 @@ impl Jobs {
     ///
     /// # Errors
     /// A prefix that is none.
-    pub(crate) fn new(config: &Config, runtime: Handle) -> Result<Jobs, CheckpointError> {
-        let stores = Stores::new(Config::variables(), runtime).that_follow_nothing();
+    pub(crate) fn new(config: &Config) -> Result<Jobs, CheckpointError> {
+        let stores = Stores::new(Config::variables()).that_follow_nothing();
+        let (read, write) = config.allowed()?;
         Ok(Jobs {
-            read: Allowed::new(&config.allow_read, "--allow-read", &stores)?,
-            write: Allowed::new(&config.allow_write, "--allow-write", &stores)?,
             stores,
+            read,
+            write,
             places: Arc::new(Semaphore::new(config.jobs_max)),
             known: Mutex::default(),
             prefix: format!("{:08x}", RandomState::new().hash_one(0u8) as u32),
@@ -116,7 +121,7 @@ impl Jobs {
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| Fault::new(Reason::JobsExceeded, exceeded()))?;
 
-        let (number, entry) = self.enter(command);
+        let (number, entry) = self.enter(command, &ends.1)?;
         tracing::info!(job = self.name(number), source = ?ends.0.shown(), sink = ?ends.1.shown(), "job submitted");
         let work = Work { shared: Arc::clone(shared), entry: Arc::clone(&entry), request, ends };
         tokio::spawn(work.run(self.name(number), place));
@@ -127,13 +132,20 @@ impl Jobs {
         format!("{}-{number}", self.prefix)
     }
 
-    fn enter(&self, command: v1::Command) -> (u64, Arc<Entry>) {
+    fn enter(&self, command: v1::Command, sink: &Location) -> Result<(u64, Arc<Entry>), Fault> {
         let mut known = lock(&self.known);
+        let is_taken = |entry: &Arc<Entry>| !lock(&entry.state).ended && entry.sink.overlaps(sink, true);
+        if let Some(other) = known.values().find(|entry| is_taken(entry)) {
+            let (sink, job) = (sink.shown(), lock(&other.state).job.job.clone());
+            let what = format!("`{}` is being written by job `{job}`", sink.display());
+            return Err(Fault::new(Reason::SinkTaken, what));
+        }
         let number = known.last_key_value().map_or(1, |(last, _)| last + 1);
         let job =
             v1::Job { job: self.name(number), state: RUNNING.to_owned(), command: Some(command), ..v1::Job::default() };
         let entry = Arc::new(Entry {
             state: Mutex::new(State { job, ended: false, done: 0, underway: 0 }),
+            sink: sink.clone(),
             began: Instant::now(),
             stop: Arc::default(),
             cancelled: CancellationToken::new(),
@@ -145,7 +157,7 @@ impl Jobs {
         for number in &over[..over.len().saturating_sub(REMEMBERED)] {
             known.remove(number);
         }
-        (number, entry)
+        Ok((number, entry))
     }
 
     fn find(&self, name: &str) -> Result<Arc<Entry>, Fault> {
@@ -229,6 +241,9 @@ impl Entry {
         state.job.bytes_done = state.done + state.underway;
         state.job.layer = None;
         state.ended = true;
+        if state.job.command.as_ref().is_some_and(|command| command.encoded_len() > COMMAND_REMEMBERED_BYTES) {
+            state.job.command = None;
+        }
         match ended {
             Ok(summary) => {
                 state.job.state = DONE.to_owned();
@@ -300,14 +315,17 @@ impl Work {
         let replace = if request.replace.unwrap_or_default() { Replace::AtTheEnd } else { Replace::Never };
         let gate = Gate { sqnr_db_min: request.sqnr_db_min, cosine_min: request.cosine_min };
         let stop = &entry.stop;
-        let mut job = match request.command.and_then(|command| command.verb) {
+        // On a thread of its own: a store may be silent, and whoever cancels the job does not wait for it.
+        let stopped = Arc::clone(stop);
+        let opened = tokio::task::spawn_blocking(move || match request.command.and_then(|command| command.verb) {
             Some(Verb::Quantize(command)) => {
                 let command = of_checkpoint(command, source.is_folder()?);
-                Job::open(&source, &sink, command, (replace, gate), stop)?
+                Job::open(&source, &sink, command, (replace, gate), &stopped)
             }
-            Some(Verb::Dequantize(command)) => Job::open_dense(&source, &sink, command.dtype, replace, stop)?,
-            Some(Verb::Measure(_)) | None => return Err(CheckpointError::Ours("a job of no verb".to_owned())),
-        };
+            Some(Verb::Dequantize(command)) => Job::open_dense(&source, &sink, command.dtype, replace, &stopped),
+            Some(Verb::Measure(_)) | None => Err(CheckpointError::Ours("a job of no verb".to_owned())),
+        });
+        let mut job = opened.await.map_err(|error| CheckpointError::Ours(error.to_string()))??;
         entry.opened(&job);
         let span_bytes_max = shared.config.layer_limits().span_bytes_max;
         let local = Local::on(shared.pool.clone(), shared.level, JOB_BYTES).with_spans_of(span_bytes_max);

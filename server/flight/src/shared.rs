@@ -10,10 +10,7 @@ use quarrel_engine::Level;
 use quarrel_pool::{Budget, Pool};
 use quarrel_proto::Reason;
 use quarrel_wire::Shelf;
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::Config, jobs::Jobs, status::Fault};
@@ -43,9 +40,9 @@ pub(crate) struct Place {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, pool: Pool, runtime: Handle) -> Result<Shared, CheckpointError> {
+    pub(crate) fn new(config: Config, pool: Pool) -> Result<Shared, CheckpointError> {
         Ok(Shared {
-            jobs: Jobs::new(&config, runtime)?,
+            jobs: Jobs::new(&config)?,
             level: config.cpu_level.unwrap_or_else(Level::detect),
             pool,
             shelf: Shelf::default(),

@@ -21,7 +21,6 @@ use quarrel_proto::command::COMMAND_BYTES_MAX;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener, UnixStream},
-    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
@@ -131,7 +130,7 @@ pub async fn run(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pool = Pool::new(config.threads.map_or(cores, usize::from))?;
     let drain = Duration::from_secs(config.drain_seconds);
-    let shared = Arc::new(Shared::new(config, pool, Handle::current())?);
+    let shared = Arc::new(Shared::new(config, pool)?);
     tracing::info!(address = bound.address, level = shared.level.name(), threads = shared.pool.threads(), "listening");
 
     let path = match &bound.socket {

@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind;
 
-use quarrel_checkpoint::CheckpointError;
+use quarrel_checkpoint::{CheckpointError, Outside};
 use quarrel_engine::{LayerError, Note, PlanError, shorten};
 use quarrel_pool::{Panicked, Refused};
 use quarrel_proto::{Reason, command::CommandError};
@@ -91,7 +91,7 @@ fn code(reason: Reason) -> Code {
         | Reason::SpanTooLarge
         | Reason::UriInvalid
         | Reason::SourceMalformed => Code::InvalidArgument,
-        Reason::UriNotAllowed => Code::PermissionDenied,
+        Reason::UriNotAllowed | Reason::StorageDenied => Code::PermissionDenied,
         Reason::SourceMissing | Reason::JobUnknown => Code::NotFound,
         Reason::SinkExists => Code::AlreadyExists,
         Reason::VerbUnsupported => Code::Unimplemented,
@@ -144,9 +144,11 @@ impl From<CheckpointError> for Fault {
         let reason = match error {
             CheckpointError::Io { error, what, .. } => match error.kind() {
                 ErrorKind::NotFound if what == "cannot open" => Reason::SourceMissing,
-                ErrorKind::PermissionDenied => Reason::UriNotAllowed,
+                ErrorKind::PermissionDenied if is_outside(&error) => Reason::UriNotAllowed,
+                ErrorKind::PermissionDenied => Reason::StorageDenied,
                 _ => Reason::StorageFailed,
             },
+            CheckpointError::Read { error, .. } if error.kind() == ErrorKind::PermissionDenied => Reason::StorageDenied,
             CheckpointError::Read { .. } => Reason::StorageFailed,
             CheckpointError::Uri { .. } => Reason::UriInvalid,
             CheckpointError::NotAllowed { .. } => Reason::UriNotAllowed,
@@ -158,7 +160,9 @@ impl From<CheckpointError> for Fault {
             CheckpointError::NoFolder { .. } | CheckpointError::NoFile { .. } | CheckpointError::Exists { .. } => {
                 Reason::SinkExists
             }
-            CheckpointError::JobChanged { .. } | CheckpointError::JobRuns { .. } => Reason::SinkTaken,
+            CheckpointError::JobChanged { .. } | CheckpointError::JobRuns { .. } | CheckpointError::Overlap { .. } => {
+                Reason::SinkTaken
+            }
             CheckpointError::Gate { .. } => Reason::QualityMissed,
             // These say it themselves.
             CheckpointError::Command { reason, message } | CheckpointError::Layer { reason, message } => {
@@ -168,6 +172,11 @@ impl From<CheckpointError> for Fault {
         };
         Fault { reason, message }
     }
+}
+
+/// Whether a path was not followed.
+fn is_outside(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|why| why.is::<Outside>())
 }
 
 impl From<LayerError> for Fault {

@@ -342,7 +342,7 @@ REASONS: dict[str, Reason] = {
         "Choose another URI, or replace what is there with `replace`.",
     ),
     "sink_taken": Reason(
-        "The sink was begun by another job, or is being written by one.",
+        "The sink was begun by another job, is being written by one, or is the source or within it.",
         InvalidInputError,
         "Submit the job that began it, wait for the one that writes it, choose another URI, or start over "
         "with `replace`.",
@@ -351,6 +351,11 @@ REASONS: dict[str, Reason] = {
         "A store or a disk does not read or write now.",
         UnavailableError,
         "Try again later; the same job goes on where it was.",
+    ),
+    "storage_denied": Reason(
+        "A store or a disk refuses to be read or written: no credentials, or none that it accepts.",
+        InvalidInputError,
+        "Give the server's environment credentials that may read the source and write the sink.",
     ),
     "quality_missed": Reason(
         "A layer is worse than the job's `sqnr_db_min` or `cosine_min`.",

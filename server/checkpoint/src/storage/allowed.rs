@@ -2,33 +2,49 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Disk, Location, Object, Stores};
+use object_store::path::Path as Key;
+
+use super::{
+    Disk, Location, Stores,
+    place::{Place, What, is_uri, shortened},
+};
 use crate::error::CheckpointError;
 
 /// Prefixes of URIs. Without any, nothing is allowed.
 #[derive(Debug, Clone, Default)]
 pub struct Allowed {
-    prefixes: Vec<Location>,
+    prefixes: Vec<Prefix>,
     /// The flag that names more.
     flag: &'static str,
 }
 
+#[derive(Debug, Clone)]
+enum Prefix {
+    Disk(PathBuf),
+    Object(String, Key),
+}
+
 impl Allowed {
-    /// URIs, or absolute paths of this machine, as `flag` names them.
+    /// URIs, or absolute paths of this machine, as `flag` names them. Nothing is connected to.
     ///
     /// # Errors
     /// [`CheckpointError::Uri`] for what is neither; [`CheckpointError::Io`] for a path that is not there.
-    pub fn new(prefixes: &[String], flag: &'static str, stores: &Stores) -> Result<Allowed, CheckpointError> {
-        let prefixes = prefixes.iter().map(|prefix| {
-            let location = stores.locate(Path::new(prefix))?;
-            match location {
-                Location::Disk(disk) => {
-                    // Links in the operator's own path are the operator's.
-                    let real = disk.path.canonicalize().map_err(CheckpointError::io("cannot allow", &disk.path))?;
-                    Ok(Location::Disk(Disk { path: real, within: None }))
-                }
-                object @ Location::Object(_) => Ok(object),
+    pub fn new(prefixes: &[String], flag: &'static str) -> Result<Allowed, CheckpointError> {
+        // A variable that is set to nothing is not set.
+        let prefixes = prefixes.iter().filter(|prefix| !prefix.is_empty()).map(|prefix| {
+            let path = match is_uri(prefix) {
+                true => match Place::parse(prefix)?.what {
+                    What::Object { root, key, .. } => return Ok(Prefix::Object(root, key)),
+                    What::Disk(path) => path,
+                },
+                false => PathBuf::from(prefix),
+            };
+            if !path.is_absolute() {
+                let detail = format!("expected a URI or an absolute path after `{flag}`");
+                return Err(CheckpointError::Uri { uri: prefix.clone(), detail });
             }
+            // Links in the operator's own path are the operator's.
+            Ok(Prefix::Disk(path.canonicalize().map_err(CheckpointError::io("cannot allow", &path))?))
         });
         Ok(Allowed { prefixes: prefixes.collect::<Result<_, CheckpointError>>()?, flag })
     }
@@ -38,23 +54,25 @@ impl Allowed {
     /// # Errors
     /// [`CheckpointError::Uri`] for what is no URI; [`CheckpointError::NotAllowed`].
     pub fn locate(&self, uri: &str, stores: &Stores) -> Result<Location, CheckpointError> {
-        let location = stores.uri(uri)?;
-        let found = self.prefixes.iter().find_map(|prefix| within(&location, prefix));
-        found.ok_or_else(|| CheckpointError::NotAllowed { uri: uri.to_owned(), flag: self.flag })
+        let place = Place::parse(uri)?;
+        let not_allowed = || CheckpointError::NotAllowed { uri: shortened(uri), flag: self.flag };
+        match &place.what {
+            What::Disk(path) => {
+                let found = self.prefixes.iter().find_map(|prefix| within(path, prefix));
+                found.ok_or_else(not_allowed)
+            }
+            What::Object { root, key, .. } => {
+                let is_under = |prefix: &Prefix| matches!(prefix, Prefix::Object(of, prefix) if of == root && key.prefix_matches(prefix));
+                // Only now is anything made of it.
+                if self.prefixes.iter().any(is_under) { stores.open(place) } else { Err(not_allowed()) }
+            }
+        }
     }
 }
 
-/// The location bound to a prefix that it is under.
-fn within(location: &Location, prefix: &Location) -> Option<Location> {
-    match (location, prefix) {
-        (Location::Disk(disk), Location::Disk(prefix)) => {
-            let bound = Disk { path: disk.path.clone(), within: Some(PathBuf::clone(&prefix.path).into()) };
-            bound.check().is_ok().then_some(Location::Disk(bound))
-        }
-        (Location::Object(object), Location::Object(prefix)) => {
-            let is_under = object.root == prefix.root && object.key.prefix_matches(&prefix.key);
-            is_under.then(|| Location::Object(Object::clone(object)))
-        }
-        _ => None,
-    }
+/// The path bound to a prefix that it is under.
+fn within(path: &Path, prefix: &Prefix) -> Option<Location> {
+    let Prefix::Disk(prefix) = prefix else { return None };
+    let bound = Disk { path: path.to_owned(), within: Some(prefix.clone().into()) };
+    bound.check().is_ok().then_some(Location::Disk(bound))
 }

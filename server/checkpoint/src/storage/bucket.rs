@@ -7,7 +7,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -19,10 +19,14 @@ use object_store::{
     path::Path as Key,
 };
 use serde_json::{Value, json};
-use tokio::{runtime::Handle, task::block_in_place, time::sleep};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::block_in_place,
+    time::sleep,
+};
 
 use crate::{
-    storage::{Kind, Opened},
+    storage::{Kind, Opened, place::scrubbed},
     target::{Replace, Stop},
 };
 
@@ -60,6 +64,12 @@ const USUAL: [&str; 22] = [
     "vocab.json",
 ];
 
+/// What stores are asked on. It has no end: a thread that waits for an answer must not find its runtime gone.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("stores").enable_all().build();
+    runtime.expect("the system gives a thread")
+});
+
 /// A key of a store.
 #[derive(Clone)]
 pub struct Object {
@@ -69,9 +79,10 @@ pub struct Object {
     pub(super) key: Key,
     /// As it was given.
     pub(super) uri: String,
+    /// Whether that ended with a slash.
+    pub(super) says_folder: bool,
     /// Whether the store says what it has.
     pub(super) is_listed: bool,
-    pub(super) runtime: Handle,
 }
 
 impl fmt::Debug for Object {
@@ -85,16 +96,20 @@ impl Object {
         let parts = name.iter().map(|part| part.to_string_lossy());
         let key = parts.clone().fold(self.key.clone(), |key, part| key.join(&*part));
         let uri = parts.fold(self.uri.clone(), |uri, part| format!("{uri}/{part}"));
-        Object { key, uri, ..self.clone() }
+        Object { key, uri, says_folder: false, ..self.clone() }
     }
 
     /// The answer, on a thread that may block.
     pub(super) fn wait<T>(&self, asked: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-        block_in_place(|| self.runtime.block_on(asked))
+        // Errors quote URLs.
+        block_in_place(|| RUNTIME.block_on(asked)).map_err(|error| match error.get_ref() {
+            Some(why) => io::Error::new(error.kind(), scrubbed(&why.to_string())),
+            None => error,
+        })
     }
 
     fn head(&self) -> io::Result<ObjectMeta> {
-        self.wait(async { Ok(self.store.head(&self.key).await?) })
+        self.wait(async { self.store.head(&self.key).await.map_err(io) })
     }
 
     /// A key that is there is a file; one that others begin with is a folder.
@@ -126,7 +141,7 @@ impl Object {
                 match object.store.head(&object.key).await {
                     Ok(_) => Ok(Some(name.to_owned())),
                     Err(Error::NotFound { .. }) => Ok(None),
-                    Err(error) => Err(io::Error::from(error)),
+                    Err(error) => Err(io(error)),
                 }
             }
         };
@@ -166,7 +181,7 @@ impl Object {
         let wanted = range.end - range.start;
         let if_match = tag.map(str::to_owned);
         let options = GetOptions { range: Some(GetRange::Bounded(range)), if_match, ..GetOptions::default() };
-        let bytes = self.store.get_opts(&self.key, options).await?.bytes().await?;
+        let bytes = self.store.get_opts(&self.key, options).await.map_err(io)?.bytes().await?;
         match bytes.len() as u64 == wanted {
             true => Ok(bytes),
             false => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -186,7 +201,7 @@ impl Object {
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {
-        self.wait(async { Ok(self.store.delete(&self.key).await?) })
+        self.wait(async { self.store.delete(&self.key).await.map_err(io) })
     }
 
     /// Makes the object of a file: all of it, or nothing. Stopped, it is `Interrupted`; one that is there, if it is to stay, `AlreadyExists`.
@@ -213,13 +228,13 @@ impl Object {
         self.wait(async {
             match self.store.put_opts(&self.key, PutPayload::from(whole), mode.into()).await {
                 Err(Error::AlreadyExists { .. }) => Err(io::ErrorKind::AlreadyExists.into()),
-                put => Ok(put.map(drop)?),
+                put => put.map(drop).map_err(io),
             }
         })
     }
 
     async fn write_parts(&self, file: &File, bytes: u64, stop: &Stop, may_end: impl Fn() -> bool) -> io::Result<()> {
-        let mut upload = self.store.put_multipart(&self.key).await?;
+        let mut upload = self.store.put_multipart(&self.key).await.map_err(io)?;
         let step = STEP_BYTES.max(bytes.div_ceil(PARTS_MAX).next_multiple_of(1 << 20));
         let parts = steps(0..bytes, step).map(|step| {
             let mut part = vec![0; (step.end - step.start) as usize];
@@ -230,14 +245,14 @@ impl Object {
                 read?;
                 match stop.is_stopped() {
                     true => Err(io::ErrorKind::Interrupted.into()),
-                    false => Ok(put.await?),
+                    false => put.await.map_err(io),
                 }
             }
         });
         let done: io::Result<Vec<()>> = stream::iter(parts).buffered(AT_ONCE).try_collect().await;
         let done = match done {
             Ok(_) if !may_end() => Err(io::ErrorKind::Interrupted.into()),
-            Ok(_) => upload.complete().await.map(drop).map_err(io::Error::from),
+            Ok(_) => upload.complete().await.map(drop).map_err(io),
             Err(error) => Err(error),
         };
         if done.is_err() {
@@ -248,13 +263,23 @@ impl Object {
     }
 }
 
+/// With the kind that the store's own errors have.
+fn io(error: Error) -> io::Error {
+    match &error {
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+            io::Error::new(io::ErrorKind::PermissionDenied, error)
+        }
+        _ => error.into(),
+    }
+}
+
 /// A list that comes whole. The library asks again until an answer begins, not if it breaks off.
 async fn whole<T, F: Future<Output = object_store::Result<T>>>(ask: impl Fn() -> F) -> io::Result<T> {
     let mut pauses = LIST_PAUSES_MS.into_iter();
     loop {
         match (ask().await, pauses.next()) {
             (Err(error), Some(pause)) if is_broken(&error) => sleep(Duration::from_millis(pause)).await,
-            (answer, _) => return Ok(answer?),
+            (answer, _) => return answer.map_err(io),
         }
     }
 }

@@ -49,6 +49,14 @@ impl Disk {
         }
     }
 
+    /// The path without links, as far as it is there.
+    pub(super) fn real(&self) -> PathBuf {
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let found = path.ancestors().find_map(|there| Some((there, there.canonicalize().ok()?)));
+        let rest = |there: &Path| path.strip_prefix(there).map(Path::to_owned).unwrap_or_default();
+        found.map_or_else(|| path.clone(), |(there, real)| real.join(rest(there)))
+    }
+
     pub(super) fn make_folder(&self) -> io::Result<()> {
         self.check()?;
         fs::create_dir_all(&self.path)
@@ -88,7 +96,10 @@ impl Disk {
     }
 
     pub(super) fn open(&self) -> io::Result<Opened> {
-        self.check()?;
+        // Before it is opened: opening a pipe waits for whoever writes into it.
+        if self.kind()? != Kind::File {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        }
         let file = File::open(&self.path)?;
         // What was opened, whoever has moved a link meanwhile.
         if let Some(within) = &self.within
@@ -108,8 +119,13 @@ impl Disk {
     }
 }
 
+/// Why a path is not followed.
+#[derive(Debug, thiserror::Error)]
+#[error("it leads out of what the operator allows")]
+pub struct Outside;
+
 fn outside() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "it leads out of what the operator allows")
+    io::Error::new(io::ErrorKind::PermissionDenied, Outside)
 }
 
 fn gather(

@@ -16,18 +16,15 @@ use url::{Position, Url};
 const CONNECT: Duration = Duration::from_secs(5);
 const REQUEST: Duration = Duration::from_secs(30);
 
-/// A client that goes where it is told and nowhere else: an answer that leads elsewhere is an error.
+/// A client that goes where it is told and nowhere else: an answer that leads elsewhere is an error. It has the library's own patience; of the options
+/// of a client that the environment may name (`AWS_PROXY_URL`, `AWS_TIMEOUT`) it takes none.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Direct {
-    /// Whether it may go without TLS.
-    pub(super) plain: bool,
-}
+pub(super) struct Direct;
 
 impl HttpConnector for Direct {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .https_only(!self.plain)
             .connect_timeout(CONNECT)
             .timeout(REQUEST)
             .build();
