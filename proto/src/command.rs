@@ -3,13 +3,20 @@
 //! Nothing is ignored: a field that this version does not know is an error, in JSON and in protobuf, at any depth. What
 //! the words in a command mean is not decided here but in the plan (`engine`).
 
-use prost::Message;
-use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, Value};
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
+use prost_reflect::{DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, Value};
 
 use crate::{Reason, json, v1};
 
 /// The largest command that is read, in bytes. A recipe that names every layer of a large model takes about 100 KiB.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+
+/// The most things that a command is made of: messages, lists' items and fields. As a message in memory each takes hundreds of bytes, whatever it
+/// took on the way.
+pub const COMMAND_ITEMS_MAX: usize = 1 << 16;
 
 /// Why bytes are no command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,6 +103,14 @@ fn decode<M: Message + Default>(message: &'static str, bytes: &[u8]) -> Result<M
         return Err(malformed(format!("expected at most {COMMAND_BYTES_MAX} bytes")));
     }
     let descriptor = json::descriptor(message);
+    let items = match encoding {
+        // At least as many as there are: they may stand in texts too.
+        "JSON" => bytes.iter().filter(|byte| b"{[,".contains(byte)).count(),
+        _ => items(&descriptor, bytes),
+    };
+    if items > COMMAND_ITEMS_MAX {
+        return Err(malformed(format!("it has {items} items or more: expected at most {COMMAND_ITEMS_MAX}")));
+    }
     let dynamic = match encoding {
         "JSON" => from_json(descriptor, bytes).map_err(|detail| match detail.contains("unrecognized field") {
             true => CommandError::UnknownField { detail },
@@ -112,6 +127,28 @@ fn decode<M: Message + Default>(message: &'static str, bytes: &[u8]) -> Result<M
 /// The command as proto3 JSON with the proto's own field names: what the reply's schema metadata echoes.
 pub fn to_json(command: &v1::Command) -> String {
     json::sparse("quarrel.v1.Command", command)
+}
+
+/// How many fields a message has, with those of messages in it. What is no message has as many as could be read, and is told by the decoder.
+fn items(descriptor: &MessageDescriptor, mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    while let Ok((tag, wire)) = decode_key(&mut bytes) {
+        count += 1;
+        let Ok(length) = (match wire {
+            WireType::LengthDelimited => decode_varint(&mut bytes),
+            _ => skip_field(wire, tag, &mut bytes, DecodeContext::default()).map(|()| 0),
+        }) else {
+            break;
+        };
+        let Some((inner, rest)) = usize::try_from(length).ok().and_then(|length| bytes.split_at_checked(length)) else {
+            break;
+        };
+        bytes = rest;
+        if let Some(Kind::Message(descriptor)) = descriptor.get_field(tag).map(|field| field.kind()) {
+            count += items(&descriptor, inner);
+        }
+    }
+    count
 }
 
 fn from_json(descriptor: MessageDescriptor, bytes: &[u8]) -> Result<DynamicMessage, String> {
@@ -167,6 +204,28 @@ mod tests {
         assert_eq!(parse(&w4a16().encode_to_vec()).unwrap(), w4a16());
         assert_eq!(parse(to_json(&w4a16()).as_bytes()).unwrap(), w4a16());
         assert_eq!(to_json(&w4a16()), r#"{"quantize":{"scheme":"W4A16"}}"#);
+    }
+
+    #[test]
+    fn many_things_in_few_bytes_are_refused_before_they_are_made() {
+        let of = |rules: usize| {
+            let length = |bytes: Vec<u8>| {
+                let mut out = Vec::new();
+                prost::encoding::encode_varint(bytes.len() as u64, &mut out);
+                [out, bytes].concat()
+            };
+            let recipe = [0x0a, 0x00].repeat(rules);
+            [vec![0x12], length([vec![0x12], length(recipe)].concat())].concat()
+        };
+        assert_eq!(parse(&of(1000)).unwrap().encode_to_vec(), of(1000));
+        let json =
+            |items: usize| format!(r#"{{"quantize": {{"recipe": {{"ignore": [{}"x"]}}}}}}"#, r#""","#.repeat(items));
+        assert!(parse(json(1000).as_bytes()).is_ok());
+        for bytes in [of(500_000), of(COMMAND_ITEMS_MAX), json(COMMAND_ITEMS_MAX).into_bytes()] {
+            let error = parse(&bytes).unwrap_err();
+            assert_eq!(error.reason(), Reason::CommandMalformed);
+            assert!(error.to_string().contains("expected at most 65536"), "{error}");
+        }
     }
 
     #[test]

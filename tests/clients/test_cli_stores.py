@@ -226,6 +226,15 @@ def test_names_that_end_in_a_slash_are_folders(s3, env, tmp_path):
     assert not s3.keys("slash")
 
 
+def test_folders_that_a_console_has_made_are_folders(s3, env, model, expected, tmp_path):
+    source = s3.put(model, "console/source")
+    for marker in ["console/source/", "console/out/"]:
+        s3.mark(marker)
+    cli.quantize(source, "s3://models/console/out", "-s", "NVFP4A16", env=env)
+    s3.delete("console/out/")
+    check(s3, "console/out", tmp_path / "fetched", expected)
+
+
 def test_no_room_for_temporary_files_is_told(env, model, tmp_path):
     ended = cli.run("quantize", model, "s3://models/no-room", "-s", "int8", env=env | {"TMPDIR": str(tmp_path / "gone")})
     cli.check_refusal(ended, 5, str(tmp_path / "gone"))

@@ -53,6 +53,10 @@ class S3:
     def get(self, key: str) -> bytes:
         return self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
+    def mark(self, key: str):
+        """An object without bytes, as a folder looks that a console has made."""
+        self._client.put_object(Bucket=BUCKET, Key=key, Body=b"")
+
     def delete(self, key: str):
         self._client.delete_object(Bucket=BUCKET, Key=key)
 

@@ -149,6 +149,8 @@ impl Job {
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;
         refuse_transposed(&model)?;
+        // Whoever was to wait for it may have gone: then nothing is touched any more.
+        stop.check()?;
         let (destination, fused) = match model.folder() {
             None => {
                 let target = Target::new(destination, replace)?;
@@ -191,6 +193,7 @@ impl Job {
         if modules.iter().all(Vec::is_empty) {
             return Err(CheckpointError::NothingQuantized { path: source.shown() });
         }
+        stop.check()?;
         let destination = match model.folder() {
             None => Destination::File(Target::new(destination, replace)?),
             Some(_) => {

@@ -204,6 +204,11 @@ impl Stop {
         self.state.load(Ordering::Acquire) == STOPPED
     }
 
+    /// An error once somebody asked.
+    pub(crate) fn check(&self) -> Result<(), CheckpointError> {
+        if self.is_stopped() { Err(CheckpointError::stopped()) } else { Ok(()) }
+    }
+
     /// What is done by now stays, for another run to go on from.
     pub(crate) fn keep(&self) {
         self.keeps.store(true, Ordering::Release);

@@ -128,6 +128,8 @@ impl Object {
         }
         let found = self.wait(whole(|| self.store.list_with_delimiter(Some(&self.key))))?;
         let keys = found.common_prefixes.iter().chain(found.objects.iter().map(|object| &object.location));
+        // An object of the folder's own name with a slash: consoles make folders of these.
+        let keys = keys.filter(|key| **key != self.key);
         let mut names = Vec::from_iter(keys.filter_map(|key| key.filename().map(str::to_owned)));
         names.sort();
         Ok(names)
