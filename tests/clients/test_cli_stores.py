@@ -149,7 +149,10 @@ def test_what_is_there_is_not_made_again(s3, env, model, expected, tmp_path):
     assert len(shards) == 3
     cli.check_refusal(cli.run("quantize", source, destination, "-s", "W8A16", env=env), 2, "its command differs")
     s3.delete(f"{prefix}/{shards[0]}")
+    before = [s3.modified(f"{prefix}/{shard}") for shard in shards[1:]]
+    time.sleep(1.1)  # what is made now is younger
     cli.quantize(source, destination, "-s", "NVFP4A16", env=env)
+    assert [s3.modified(f"{prefix}/{shard}") for shard in shards[1:]] == before < [s3.modified(f"{prefix}/{shards[0]}")] * 2
     check(s3, prefix, tmp_path / "out", expected)
     cli.check_refusal(cli.run("quantize", source, destination, "-s", "NVFP4A16", env=env), 2, "exists")
     s3.put(model, "again")  # the same bytes: the same source

@@ -57,6 +57,10 @@ class S3:
         """An object without bytes, as a folder looks that a console has made."""
         self._client.put_object(Bucket=BUCKET, Key=key, Body=b"")
 
+    def modified(self, key: str):
+        """When it was made, to the second."""
+        return self._client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
+
     def delete(self, key: str):
         self._client.delete_object(Bucket=BUCKET, Key=key)
 
