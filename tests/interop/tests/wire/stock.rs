@@ -102,8 +102,16 @@ async fn schema_and_actions_are_told() {
 
     let actions: Vec<_> = client.list_actions().await.unwrap().try_collect().await.unwrap();
     for action in actions {
-        let results: Vec<_> =
-            client.do_action(Action::new(&action.r#type, "")).await.unwrap().try_collect().await.unwrap();
+        let results = async { client.do_action(Action::new(&action.r#type, "")).await?.try_collect::<Vec<_>>().await };
+        let results = match (action.r#type.as_str(), results.await) {
+            // No job runs, and a body is missed.
+            ("job.list", Ok(results)) if results.is_empty() => continue,
+            ("job.submit" | "job.status" | "job.cancel", Err(FlightError::Tonic(status))) => {
+                assert!(status.message().starts_with("[command_missing] "), "{status:?}");
+                continue;
+            }
+            (_, results) => results.unwrap(),
+        };
         let [body] = &results[..] else { panic!("{}: {} results, expected 1", action.r#type, results.len()) };
         let body: Value = serde_json::from_slice(body).unwrap();
         match action.r#type.as_str() {
