@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from harness.model import write_model
 from harness.server import Server
 
 # A shell that starts us in the background has us ignore these, and every process that we start with us: then no test that
@@ -18,6 +19,22 @@ def server():
     running = Server.start()
     yield running
     running.end()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A model's folder, which nobody changes."""
+    return write_model(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3-compatible server with one bucket; each test has prefixes of its own."""
+    from harness import stores  # boto3 takes a second
+
+    store = stores.S3()
+    yield store
+    store.stop()
 
 
 @pytest.fixture

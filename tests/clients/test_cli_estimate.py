@@ -6,13 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from clients.test_cli_folder import tensors, write_model
 from harness import cli
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("estimate") / "model")
+from harness.model import tensors
 
 
 @pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A16", "int8", "int3-asym/g32", "fp8/tensor", "FP8_BLOCK",

@@ -6,15 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clients.test_cli_folder import INDEX, tensors, write_model
 from harness import cli
+from harness.model import INDEX, tensors
 
 METRICS = ("mse", "sqnr_db", "cosine", "max_abs_error", "amax")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("source") / "model")
 
 
 def measured(*args) -> dict:

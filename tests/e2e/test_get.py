@@ -8,15 +8,16 @@ import pyarrow as pa
 import pytest
 from pyarrow import flight
 
-from clients.test_cli_folder import tensors, write_model
-from harness import cli, stores, wire
+from harness import cli, wire
+from harness.model import tensors
 
 REFUSED = (flight.FlightError, pa.ArrowException)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("source") / "model")
+@pytest.fixture
+def model(model, tmp_path):
+    """Beside it lies what else a server may read."""
+    return shutil.copytree(model, tmp_path / "read/model")
 
 
 @pytest.fixture
@@ -79,14 +80,12 @@ def test_the_flight_of_a_stored_checkpoint_has_an_endpoint(server, model):
     assert set(table["layer_name"].to_pylist()) == tensors().keys()
 
 
-def test_from_a_bucket(fresh_server, model):
-    store = stores.S3()
-    source = store.put(model, "pulled")
-    server = fresh_server("--allow-read", "s3://models", env=store.environment())
+def test_from_a_bucket(fresh_server, s3, model):
+    source = s3.put(model, "pulled")
+    server = fresh_server("--allow-read", "s3://models", env=s3.environment())
     pulled, here = pull(server, source, {"scheme": "W4A16"}), pull_here(fresh_server, model)
     for name in tensors():
         assert [row["quantized_data"] for row in pulled.layer(name).rows] == [row["quantized_data"] for row in here.layer(name).rows]
-    store.stop()
 
 
 def pull_here(fresh_server, model):

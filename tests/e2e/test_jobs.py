@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import time
 
 import ml_dtypes
 import numpy as np
@@ -13,23 +12,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import flight
 
-from clients.test_cli_folder import files, write_model
 from harness import cli, stores, wire
+from harness.model import files
+from harness.server import eventually
 
 REFUSED = (flight.FlightError, pa.ArrowException)
 SECONDS_MAX = 60  # ends a test that hangs; nothing is measured by it
-
-
-@pytest.fixture(scope="module")
-def s3():
-    store = stores.S3()
-    yield store
-    store.stop()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("source") / "model")
 
 
 @pytest.fixture
@@ -59,12 +47,20 @@ def submit(client, source, sink, how=None, **options) -> dict:
 
 
 def ended(client, job) -> dict:
-    deadline = time.monotonic() + SECONDS_MAX
-    while job["state"] == "running":
-        assert time.monotonic() < deadline, job
-        time.sleep(0.01)  # between two looks
-        job, = act(client, "job.status", {"job": job["job"]})
-    return job
+    return reaches(client, job, lambda found: found["state"] != "running")
+
+
+def reaches(client, job, is_there) -> dict:
+    """The job when it is so."""
+    found = job
+
+    def look():
+        nonlocal found
+        found, = act(client, "job.status", {"job": job["job"]})
+        return is_there(found)
+
+    eventually(look, seconds=SECONDS_MAX, what=str(job))
+    return found
 
 
 def done(client, *args, **options) -> dict:
@@ -391,7 +387,7 @@ def test_a_server_that_ends_while_a_store_is_read_says_nothing_of_panics(fresh_s
     source = s3.put(folders / "read/large", prefix)
     server = fresh_server("--allow-read", source, "--allow-write", "s3://models/ended", "--drain-seconds", 0, env=s3.environment())
     with wire.connect(server.location) as client:
-        submit(client, source, "s3://models/ended/out")
-        time.sleep(0.3)  # somewhere within it
+        job = submit(client, source, "s3://models/ended/out")
+        reaches(client, job, lambda found: found["state"] != "running" or found["bytes_done"] > 0)
     assert server.stop(SECONDS_MAX) == 0
     assert not server.faults() and "panicked" not in server.logs()

@@ -57,10 +57,6 @@ class S3:
         """An object without bytes, as a folder looks that a console has made."""
         self._client.put_object(Bucket=BUCKET, Key=key, Body=b"")
 
-    def modified(self, key: str):
-        """When it was made, to the second."""
-        return self._client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
-
     def delete(self, key: str):
         self._client.delete_object(Bucket=BUCKET, Key=key)
 
@@ -95,10 +91,12 @@ class Quiet(BaseHTTPRequestHandler):
 
 
 class Faulty(Quiet):
-    """Before another server: `behind` is its address, `count` and `failed` what has come and was failed."""
+    """Before another server: `behind` is its address, `count`, `seen` and `failed` what has come and was failed. Nothing is, if `fails_every` is 0."""
 
     behind: tuple[str, int]
+    fails_every: int
     count: itertools.count
+    seen: list[tuple[str, str]]
     failed: dict[str, int]
 
     def handle_one_request(self):
@@ -108,8 +106,9 @@ class Faulty(Quiet):
 
     def pass_on(self):
         body = self.body()
-        number = next(self.count)
-        fault = ("error", "silence", "half")[number // FAILS_EVERY % 3] if number % FAILS_EVERY == FAILS_EVERY - 1 else ""
+        number, every = next(self.count), self.fails_every
+        self.seen.append((self.command, self.path.partition("?")[0]))
+        fault = ("error", "silence", "half")[number // every % 3] if every and number % every == every - 1 else ""
         if fault == "error":
             self.failed[fault] += 1
             return self.answer(503, {"Content-Length": "0"}, b"")
@@ -182,10 +181,10 @@ def serving(kind: type, **attributes):
             server.shutdown()
 
 
-def faulty(s3: S3):
+def faulty(s3: S3, fails_every: int = FAILS_EVERY):
     """A store that fails one request in ten, before another that does not."""
     failed = {"error": 0, "silence": 0, "half": 0}
-    return serving(Faulty, behind=s3.address, count=itertools.count(), failed=failed)
+    return serving(Faulty, behind=s3.address, fails_every=fails_every, count=itertools.count(), seen=[], failed=failed)
 
 
 def web(folder: Path, moved: dict[str, str] | None = None):

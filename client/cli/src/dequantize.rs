@@ -32,9 +32,8 @@ struct Done {
 
 pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
-    different(&[&args.files.source, &args.files.destination])?;
     let ends = Ends::of(&args.files).await?;
-    ends.apart(&args.files, None)?;
+    different(&[&args.files.source, &args.files.destination], &ends.stores)?;
     let mut job = open(&args, &ends, &stop).await?;
     let (worker, _) = Worker::open(&args.place).await?;
     let mut progress = Progress::new(job.sent().map(Tensor::bytes).sum(), args.output);
@@ -63,7 +62,7 @@ pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Re
 
 async fn open(args: &DequantizeArgs, ends: &Ends, stop: &Arc<Stop>) -> Result<Job, Failure> {
     let (source, destination) = (ends.source.clone(), ends.destination.clone());
-    let (dtype, replace, stop) = (args.dtype.map(word), replace(&args.files), Arc::clone(stop));
+    let (dtype, replace, stop) = (args.dtype.map(word), replace(&args.files), stop.hold());
     blocking(move || Job::open_dense(&source, &destination, dtype, replace, &stop)).await
 }
 

@@ -23,12 +23,12 @@ use std::{
     process::ExitCode,
     sync::{Arc, LazyLock},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser};
 use quarrel_checkpoint::Stop;
-use tokio::{runtime, signal::unix, time::sleep};
+use tokio::{runtime, signal::unix};
 
 use crate::{
     args::{Args, Command},
@@ -40,7 +40,7 @@ use crate::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long a verb that is stopped may take to leave nothing behind.
+/// How long threads that wait for a disk or a store may take at the end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -71,7 +71,7 @@ fn run(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::system(&error))?;
     let done = runtime.block_on(verb);
-    // A thread that waits for a disk or a store that is silent is not waited for.
+    // One that is silent is not waited for.
     runtime.shutdown_timeout(PATIENCE);
     done
 }
@@ -94,11 +94,8 @@ where
         return verb.await;
     }
     drop(verb);
-    // Threads that write have it too. They see it soon, and what a store has of a file by then can only be taken back while there is a runtime.
-    let patience = Instant::now() + PATIENCE;
-    while Arc::strong_count(&stop) > 1 && Instant::now() < patience {
-        sleep(Duration::from_millis(5)).await;
-    }
+    // What a store has of a file by now can only be taken back while there is a runtime.
+    stop.released().await;
     Err(Failure::stopped(code, stop.keeps()))
 }
 

@@ -1,12 +1,12 @@
 //! `quarrel measure`: how far a checkpoint is from another.
 
-use quarrel_checkpoint::{CheckpointError, Comparison, Gate, Measured};
+use quarrel_checkpoint::{CheckpointError, Comparison, Gate, Measured, Model};
 
 use crate::{
     args::{MeasureArgs, OutputArgs, PlaceArgs},
     failure::Failure,
     paths::stores,
-    served::here,
+    served::{blocking, here},
     table::{WORST, clean, print, shape, shown, table},
 };
 
@@ -15,6 +15,7 @@ pub(crate) async fn measure(args: MeasureArgs) -> Result<(), Failure> {
     let (first, second) = (stores.locate(&args.first)?, stores.locate(&args.second)?);
     let place = PlaceArgs { threads: args.threads, cpu_level: args.cpu_level, ..PlaceArgs::default() };
     let (local, level) = here(&place)?;
+    let (first, second) = blocking(move || Ok((Model::open(&first)?, Model::open(&second)?))).await?;
     let found = Comparison::of((&first, &second), &local, level).await?;
     match args.output {
         OutputArgs { quiet: true, .. } => {}

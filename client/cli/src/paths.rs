@@ -1,29 +1,18 @@
 //! Paths of a command line.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use quarrel_checkpoint::{CheckpointError, Location, Stores, is_uri};
+use quarrel_checkpoint::{CheckpointError, Location, Stores};
 use quarrel_flight::Config;
 
 use crate::{args::FileArgs, failure::Failure, served::blocking};
 
-/// Where a path leads. A file that is not there yet is known by its folder and its name.
-fn known(path: &Path) -> PathBuf {
-    if let Some(uri) = path.to_str().filter(|text| is_uri(text)) {
-        let file = uri.strip_prefix("file://").map(Path::new);
-        return file.map_or_else(|| PathBuf::from(uri.trim_end_matches('/')), known);
-    }
-    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let named = || Some(folder.canonicalize().ok()?.join(path.file_name()?));
-    path.canonicalize().ok().or_else(named).unwrap_or_else(|| path.to_owned())
-}
-
 /// Refuses one file in two roles.
-pub(crate) fn different(paths: &[&Path]) -> Result<(), Failure> {
-    let same = |a: &Path, b: &Path| known(a) == known(b);
-    for (at, path) in paths.iter().enumerate() {
-        if paths[at + 1..].iter().any(|other| same(path, other)) {
-            let sentence = format!("`{}` is named twice on the command line, in two roles", path.display());
+pub(crate) fn different(paths: &[&Path], stores: &Stores) -> Result<(), Failure> {
+    let places = paths.iter().map(|path| stores.locate(path)).collect::<Result<Vec<_>, _>>()?;
+    for (at, place) in places.iter().enumerate() {
+        if places[at + 1..].iter().any(|other| place.is(other)) {
+            let sentence = format!("`{}` is named twice on the command line, in two roles", paths[at].display());
             return Err(Failure::usage(sentence, "Choose another name."));
         }
     }
@@ -47,22 +36,15 @@ impl Ends {
         Ok(Ends { stores, source, destination, is_folder })
     }
 
-    /// Refuses folders of which one lies within the other, and a report within either.
-    pub(crate) fn apart(&self, files: &FileArgs, report: Option<&Path>) -> Result<(), Failure> {
-        if !self.is_folder {
-            return Ok(());
-        }
-        let (source, destination) = (known(&files.source), known(&files.destination));
-        let within = |inner: &Path, outer: &Path| {
-            let sentence = format!("`{}` is within `{}`", inner.display(), outer.display());
-            Err(Failure::usage(sentence, "Choose another name."))
-        };
-        match report.map(known) {
-            _ if destination.starts_with(&source) => within(&files.destination, &files.source),
-            _ if source.starts_with(&destination) => within(&files.source, &files.destination),
-            Some(path) if path.starts_with(&source) => within(&path, &files.source),
-            Some(path) if path.starts_with(&destination) => within(&path, &files.destination),
-            _ => Ok(()),
+    /// Refuses a report within either of two folders. (Of each other the job itself refuses them.)
+    pub(crate) fn apart_from(&self, report: &Location) -> Result<(), Failure> {
+        match [&self.source, &self.destination].into_iter().find(|folder| self.is_folder && report.is_within(folder)) {
+            Some(folder) => {
+                let (report, folder) = (report.shown(), folder.shown());
+                let sentence = format!("`{}` is within `{}`", report.display(), folder.display());
+                Err(Failure::usage(sentence, "Choose another name."))
+            }
+            None => Ok(()),
         }
     }
 }

@@ -27,11 +27,13 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     let report_path = report::path(&args, ends.is_folder);
     let recipe = args.what.how.recipe.as_deref();
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
-    different(&Vec::from_iter(paths.into_iter().flatten()))?;
-    ends.apart(&args.files, args.report.as_deref())?;
+    different(&Vec::from_iter(paths.into_iter().flatten()), &ends.stores)?;
+    let report_at = ends.stores.locate(&report_path)?;
+    if args.report.is_some() {
+        ends.apart_from(&report_at)?;
+    }
     // Of a folder, opening the job begins to write.
     let is_early = args.report.is_some() && ends.is_folder;
-    let report_at = ends.stores.locate(&report_path)?;
     let report_target = || Target::new(&report_at, replace(&args.files));
     let early = is_early.then(report_target).transpose()?;
     let (worker, by) = Worker::open(&args.place).await?;
@@ -63,13 +65,13 @@ async fn open(args: &QuantizeArgs, ends: &Ends, command: v1::Quantize, stop: &Ar
     let (source, destination) = (ends.source.clone(), ends.destination.clone());
     let replace = replace(&args.files);
     let gate = Gate { sqnr_db_min: args.sqnr_db_min, cosine_min: args.cosine_min };
-    let stop = Arc::clone(stop);
+    let stop = stop.hold();
     blocking(move || Job::open(&source, &destination, command, (replace, gate), &stop)).await
 }
 
 pub(crate) async fn finish(job: Job, made: Made, progress: &Progress, stop: &Arc<Stop>) -> Result<(), Failure> {
     progress.say("completing the model");
-    let stop = Arc::clone(stop);
+    let stop = stop.hold();
     blocking(move || job.finish(&made, &stop)).await
 }
 

@@ -31,10 +31,10 @@ pub(crate) fn refuse_quantized(model: &Model, fates: &[Vec<Fate>]) -> Result<(),
     Err(CheckpointError::Command { reason: Reason::AlreadyQuantized, message })
 }
 
-/// What is written must not be what is read, whatever either is called.
-pub(crate) fn refuse_overlap(model: &Model, destination: &Location) -> Result<(), CheckpointError> {
-    match model.location().overlaps(destination, model.folder().is_some()) {
-        true => Err(CheckpointError::Overlap { source_at: model.path(), destination: destination.shown() }),
+/// What is written must not be what is read, whatever either is called; of folders, neither may lie within the other.
+pub(crate) fn refuse_overlap(source: &Location, destination: &Location) -> Result<(), CheckpointError> {
+    match source.is(destination) || source.overlaps(destination) && source.is_folder()? {
+        true => Err(CheckpointError::Overlap { source_at: source.shown(), destination: destination.shown() }),
         false => Ok(()),
     }
 }

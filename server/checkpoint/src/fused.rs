@@ -147,7 +147,7 @@ fn greatest(tensors: &[Found<'_>], stop: &Stop) -> Result<Option<f32>, Checkpoin
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "a test")]
 
     use super::*;
 

@@ -143,8 +143,8 @@ impl Job {
         (replace, gate): (Replace, Gate),
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
+        refuse_overlap(source, destination)?;
         let model = Model::open(source)?;
-        refuse_overlap(&model, destination)?;
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;
@@ -186,8 +186,8 @@ impl Job {
         replace: Replace,
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
+        refuse_overlap(source, destination)?;
         let model = Model::open(source)?;
-        refuse_overlap(&model, destination)?;
         let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
         refuse_scattered(&model, &modules)?;
         if modules.iter().all(Vec::is_empty) {
@@ -354,8 +354,9 @@ impl Job {
 }
 
 fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
-    match gate.missed(layers) {
-        Some((layer, detail)) => Err(CheckpointError::Gate { layer: layer.name.clone(), detail }),
+    let measured = layers.iter().filter_map(|layer| Some((layer.name.as_str(), layer.metrics.as_ref()?)));
+    match gate.missed(measured) {
+        Some((layer, detail)) => Err(CheckpointError::Gate { layer: layer.to_owned(), detail }),
         None => Ok(()),
     }
 }
@@ -369,7 +370,7 @@ fn seal(
     is_recorded: bool,
     stop: &Arc<Stop>,
 ) -> JoinHandle<Result<Record, CheckpointError>> {
-    let stop = Arc::clone(stop);
+    let stop = stop.hold();
     tokio::task::spawn_blocking(move || {
         let Sealed { layers, bytes, crc32c, tensors } = unit.seal(is_recorded, &stop)?;
         let is_sent = is_recorded && target.location().path().is_none();

@@ -46,7 +46,7 @@ pub use report::{By, Gate, LayerReport, Metrics, Report, Status, Totals};
 pub use safetensors::Dtype;
 pub use source::{Source, Tensor};
 pub use storage::{Allowed, Location, Outside, Stores, is_uri};
-pub use target::{Replace, Stop, Target};
+pub use target::{Held, Replace, Stop, Target};
 pub use unit::{Outcome, Row, Values};
 
 /// The key of a file's metadata that says which scheme each quantized module has: JSON, `{scheme: [module, ..]}`.

@@ -17,8 +17,7 @@ use crate::{
     local::{Local, RUN_BYTES},
     model::Model,
     modules::modules,
-    report::{Gate, LayerReport, Metrics, Status},
-    storage::Location,
+    report::{Gate, Metrics},
 };
 
 /// What was found.
@@ -55,17 +54,17 @@ enum Layer {
 }
 
 impl Comparison {
-    /// Compares two files or folders.
+    /// Compares two models.
     ///
     /// # Errors
     /// [`CheckpointError`] for what cannot be read.
     pub async fn of(
-        (first, second): (&Location, &Location),
+        (first, second): (&Model, &Model),
         local: &Local,
         level: Level,
     ) -> Result<Comparison, CheckpointError> {
-        let (order, first) = layers(&Model::open(first)?)?;
-        let (others, second) = layers(&Model::open(second)?)?;
+        let (order, first) = layers(first)?;
+        let (others, second) = layers(second)?;
         let fits = |name: &String| second.get(name).is_some_and(|other| other.shape() == first[name].shape());
         let (both, only_in_first): (Vec<_>, Vec<_>) = order.into_iter().partition(fits);
         let known = BTreeSet::from_iter(&both);
@@ -90,26 +89,8 @@ impl Comparison {
                 "a quality that is undefined, of numbers that are not finite: expected finite ones".to_owned(),
             ));
         }
-        let reports = Vec::from_iter(self.layers.iter().map(Measured::report));
-        gate.missed(&reports).map(|(layer, detail)| (layer.name.clone(), detail))
-    }
-}
-
-impl Measured {
-    /// As the gate of a job looks at it.
-    fn report(&self) -> LayerReport {
-        LayerReport {
-            name: self.name.clone(),
-            status: Status::Quantized,
-            reason: None,
-            message: None,
-            dtype: self.first.clone(),
-            shape: self.shape.clone(),
-            scheme: Some(self.second.clone()),
-            metrics: Some(self.metrics),
-            tensors: Vec::new(),
-            bytes: 0,
-        }
+        let measured = self.layers.iter().map(|layer| (layer.name.as_str(), &layer.metrics));
+        gate.missed(measured).map(|(layer, detail)| (layer.to_owned(), detail))
     }
 }
 

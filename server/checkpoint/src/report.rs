@@ -87,12 +87,15 @@ pub struct Gate {
 
 impl Gate {
     /// The layer that misses it by most, and how. An exact layer, whose SQNR is undefined, passes.
-    pub fn missed<'a>(&self, layers: &'a [LayerReport]) -> Option<(&'a LayerReport, String)> {
+    pub fn missed<'a>(
+        &self,
+        layers: impl Iterator<Item = (&'a str, &'a Metrics)> + Clone,
+    ) -> Option<(&'a str, String)> {
         let worst = |of: fn(&Metrics) -> Option<f64>| {
-            let rated = layers.iter().filter_map(move |layer| Some((layer, of(layer.metrics.as_ref()?)?)));
+            let rated = layers.clone().filter_map(move |(layer, metrics)| Some((layer, of(metrics)?)));
             rated.min_by(|a, b| a.1.total_cmp(&b.1))
         };
-        let misses = |found: Option<(&'a LayerReport, f64)>, least: Option<f64>| {
+        let misses = |found: Option<(&'a str, f64)>, least: Option<f64>| {
             found.zip(least).filter(|((_, value), least)| value < least)
         };
         let sqnr = misses(worst(|metrics| metrics.sqnr_db), self.sqnr_db_min)

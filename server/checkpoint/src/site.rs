@@ -131,7 +131,7 @@ impl Site {
         if self.lock.is_some() || self.read::<Value>(JOB)?.as_ref() == Some(&self.identity) {
             return Ok(());
         }
-        Err(CheckpointError::JobChanged { path: self.location.shown(), what: "another job has begun: it".to_owned() })
+        Err(CheckpointError::JobChanged { path: self.location.shown(), what: "what is begun there now".to_owned() })
     }
 
     /// The record of a unit that is complete.

@@ -6,7 +6,7 @@
 mod allowed;
 mod bucket;
 mod disk;
-mod place;
+mod uri;
 mod web;
 
 use std::{
@@ -28,11 +28,11 @@ use url::Url;
 pub use self::allowed::Allowed;
 pub use self::disk::Outside;
 pub(crate) use self::disk::copy;
-pub use self::place::is_uri;
+pub use self::uri::is_uri;
 use self::{
     bucket::Object,
     disk::Disk,
-    place::{Place, What, scrubbed},
+    uri::{Uri, What, scrubbed},
 };
 use crate::{
     error::CheckpointError,
@@ -106,12 +106,12 @@ impl Stores {
     /// # Errors
     /// [`CheckpointError::Uri`] if it is none, or its store does not fit what the environment says.
     pub fn uri(&self, text: &str) -> Result<Location, CheckpointError> {
-        self.open(Place::parse(text)?)
+        self.open(Uri::parse(text)?)
     }
 
     /// Where a place is reached: one client for all of a store, so that they share connections.
-    fn open(&self, place: Place) -> Result<Location, CheckpointError> {
-        let Place { uri, what, says_folder } = place;
+    fn open(&self, uri: Uri) -> Result<Location, CheckpointError> {
+        let Uri { text: uri, what, says_folder } = uri;
         let (url, scheme, root, key) = match what {
             What::Disk(path) => return Ok(Location::disk(&path)),
             What::Object { url, scheme, root, key } => (url, scheme, root, key),
@@ -187,20 +187,25 @@ impl Location {
         }
     }
 
-    /// Whether both are one place, links followed; with `deep`, also if one lies within the other.
-    pub fn overlaps(&self, other: &Location, deep: bool) -> bool {
-        match (self, other) {
-            (Location::Disk(one), Location::Disk(other)) => {
-                let (one, other) = (one.real(), other.real());
-                one == other || deep && (one.starts_with(&other) || other.starts_with(&one))
-            }
-            (Location::Object(one), Location::Object(other)) => {
-                let is_within = |inner: &Object, outer: &Object| inner.key.prefix_matches(&outer.key);
-                one.root == other.root
-                    && (one.key == other.key || deep && (is_within(one, other) || is_within(other, one)))
+    /// Whether it is that place or lies within it, links followed.
+    pub fn is_within(&self, outer: &Location) -> bool {
+        match (self, outer) {
+            (Location::Disk(inner), Location::Disk(outer)) => inner.real().starts_with(outer.real()),
+            (Location::Object(inner), Location::Object(outer)) => {
+                inner.root == outer.root && inner.key.prefix_matches(&outer.key)
             }
             _ => false,
         }
+    }
+
+    /// Whether both are one place, whatever they are called.
+    pub fn is(&self, other: &Location) -> bool {
+        self.is_within(other) && other.is_within(self)
+    }
+
+    /// Whether one lies within the other.
+    pub fn overlaps(&self, other: &Location) -> bool {
+        self.is_within(other) || other.is_within(self)
     }
 
     /// What has that name in this folder; `name` may be of a folder below.

@@ -4,13 +4,19 @@ use std::{
     ffi::OsStr,
     fs::{self, File, Permissions},
     io,
+    ops::Deref,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    time::Duration,
 };
 
 use serde_json::Value;
 use tempfile::{Builder, NamedTempFile, env::temp_dir, tempfile, tempfile_in};
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     error::CheckpointError,
@@ -187,7 +193,30 @@ fn folder_of(path: &Path) -> PathBuf {
 pub struct Stop {
     state: AtomicU8,
     keeps: AtomicBool,
+    /// Threads that may still be writing.
+    held: watch::Sender<usize>,
 }
+
+/// A thread's own hold on a [`Stop`]: until it is dropped, something may be half-written.
+#[derive(Debug)]
+pub struct Held(Arc<Stop>);
+
+impl Deref for Held {
+    type Target = Stop;
+
+    fn deref(&self) -> &Stop {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.send_modify(|threads| *threads -= 1);
+    }
+}
+
+/// Until those who were asked to stop have left nothing half-written.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const GOING: u8 = 0;
 const STOPPED: u8 = 1;
@@ -197,6 +226,19 @@ impl Stop {
     /// Asks to stop; false if the file has its name, or is about to.
     pub fn stop(&self) -> bool {
         self.settle(STOPPED)
+    }
+
+    /// For a thread that writes: whoever stops it can wait until it is gone.
+    #[must_use]
+    pub fn hold(self: &Arc<Stop>) -> Held {
+        self.held.send_modify(|threads| *threads += 1);
+        Held(Arc::clone(self))
+    }
+
+    /// Waits until no thread holds it, but not for one that does not come back.
+    pub async fn released(&self) {
+        let mut held = self.held.subscribe();
+        let _ = timeout(PATIENCE, held.wait_for(|threads| *threads == 0)).await;
     }
 
     /// Whether somebody asked.

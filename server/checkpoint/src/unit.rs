@@ -1,9 +1,6 @@
 //! One file of a model: rows of quantized layers as they come, and tensors that are copied, to one file of the destination.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use quarrel_engine::Scheme;
@@ -269,7 +266,7 @@ impl Unit {
     }
 
     /// Writes the file.
-    pub(crate) fn seal(self, summed: bool, stop: &Arc<Stop>) -> Result<Sealed, CheckpointError> {
+    pub(crate) fn seal(self, summed: bool, stop: &Stop) -> Result<Sealed, CheckpointError> {
         let Unit { sink, source, waiting, reports, schemes, coded, is_dense, .. } = self;
         if let Some(name) = waiting.keys().chain(coded.keys()).next() {
             return Err(CheckpointError::Ours(format!("layer `{name}` was sent and not answered")));

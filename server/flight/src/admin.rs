@@ -7,13 +7,12 @@ use arrow_flight::{
     SchemaResult, Ticket,
 };
 use arrow_ipc::writer::IpcWriteOptions;
-use arrow_schema::Schema;
 use bytes::Bytes;
 use quarrel_proto::{Reason, VERSION, command, json, metadata, v1};
 use tonic::Status;
 
 use crate::{
-    command::{plan_of, reply_schema},
+    command::{plan_of_any, reply_schema},
     shared::Shared,
     status::{Fault, unsupported},
 };
@@ -69,41 +68,28 @@ fn results(shared: &Arc<Shared>, action: &Action) -> Result<Vec<String>, Status>
 
 /// The schema of a command's answers.
 pub(crate) async fn schema(shared: &Shared, descriptor: FlightDescriptor) -> Result<SchemaResult, Status> {
-    let schema = answer_schema(shared, &descriptor).await?;
+    let (plan, _) = plan_of_any(shared, descriptor.cmd).await?;
+    let schema = reply_schema(&plan, shared.level);
     SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).map_err(encoding)
 }
 
 /// The same as a flight. One of the caller's layers has no endpoints: they go in and out of one DoExchange, and how many is not known. That of a stored
 /// checkpoint has one, here, whose ticket is the command.
 pub(crate) async fn flight_info(shared: &Shared, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
-    let schema = answer_schema(shared, &descriptor).await?;
-    let is_stored = command::parse(&descriptor.cmd).is_ok_and(|command| command.source.is_some());
-    let ticket = Ticket { ticket: descriptor.cmd.clone() };
-    let endpoints = is_stored.then(|| FlightEndpoint { ticket: Some(ticket), ..FlightEndpoint::default() });
-    let endpoints = Vec::from_iter(endpoints);
+    let (plan, is_stored) = plan_of_any(shared, descriptor.cmd.clone()).await?;
+    let schema = reply_schema(&plan, shared.level);
     let message = IpcMessage::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).map_err(encoding)?;
+    let ticket = Ticket { ticket: descriptor.cmd.clone() };
+    let endpoint = is_stored.then(|| FlightEndpoint { ticket: Some(ticket), ..FlightEndpoint::default() });
     Ok(FlightInfo {
         schema: message.0,
         flight_descriptor: Some(descriptor),
-        endpoint: endpoints,
+        endpoint: endpoint.into_iter().collect(),
         total_records: -1,
         total_bytes: -1,
         ordered: true,
         app_metadata: Bytes::new(),
     })
-}
-
-async fn answer_schema(shared: &Shared, descriptor: &FlightDescriptor) -> Result<Schema, Fault> {
-    let mut cmd = descriptor.cmd.clone();
-    // What DoGet would answer.
-    if let Ok(parsed) = command::parse(&cmd)
-        && parsed.source.is_some()
-        && parsed.sink.is_none()
-    {
-        cmd = command::to_json(&v1::Command { source: None, ..parsed }).into();
-    }
-    let plan = plan_of(shared, cmd).await?;
-    Ok(reply_schema(&plan, shared.level))
 }
 
 fn encoding(error: arrow_schema::ArrowError) -> Status {

@@ -13,6 +13,19 @@ pub(crate) async fn plan_of(shared: &Shared, bytes: Bytes) -> Result<Plan, Fault
     made.await.map_err(Fault::from)?
 }
 
+/// The plan of a command, and whether its layers are a stored checkpoint's: then it is what DoGet answers.
+pub(crate) async fn plan_of_any(shared: &Shared, bytes: Bytes) -> Result<(Plan, bool), Fault> {
+    let made = shared.pool.lane().run(move || -> Result<(Plan, bool), Fault> {
+        let mut command = command::parse(&bytes)?;
+        let is_stored = command.source.is_some() && command.sink.is_none();
+        if is_stored {
+            command.source = None;
+        }
+        Ok((Plan::new(&command)?, is_stored))
+    });
+    made.await.map_err(Fault::from)?
+}
+
 /// The schema of the answers, with the effective command, the contract's version and the CPU level.
 pub(crate) fn reply_schema(plan: &Plan, level: quarrel_engine::Level) -> Schema {
     let entries = [

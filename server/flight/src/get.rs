@@ -24,34 +24,44 @@ use crate::{
 };
 
 /// The answers to a ticket, which is a command with a `source`.
-pub(crate) fn open(
+pub(crate) async fn open(
     shared: &Arc<Shared>,
-    ticket: &[u8],
+    ticket: Bytes,
     peer: Peer,
 ) -> Result<impl Stream<Item = Result<FlightData, Status>> + Send + 'static, Fault> {
-    let command = parse(ticket)?;
-    let Some(uri) = &command.source else {
-        let what = "a ticket names a `source`: send layers that are yours with DoExchange";
-        return Err(Fault::new(Reason::VerbUnsupported, what));
-    };
-    if command.sink.is_some() {
-        let what = "a ticket names no `sink`: submit a job with DoAction `job.submit`";
-        return Err(Fault::new(Reason::VerbUnsupported, what));
-    }
-    let Some(Verb::Quantize(quantize)) = command.verb.clone() else {
-        let what =
-            "DoGet serves `quantize` alone: submit a job with DoAction `job.submit`, or send rows with DoExchange";
-        return Err(Fault::new(Reason::VerbUnsupported, what));
-    };
-    let source = shared.jobs.source(uri)?;
-    // A mistake of the command is an error of the call, not of its stream.
-    quarrel_engine::Plan::new(&v1::Command { verb: command.verb, ..v1::Command::default() })?;
+    // Patterns are compiled, and links of a path looked at: on a thread that may block.
+    let of = Arc::clone(shared);
+    let asked = tokio::task::spawn_blocking(move || asked(&of, &ticket)).await;
+    let (source, quantize) = asked.map_err(|_| Fault::ours())??;
     // Its first word may be long in coming: where layers share a scale, all of them are read before.
     let patience = Duration::from_secs(shared.config.stream_seconds);
     let share = Arc::new(shared.budget.share());
     let frames = stream::once(pulled(source, quantize)).try_flatten().boxed();
     let responses = exchange::open(Arc::clone(shared), frames, share, peer, patience)?;
     Ok(responses.map(|frame| Ok(data(frame?))))
+}
+
+/// What a ticket asks for. A mistake of its command is an error of the call, not of its stream.
+fn asked(shared: &Shared, ticket: &[u8]) -> Result<(Location, v1::Quantize), Fault> {
+    let command = parse(ticket)?;
+    let unsupported = |what: &str| Fault::new(Reason::VerbUnsupported, what);
+    let (uri, quantize) = match (command.source, command.sink, &command.verb) {
+        (None, ..) => {
+            return Err(unsupported("a ticket names a `source`: send layers that are yours with DoExchange"));
+        }
+        (_, Some(_), _) => {
+            return Err(unsupported("a ticket names no `sink`: submit a job with DoAction `job.submit`"));
+        }
+        (Some(uri), None, Some(Verb::Quantize(quantize))) => (uri, quantize.clone()),
+        (Some(_), None, _) => {
+            return Err(unsupported(
+                "DoGet serves `quantize` alone: submit a job with DoAction `job.submit`, or send rows with DoExchange",
+            ));
+        }
+    };
+    let source = shared.jobs.source(&uri)?;
+    quarrel_engine::Plan::new(&v1::Command { verb: command.verb, ..v1::Command::default() })?;
+    Ok((source, quantize))
 }
 
 /// A checkpoint's messages, as a client would send them.

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use prost::Message;
@@ -31,8 +31,6 @@ use crate::{config::Config, shared::Shared, status::Fault};
 const REMEMBERED: usize = 1_000;
 /// A longer command is forgotten at the end of its job.
 const COMMAND_REMEMBERED_BYTES: usize = 16 << 10;
-/// Until a job that is stopped has left nothing half-written.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a server does at URIs.
 #[derive(Debug)]
@@ -134,7 +132,7 @@ impl Jobs {
 
     fn enter(&self, command: v1::Command, sink: &Location) -> Result<(u64, Arc<Entry>), Fault> {
         let mut known = lock(&self.known);
-        let is_taken = |entry: &Arc<Entry>| !lock(&entry.state).ended && entry.sink.overlaps(sink, true);
+        let is_taken = |entry: &Arc<Entry>| !lock(&entry.state).ended && entry.sink.overlaps(sink);
         if let Some(other) = known.values().find(|entry| is_taken(entry)) {
             let (sink, job) = (sink.shown(), lock(&other.state).job.job.clone());
             let what = format!("`{}` is being written by job `{job}`", sink.display());
@@ -302,10 +300,9 @@ impl Work {
             done = self.done() => done,
             () = cancelled.cancelled() => Err(CheckpointError::stopped()),
         };
-        // A file that is being written is taken back: the thread that does so has the other half of this.
-        let patience = Instant::now() + PATIENCE;
-        while stop.is_stopped() && Arc::strong_count(&stop) > 2 && Instant::now() < patience {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        if stop.is_stopped() {
+            // A file that is being written is taken back.
+            stop.released().await;
         }
         Ok(done?)
     }
@@ -316,7 +313,7 @@ impl Work {
         let gate = Gate { sqnr_db_min: request.sqnr_db_min, cosine_min: request.cosine_min };
         let stop = &entry.stop;
         // On a thread of its own: a store may be silent, and whoever cancels the job does not wait for it.
-        let stopped = Arc::clone(stop);
+        let stopped = stop.hold();
         let opened = tokio::task::spawn_blocking(move || match request.command.and_then(|command| command.verb) {
             Some(Verb::Quantize(command)) => {
                 let command = of_checkpoint(command, source.is_folder()?);

@@ -58,7 +58,7 @@ impl FlightService for Service {
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let peer = Peer::of(request.extensions(), &self.shared.config);
-        let answers = get::open(&self.shared, &request.into_inner().ticket, peer)?;
+        let answers = get::open(&self.shared, request.into_inner().ticket, peer).await?;
         Ok(Response::new(Box::pin(answers)))
     }
 

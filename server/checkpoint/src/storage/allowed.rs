@@ -6,7 +6,7 @@ use object_store::path::Path as Key;
 
 use super::{
     Disk, Location, Stores,
-    place::{Place, What, is_uri, shortened},
+    uri::{Uri, What, is_uri, shortened},
 };
 use crate::error::CheckpointError;
 
@@ -33,7 +33,7 @@ impl Allowed {
         // A variable that is set to nothing is not set.
         let prefixes = prefixes.iter().filter(|prefix| !prefix.is_empty()).map(|prefix| {
             let path = match is_uri(prefix) {
-                true => match Place::parse(prefix)?.what {
+                true => match Uri::parse(prefix)?.what {
                     What::Object { root, key, .. } => return Ok(Prefix::Object(root, key)),
                     What::Disk(path) => path,
                 },
@@ -54,9 +54,9 @@ impl Allowed {
     /// # Errors
     /// [`CheckpointError::Uri`] for what is no URI; [`CheckpointError::NotAllowed`].
     pub fn locate(&self, uri: &str, stores: &Stores) -> Result<Location, CheckpointError> {
-        let place = Place::parse(uri)?;
+        let parsed = Uri::parse(uri)?;
         let not_allowed = || CheckpointError::NotAllowed { uri: shortened(uri), flag: self.flag };
-        match &place.what {
+        match &parsed.what {
             What::Disk(path) => {
                 let found = self.prefixes.iter().find_map(|prefix| within(path, prefix));
                 found.ok_or_else(not_allowed)
@@ -64,7 +64,7 @@ impl Allowed {
             What::Object { root, key, .. } => {
                 let is_under = |prefix: &Prefix| matches!(prefix, Prefix::Object(of, prefix) if of == root && key.prefix_matches(prefix));
                 // Only now is anything made of it.
-                if self.prefixes.iter().any(is_under) { stores.open(place) } else { Err(not_allowed()) }
+                if self.prefixes.iter().any(is_under) { stores.open(parsed) } else { Err(not_allowed()) }
             }
         }
     }

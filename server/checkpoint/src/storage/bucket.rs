@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    storage::{Kind, Opened, place::scrubbed},
+    storage::{Kind, Opened, uri::scrubbed},
     target::{Replace, Stop},
 };
 
@@ -65,10 +65,8 @@ const USUAL: [&str; 22] = [
 ];
 
 /// What stores are asked on. It has no end: a thread that waits for an answer must not find its runtime gone.
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-    let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("stores").enable_all().build();
-    runtime.expect("the system gives a thread")
-});
+static RUNTIME: LazyLock<io::Result<Runtime>> =
+    LazyLock::new(|| Builder::new_multi_thread().worker_threads(1).thread_name("stores").enable_all().build());
 
 /// A key of a store.
 #[derive(Clone)]
@@ -102,7 +100,8 @@ impl Object {
     /// The answer, on a thread that may block.
     pub(super) fn wait<T>(&self, asked: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         // Errors quote URLs.
-        block_in_place(|| RUNTIME.block_on(asked)).map_err(|error| match error.get_ref() {
+        let runtime = RUNTIME.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+        block_in_place(|| runtime.block_on(asked)).map_err(|error| match error.get_ref() {
             Some(why) => io::Error::new(error.kind(), scrubbed(&why.to_string())),
             None => error,
         })

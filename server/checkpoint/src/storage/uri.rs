@@ -13,9 +13,9 @@ const SCHEMES: &str = "file, s3, gs, az, abfs, abfss, http or https";
 const URI_BYTES_MAX: usize = 4096;
 
 /// A URI, read.
-pub(super) struct Place {
+pub(super) struct Uri {
     /// As it was given, without a slash at its end.
-    pub(super) uri: String,
+    pub(super) text: String,
     pub(super) what: What,
     /// Whether there was one.
     pub(super) says_folder: bool,
@@ -27,8 +27,8 @@ pub(super) enum What {
     Object { url: Url, scheme: ObjectStoreScheme, root: String, key: Key },
 }
 
-impl Place {
-    pub(super) fn parse(text: &str) -> Result<Place, CheckpointError> {
+impl Uri {
+    pub(super) fn parse(text: &str) -> Result<Uri, CheckpointError> {
         let wrong = |detail: String| CheckpointError::Uri { uri: shortened(&scrubbed(text)), detail };
         if text.len() > URI_BYTES_MAX {
             return Err(wrong(format!("it has {} bytes: expected at most {URI_BYTES_MAX}", text.len())));
@@ -41,10 +41,10 @@ impl Place {
         if url.query().is_some() || url.fragment().is_some() || (is_bucket && url.port().is_some()) {
             return Err(wrong("it has a query, a fragment or a port: expected scheme, host and path".to_owned()));
         }
-        let (uri, says_folder) = (text.trim_end_matches('/').to_owned(), text.ends_with('/'));
+        let (given, says_folder) = (text.trim_end_matches('/').to_owned(), text.ends_with('/'));
         if url.scheme() == "file" {
             let path = url.to_file_path().map_err(|()| wrong("expected file:///PATH".to_owned()))?;
-            return Ok(Place { uri, what: What::Disk(path), says_folder });
+            return Ok(Uri { text: given, what: What::Disk(path), says_folder });
         }
         let expected = |what: &str| wrong(format!("{what}expected a URI of {SCHEMES}"));
         let (scheme, key) = ObjectStoreScheme::parse(&url).map_err(|error| expected(&format!("{error}: ")))?;
@@ -57,7 +57,7 @@ impl Place {
         if Key::from_url_path(url.path()).is_ok_and(|path| path != key) {
             root.extend(["/", url.path_segments().and_then(|mut parts| parts.next()).unwrap_or_default()]);
         }
-        Ok(Place { uri, what: What::Object { url, scheme, root, key }, says_folder })
+        Ok(Uri { text: given, what: What::Object { url, scheme, root, key }, says_folder })
     }
 }
 
