@@ -9,7 +9,7 @@ use bytes::Bytes;
 /// Smaller ones are the allocator's business.
 const SHELVED_BYTES_MIN: usize = 64 << 10;
 /// What lies idle at most, over all streams.
-const IDLE_BYTES_MAX: usize = 16 << 20;
+const IDLE_BYTES_MAX: usize = 4 << 20;
 
 /// Buffers that nobody uses. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -103,6 +103,6 @@ mod tests {
 
         let many: Vec<Buffer> = (0..40).map(|_| shelf.lend(MutableBuffer::with_capacity(1 << 20))).collect();
         drop(many);
-        assert!(shelf.idle.lock().is_ok_and(|idle| idle.bytes <= IDLE_BYTES_MAX && idle.buffers.len() >= 15));
+        assert!(shelf.idle.lock().is_ok_and(|idle| idle.bytes <= IDLE_BYTES_MAX && idle.buffers.len() >= 3));
     }
 }
