@@ -35,9 +35,57 @@ pub fn is_end(app_metadata: &[u8]) -> bool {
 /// White space and all.
 const END_BYTES_MAX: usize = 64;
 
+/// What `app_metadata` says at the end of a DoPut: that all layers have come, and what is known of their model.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    /// How many.
+    pub layers: u64,
+    /// What the model's `config.json` is to say beside what its layers are quantized with.
+    #[serde(default)]
+    pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Longer ones are no end: a configuration is not so long.
+const PUT_END_BYTES_MAX: usize = 1 << 20;
+
+impl End {
+    /// The end that `app_metadata` says; `None` if it says something that is not ours to read.
+    ///
+    /// # Errors
+    /// What is wrong with an end.
+    pub fn of(app_metadata: &[u8]) -> Option<Result<End, String>> {
+        #[derive(serde::Deserialize)]
+        struct Said {
+            end: Option<serde_json::Value>,
+        }
+        if app_metadata.len() > PUT_END_BYTES_MAX || !app_metadata.trim_ascii_start().starts_with(b"{") {
+            return None;
+        }
+        let end = serde_json::from_slice::<Said>(app_metadata).ok()?.end?;
+        Some(serde_json::from_value(end).map_err(|error| error.to_string()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_put_counts_its_layers() {
+        let end = |text: &str| End::of(text.as_bytes());
+        assert_eq!(end(r#"{"end": {"layers": 3}}"#), Some(Ok(End { layers: 3, config: serde_json::Map::new() })));
+        let with = end(r#" {"end": {"layers": 0, "config": {"a": 1}}}"#);
+        assert!(with.is_some_and(|end| end.is_ok_and(|end| end.config["a"] == 1)));
+        for wrong in
+            [r#"{"end": {}}"#, r#"{"end": 3}"#, r#"{"end": {"layers": -1}}"#, r#"{"end": {"layers": 1, "x": 2}}"#]
+        {
+            assert!(matches!(end(wrong), Some(Err(_))), "{wrong}");
+        }
+        for other in ["", "end", "{}", r#"{"start": 1}"#, r#"{"end"#, "alive"] {
+            assert_eq!(end(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn the_end_is_json_and_nothing_else_is_the_end() {

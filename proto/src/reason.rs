@@ -243,6 +243,15 @@ reasons! {
     /// The sink was begun by another job, is being written by one, or is the source or within it.
     SinkTaken = "sink_taken",
         "Submit the job that began it, wait for the one that writes it, choose another URI, or start over with `replace`.";
+    /// The layers of a DoPut ended without the end that seals them: its client may have been cut off.
+    EndMissing = "end_missing",
+        "End with the `app_metadata` `{\"end\": {\"layers\": N}}`, on the last batch or alone; send all layers again.";
+    /// The end of a DoPut is none, or names another number of layers than came.
+    EndInvalid = "end_invalid",
+        "Count the layers; compare the end with SPEC.md, section \"DoPut\".";
+    /// Layers that inference engines fuse have different global scales (NVFP4).
+    FusedScalesDiffer = "fused_scales_differ",
+        "Give the layers of each set (q, k and v; gate and up) a rule with their greatest magnitude as `amax`.";
     /// A store or a disk does not read or write now.
     StorageFailed = "storage_failed",
         "Try again later; the same job goes on where it was.";

@@ -990,7 +990,8 @@ CANNOT_REACH_PYTHON = {
     "needs_calibration",  # of checkpoints, which the command line writes
     "not_a_weight",  # the same
     "already_quantized",  # the same
-    # of jobs and of DoGet, for which it has no method
+    # of jobs, DoGet and DoPut, for which it has no method
+    "end_missing", "end_invalid", "fused_scales_differ",
     "uri_invalid", "uri_not_allowed", "source_missing", "source_malformed", "sink_exists", "sink_taken", "storage_failed",
     "storage_denied",
     "quality_missed", "job_unknown", "jobs_exceeded",

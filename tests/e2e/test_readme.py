@@ -1,6 +1,6 @@
 """The README's Python examples do what they say: each runs as a user would run it, against a running server.
 
-An example is a fenced `python` block right after `<!-- test: NAME -->`. Only the server's address is replaced; beside
+An example is a fenced `python` block right after `<!-- test: NAME -->`. Only the server's address and its bucket are replaced; beside
 the script lies MiniLM's `model.safetensors`, the checkpoint that the examples read.
 """
 
@@ -19,6 +19,7 @@ from demo import models  # noqa: E402
 
 README = REPOSITORY / "README.md"
 ADDRESS = "grpc://127.0.0.1:8815"
+BUCKET = "s3://models/quantized"
 MARK = re.compile(r"^<!-- test: (?P<name>\S+) -->\n+```python\n(?P<code>.*?)^```$", re.M | re.S)
 seconds_max = 300
 
@@ -38,11 +39,12 @@ def test_every_marked_block_of_the_readme_is_an_example():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_of_the_readme_runs_as_printed(server, tmp_path, name):
+def test_an_example_of_the_readme_runs_as_printed(fresh_server, tmp_path, name):
     code = EXAMPLES[name]
+    server = fresh_server("--allow-write", tmp_path)
     assert ADDRESS in code, f"`{name}` should connect to {ADDRESS}"
     (tmp_path / "model.safetensors").symlink_to(models.minilm() / "model.safetensors")
-    (tmp_path / "example.py").write_text(code.replace(ADDRESS, server.location), encoding="utf-8")
+    (tmp_path / "example.py").write_text(code.replace(ADDRESS, server.location).replace(BUCKET, f"file://{tmp_path}"), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", "example.py"], cwd=tmp_path, timeout=seconds_max, capture_output=True, text=True,
         # As `pip install ./client/python` would have it; tests/clients/test_fresh_install.py does install it.

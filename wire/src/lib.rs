@@ -23,6 +23,9 @@ pub use shelf::Shelf;
 /// The request path of a call to DoExchange.
 pub const DO_EXCHANGE: &str = "/arrow.flight.protocol.FlightService/DoExchange";
 
+/// That of a call to DoPut.
+pub const DO_PUT: &str = "/arrow.flight.protocol.FlightService/DoPut";
+
 /// The field of `FlightData` that is the body.
 const BODY_TAG: u32 = 1000;
 /// A gRPC message's prefix: a flag, and its length.

@@ -114,7 +114,7 @@ fn layer(Weights { source, tensor, dtype }: Weights) -> Result<Layer, Failure> {
 
 fn row(run: Run) -> Row {
     let bytes = run.layer.shape().iter().product::<u64>() * run.layer.dtype().bytes();
-    let not = |status, reason, message| Outcome::Not { status, reason, message };
+    let not = |status, reason, message| Outcome::Not { status, reason, message, weights: None };
     Row {
         name: run.layer.name().to_owned(),
         begins: run.channels.start == 0,

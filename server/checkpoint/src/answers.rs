@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow_array::{
     Array, ArrayRef, Int64Array, ListArray, RecordBatch, StructArray,
     cast::AsArray,
-    types::{Float32Type, Float64Type, Int32Type, UInt64Type},
+    types::{Float32Type, Float64Type, Int32Type, Int64Type, UInt64Type},
 };
 use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field, FieldRef};
@@ -32,7 +32,11 @@ pub(crate) fn rows(batch: &RecordBatch, asked: &mut impl Iterator<Item = Asked>)
     (0..batch.num_rows()).map(|row| one(batch, row, asked)).collect()
 }
 
-fn one(batch: &RecordBatch, row: usize, asked: &mut impl Iterator<Item = Asked>) -> Result<Row, CheckpointError> {
+pub(crate) fn one(
+    batch: &RecordBatch,
+    row: usize,
+    asked: &mut impl Iterator<Item = Asked>,
+) -> Result<Row, CheckpointError> {
     let unasked = || CheckpointError::Ours("a row was answered and not sent".to_owned());
     let Asked { name, begins, completes, done } = asked.next().ok_or_else(unasked)?;
     if text(batch, column::LAYER_NAME, row)? != name {
@@ -40,7 +44,8 @@ fn one(batch: &RecordBatch, row: usize, asked: &mut impl Iterator<Item = Asked>)
     }
     let not = |status| {
         let (reason, message) = (text(batch, column::REASON, row)?, text(batch, column::MESSAGE, row)?);
-        Ok::<_, CheckpointError>(Outcome::Not { status, reason, message })
+        let weights = extra_tensor(of(batch, column::EXTRA_TENSORS)?, row, tensor::WEIGHT)?;
+        Ok::<_, CheckpointError>(Outcome::Not { status, reason, message, weights })
     };
     let outcome = match text(batch, column::STATUS, row)?.as_str() {
         status::QUANTIZED => codes(batch, row)?,
@@ -58,20 +63,22 @@ fn codes(batch: &RecordBatch, row: usize) -> Result<Outcome, CheckpointError> {
         data: bytes(of(batch, column::QUANTIZED_DATA)?, row),
         scales: scales.as_primitive::<Float32Type>().values().to_vec(),
         zero_points: zero_points.is_valid(row).then(points),
-        global_scale: global_scale(of(batch, column::EXTRA_TENSORS)?, row)?,
+        global_scale: extra_tensor(of(batch, column::EXTRA_TENSORS)?, row, tensor::WEIGHT_GLOBAL_SCALE)?
+            .and_then(|bytes| Some(f32::from_le_bytes(*bytes.first_chunk()?))),
         scheme: text(batch, column::SCHEME, row)?,
     })
 }
 
-fn global_scale(extra: &ArrayRef, row: usize) -> Result<Option<f32>, CheckpointError> {
+/// The bytes of a tensor beside the codes.
+fn extra_tensor(extra: &ArrayRef, row: usize, name: &str) -> Result<Option<Bytes>, CheckpointError> {
     if extra.is_null(row) {
         return Ok(None);
     }
-    let tensors = extra.as_list::<i32>().value(row);
-    let tensors = tensors.as_struct();
+    let lists = extra.as_list::<i32>();
+    let tensors = lists.values().as_struct();
     let (names, data) = (field(tensors, "name")?.as_string::<i32>(), field(tensors, "data")?);
-    let at = (0..tensors.len()).find(|at| names.value(*at) == tensor::WEIGHT_GLOBAL_SCALE);
-    Ok(at.and_then(|at| Some(f32::from_le_bytes(*bytes(data, at).first_chunk()?))))
+    let mut range = lists.value_offsets()[row] as usize..lists.value_offsets()[row + 1] as usize;
+    Ok(range.find(|at| names.value(*at) == name).map(|at| bytes(data, at)))
 }
 
 fn metrics(batch: &RecordBatch, row: usize) -> Result<Option<Metrics>, CheckpointError> {
@@ -107,6 +114,12 @@ pub(crate) fn bytes(array: &ArrayRef, row: usize) -> Bytes {
 pub(crate) fn text(batch: &RecordBatch, name: &str, row: usize) -> Result<String, CheckpointError> {
     let texts = of(batch, name)?.as_string::<i32>();
     Ok(if texts.is_valid(row) { texts.value(row).to_owned() } else { String::new() })
+}
+
+/// The shape of a row's layer.
+pub(crate) fn shape(batch: &RecordBatch, row: usize) -> Result<Vec<u64>, CheckpointError> {
+    let shape = of(batch, column::SHAPE)?.as_list::<i32>().value(row);
+    Ok(shape.as_primitive::<Int64Type>().values().iter().map(|dimension| *dimension as u64).collect())
 }
 
 pub(crate) fn of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, CheckpointError> {

@@ -1,7 +1,11 @@
 //! What is looked at before a job begins: whether its source can be worked on, and what tells it from another job.
 
-use std::{collections::HashSet, path::Path};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
+use quarrel_engine::Plan;
 use quarrel_proto::{
     Reason, command,
     v1::{self, command::Verb},
@@ -42,17 +46,29 @@ pub(crate) fn refuse_overlap(source: &Location, destination: &Location) -> Resul
 /// Models of transformers whose linear layers are `Conv1D`: stored transposed, and no `Linear` to a loader.
 const TRANSPOSED: [&str; 5] = ["clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"];
 
+/// What needs more than weights.
+pub(crate) fn refuse_calibrated(plan: &Plan) -> Result<(), CheckpointError> {
+    if let Some(scheme) =
+        plan.schemes().iter().find(|scheme| scheme.preset().is_some_and(|preset| preset.needs_calibration))
+    {
+        let message = format!(
+            "scheme `{scheme}` has static activation scales, which need calibration: a checkpoint without them does not load"
+        );
+        return Err(CheckpointError::Command { reason: Reason::NeedsCalibration, message });
+    }
+    Ok(())
+}
+
 /// Codes along the wrong dimension, in modules where nobody looks for them, would be no model.
-pub(crate) fn refuse_transposed(model: &Model) -> Result<(), CheckpointError> {
-    let config = model.folder().and_then(|folder| folder.config.as_ref());
-    let kind = config.and_then(|config| config.get("model_type")).and_then(Value::as_str).unwrap_or_default();
+pub(crate) fn refuse_transposed(config: &Map<String, Value>, path: PathBuf) -> Result<(), CheckpointError> {
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     if !TRANSPOSED.contains(&kind) {
         return Ok(());
     }
     let detail = format!(
         "its model_type is `{kind}`, whose linear layers are stored transposed (Conv1D): no loader finds codes in them"
     );
-    Err(CheckpointError::Model { path: model.path(), detail })
+    Err(CheckpointError::Model { path, detail })
 }
 
 /// A module of which parts are in different files would be taken for dense.

@@ -13,6 +13,7 @@ use quarrel_proto::{
 use safetensors::Dtype;
 
 use crate::{
+    checks::refuse_calibrated,
     error::CheckpointError,
     source::{Source, Tensor},
 };
@@ -96,14 +97,7 @@ pub(crate) fn plan_of(command: &v1::Quantize) -> Result<Plan, CheckpointError> {
 /// [`CheckpointError::Command`] for a command that gets something wrong, or that needs what weights alone cannot give.
 pub fn fates(shards: &[Source], command: &v1::Quantize) -> Result<Vec<Vec<Fate>>, CheckpointError> {
     let plan = plan_of(command)?;
-    if let Some(scheme) =
-        plan.schemes().iter().find(|scheme| scheme.preset().is_some_and(|preset| preset.needs_calibration))
-    {
-        let message = format!(
-            "scheme `{scheme}` has static activation scales, which need calibration: a checkpoint without them does not load"
-        );
-        return Err(CheckpointError::Command { reason: Reason::NeedsCalibration, message });
-    }
+    refuse_calibrated(&plan)?;
     // What lies beside the codes of a module in the layouts of compressed-tensors, DeepSeek, GPTQ, AWQ and bitsandbytes.
     let marks = ["weight_scale", "weight_packed", "weight_scale_inv", "qweight", "weight.absmax"];
     let names = shards.iter().flat_map(Source::tensors).map(|tensor| tensor.name.as_str());

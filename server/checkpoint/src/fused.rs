@@ -3,10 +3,16 @@
 //!
 //! The sets are those of llm-compressor 0.14, `FUSED_LAYER_NAMES`.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+};
 
 use quarrel_engine::{Granularity, Level, Plan, Scaling, Scheme, amax};
-use quarrel_proto::v1::{self, quantize::How};
+use quarrel_proto::{
+    Reason,
+    v1::{self, quantize::How},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -88,6 +94,37 @@ pub(crate) fn with_shared_scales(
     command
 }
 
+/// Global scales of fused layers as a stream brings them.
+#[derive(Debug, Default)]
+pub(crate) struct Shared(HashMap<(String, usize), (String, f32)>);
+
+impl Shared {
+    /// Whether a layer has its set's.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Layer`] if another layer of the set has a different one.
+    pub(crate) fn check(&mut self, layer: &str, scale: f32) -> Result<(), CheckpointError> {
+        let module = layer.strip_suffix(".weight").unwrap_or(layer);
+        let Some((parent, set)) = set_of(module) else { return Ok(()) };
+        let first = self.0.entry((parent.to_owned(), set)).or_insert_with(|| (layer.to_owned(), scale));
+        if first.1 == scale {
+            return Ok(());
+        }
+        let message = format!(
+            "layer `{layer}` has the global scale {scale} and `{}` {}: inference engines fuse them, and expect one; give both \
+             the greatest magnitude over the set, `amax`",
+            first.0, first.1
+        );
+        Err(CheckpointError::Layer { reason: Reason::FusedScalesDiffer, message })
+    }
+}
+
+/// The parent of a module that is fused with others, and the set that they are.
+fn set_of(module: &str) -> Option<(&str, usize)> {
+    let (parent, name) = module.rsplit_once('.').unwrap_or(("", module));
+    Some((parent, SETS.iter().position(|set| set.contains(&name))?))
+}
+
 /// The target that matches a layer of that name alone: a name may read as a pattern, which would match others, or be none that can be compiled.
 fn target(layer: &str) -> String {
     const MARKS: [char; 6] = ['*', '?', '[', '{', '}', '\\'];
@@ -110,13 +147,11 @@ fn sets<'a>(shards: &'a [Source], plan: &Plan) -> Vec<(Scheme, Vec<Found<'a>>)> 
     let tensors = shards.iter().flat_map(|shard| shard.tensors().iter().map(move |tensor| (shard, tensor)));
     for (shard, tensor) in tensors {
         let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
-        let (parent, name) = module.rsplit_once('.').unwrap_or(("", module));
-        let set = SETS.iter().position(|set| set.contains(&name));
         // What cannot be quantized is told when its turn comes.
         let schemes = float_word(tensor.dtype).and_then(|word| plan.schemes_of(&tensor.name, &tensor.shape, word).ok());
         let scheme = schemes.and_then(|schemes| <[Scheme; 1]>::try_from(schemes).ok()).map(|[scheme]| scheme);
         // One that is not fused is a set of its own.
-        let (parent, set) = set.map_or((module, SETS.len()), |set| (parent, set));
+        let (parent, set) = set_of(module).unwrap_or((module, SETS.len()));
         if let Some(scheme) = scheme
             && scheme.format().scaling == Scaling::E4m3
         {

@@ -148,7 +148,9 @@ impl Job {
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;
-        refuse_transposed(&model)?;
+        if let Some(config) = model.folder().and_then(|folder| folder.config.as_ref()) {
+            refuse_transposed(config, model.path())?;
+        }
         // Whoever was to wait for it may have gone: then nothing is touched any more.
         stop.check()?;
         let (destination, fused) = match model.folder() {

@@ -32,6 +32,8 @@ const OTHER_WEIGHTS: [&str; 10] =
     ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data", "pt", "pth", "safetensors"];
 /// What the command line writes into a folder: of another model, if it is there.
 pub const REPORT: &str = "quarrel.report.json";
+/// Which tensor is in which file.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// A model. Of its files, only headers and the configuration are in memory.
 #[derive(Debug, Clone)]
@@ -76,7 +78,7 @@ impl Model {
         }
         let names = location.names().map_err(CheckpointError::io("cannot read", &path))?;
         let indices = Vec::from_iter(names.iter().filter(|name| name.ends_with(".safetensors.index.json")));
-        let index = match one(&path, &indices, "model.safetensors.index.json", "indices")? {
+        let index = match one(&path, &indices, INDEX, "indices")? {
             Some(name) => Some((name.clone(), read_json::<Index>(location, name, INDEX_BYTES_MAX)?)),
             None => None,
         };

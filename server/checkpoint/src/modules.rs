@@ -155,12 +155,14 @@ fn prefix<'a>(name: &'a str, part: &str) -> Option<&'a str> {
 }
 
 /// A file's metadata with the schemes of its modules, by name: those that were quantized before and now.
-pub fn with_schemes(source: &Source, modules: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub fn with_schemes(
+    mut metadata: BTreeMap<String, String>,
+    modules: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let mut schemes = BTreeMap::<&str, Vec<&str>>::new();
     for (module, scheme) in modules {
         schemes.entry(scheme).or_default().push(module);
     }
-    let mut metadata = source.metadata().clone();
     if !schemes.is_empty() {
         metadata.insert(SCHEMES_KEY.to_owned(), serde_json::json!(schemes).to_string());
     }

@@ -1,8 +1,8 @@
 //! What became of every tensor, measured: kept in the records of a job, and told in its report.
 
-use std::{fs::File, io::Write};
+use std::{fs::File, io::Write, time::Instant};
 
-use quarrel_proto::command::to_json;
+use quarrel_proto::{command::to_json, v1};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -164,6 +164,28 @@ impl Report {
         }
     }
 
+    /// Of a model that a stream brought, with what it was quantized with.
+    pub(crate) fn of_stream(
+        (destination, command): (String, &v1::Command),
+        (totals, layers): (Totals, Vec<LayerReport>),
+        by: By,
+        began: Instant,
+    ) -> Report {
+        Report {
+            source: "a stream".to_owned(),
+            destination,
+            server: by.server,
+            quarrel: env!("CARGO_PKG_VERSION"),
+            contract: by.contract,
+            cpu_level: by.cpu_level,
+            command: serde_json::from_str(&to_json(command)).ok(),
+            seconds: began.elapsed().as_secs_f64(),
+            totals,
+            left_out: Vec::new(),
+            layers,
+        }
+    }
+
     /// Writes it: complete under its name, or not at all.
     ///
     /// # Errors
@@ -201,7 +223,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    fn of(layers: &[LayerReport], source_bytes: u64, destination_bytes: u64) -> Totals {
+    pub(crate) fn of(layers: &[LayerReport], source_bytes: u64, destination_bytes: u64) -> Totals {
         let count = |status| layers.iter().filter(|layer| layer.status == status).count();
         let measured = || layers.iter().filter_map(|layer| Some((layer, layer.metrics?)));
         let elements = measured().map(|(_, metrics)| metrics.elements).sum();

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
-    io::{self, Write},
+    io::{self, Seek, SeekFrom, Write},
     ops::Range,
     os::unix::fs::FileExt,
 };
@@ -55,6 +55,13 @@ enum Content {
     Copied(Source, Range<u64>),
 }
 
+impl Pieces {
+    /// How many bytes they are.
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().map(|piece| piece.end - piece.start).sum()
+    }
+}
+
 impl Sink {
     /// Begins a file.
     ///
@@ -78,6 +85,20 @@ impl Sink {
             _ => pieces.0.push(range),
         }
         Ok(())
+    }
+
+    /// Has another file have what was spooled for this one and is none of its tensors.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub(crate) fn hand_over(&self, pieces: &Pieces, to: &mut Sink) -> Result<Pieces, CheckpointError> {
+        to.spool.seek(SeekFrom::Start(to.end)).map_err(to.target.writing())?;
+        let range = to.end..to.end + pieces.bytes();
+        for piece in &pieces.0 {
+            copy(&self.spool, piece, &mut to.spool, &Stop::default()).map_err(to.target.writing())?;
+        }
+        to.end = range.end;
+        Ok(Pieces(vec![range]))
     }
 
     /// A tensor whose bytes are spooled.
@@ -109,6 +130,11 @@ impl Sink {
     pub fn copied(&mut self, source: &Source, tensor: &Tensor) -> Result<(), CheckpointError> {
         let content = Content::Copied(source.clone(), tensor.at.clone());
         self.enter(Entry { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone(), content })
+    }
+
+    /// Bytes of the tensors so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.content.bytes()).sum()
     }
 
     /// The tensors so far, and their bytes.
@@ -198,7 +224,7 @@ impl Serialize for Header<'_> {
 impl Content {
     fn bytes(&self) -> u64 {
         match self {
-            Content::Spooled(pieces) => pieces.0.iter().map(|piece| piece.end - piece.start).sum(),
+            Content::Spooled(pieces) => pieces.bytes(),
             Content::Copied(_, range) => range.end - range.start,
         }
     }

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::{
     error::CheckpointError,
+    model::REPORT,
     report::LayerReport,
     storage::{Kind, Location, Opened},
     target::{Replace, Stop, Target},
@@ -24,6 +25,8 @@ use crate::{
 const STATE: &str = ".quarrel";
 const LOCK: &str = "lock";
 const JOB: &str = "job.json";
+/// In that, of a model that a stream brings: what tells the stream from every other.
+pub(crate) const STREAM: &str = "stream";
 /// The same of a model that is complete, while it is removed.
 const OVER: &str = ".quarrel.done";
 /// More than a record has: one of 100,000 tensors takes 50 MB.
@@ -95,7 +98,13 @@ impl Site {
         };
         let is_empty = |names: Vec<String>| names.iter().all(|name| name == STATE);
         let mut site = Site { location: location.clone(), state, lock, identity: job, records: BTreeMap::new() };
+        let is_of_a_stream = |job: &Value| job[STREAM].is_string();
         match (site.read::<Value>(JOB)?, replace) {
+            // What another stream has left is of no use to this one.
+            (Some(before), Replace::Never) if is_of_a_stream(&before) && is_of_a_stream(&site.identity) => {
+                site.clear()?;
+                site.write(JOB, &site.identity)?;
+            }
             (Some(before), Replace::Never) if before == site.identity => site.records = site.complete(stop)?,
             (Some(before), Replace::Never) => {
                 let what = changed(&before, &site.identity);
@@ -177,7 +186,7 @@ impl Site {
     }
 
     /// The model is complete.
-    pub(crate) fn done(self) -> Result<(), CheckpointError> {
+    pub(crate) fn done(&self) -> Result<(), CheckpointError> {
         let Some(state) = self.state.path() else {
             // The job first: what is left of a state without one says nothing.
             self.remove(&self.state, JOB)?;
@@ -189,6 +198,18 @@ impl Site {
         let _ = fs::remove_dir_all(&gone);
         fs::rename(state, &gone).map_err(CheckpointError::io("cannot remove", state))?;
         fs::remove_dir_all(&gone).map_err(CheckpointError::io("cannot remove", &gone))
+    }
+
+    /// Takes back all that is there, unless it is somebody else's by now.
+    pub(crate) fn abandon(self) {
+        if self.is_ours().is_err() || self.clear().is_err() {
+            return;
+        }
+        let _ = self.remove(&self.location, REPORT);
+        let folder = self.location.path().map(Path::to_owned);
+        let _ = self.done();
+        // Whoever made the folder may want it: only an empty one goes.
+        folder.map(fs::remove_dir);
     }
 
     /// Records whose files are as they were written. A file that is not is made again.

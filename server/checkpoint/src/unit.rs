@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
-use quarrel_engine::Scheme;
 use safetensors::Dtype;
 
 use crate::{
     SCHEMES_KEY,
     error::CheckpointError,
+    layer::{Coming, module_of},
     modules::{Module, known_schemes, with_schemes},
     report::{LayerReport, Metrics, Status},
-    sink::{Pieces, Sink},
+    sink::Sink,
     source::{Source, Tensor},
-    stored::stored,
     target::{Stop, Target},
 };
 
@@ -58,6 +57,8 @@ pub enum Outcome {
         reason: String,
         /// A sentence.
         message: String,
+        /// What it stays, if that was asked for.
+        weights: Option<Bytes>,
     },
 }
 
@@ -83,25 +84,13 @@ pub(crate) struct Unit {
     source: Source,
     /// By name, where in the source the layer is.
     waiting: HashMap<String, usize>,
-    open: HashMap<String, Open>,
+    open: HashMap<String, Coming>,
     reports: BTreeMap<usize, LayerReport>,
     /// Of modules, by name: those that were quantized before, and now.
     schemes: BTreeMap<String, String>,
     /// Layers that are dequantized, by module: their place, and the type and shape of their values.
     coded: HashMap<String, (usize, Dtype, Module)>,
     is_dense: bool,
-}
-
-/// A layer whose rows are coming.
-#[derive(Debug, Default)]
-struct Open {
-    pieces: Pieces,
-    scales: Vec<f32>,
-    zero_points: Option<Vec<i32>>,
-    global_scale: Option<f32>,
-    scheme: Option<String>,
-    /// Why it is not quantized, if a row says so.
-    not: Option<(Status, String, String)>,
 }
 
 /// What a unit has become.
@@ -159,7 +148,7 @@ impl Unit {
     pub(crate) fn take_values(&mut self, values: Values) -> Result<(), CheckpointError> {
         let open = self.open.entry(values.module.clone()).or_default();
         if values.begins {
-            *open = Open::default();
+            *open = Coming::default();
         }
         self.sink.spool(&mut open.pieces, &values.data)?;
         if values.completes {
@@ -214,21 +203,9 @@ impl Unit {
         let open = self.open.entry(row.name.clone()).or_default();
         if row.begins {
             // The first, or the first again because its stream broke.
-            *open = Open::default();
+            *open = Coming::default();
         }
-        match row.outcome {
-            Outcome::Quantized { data, scales, zero_points, global_scale, scheme } => {
-                self.sink.spool(&mut open.pieces, &data)?;
-                open.scales.extend(scales);
-                match (&mut open.zero_points, zero_points) {
-                    (Some(points), Some(more)) => points.extend(more),
-                    (points, more) => *points = more,
-                }
-                open.global_scale = open.global_scale.or(global_scale);
-                open.scheme = Some(scheme);
-            }
-            Outcome::Not { status, reason, message } => open.not = Some((status, reason, message)),
-        }
+        open.take(&mut self.sink, row.outcome)?;
         if row.completes {
             self.finish(&row.name, row.metrics)?;
         }
@@ -242,21 +219,11 @@ impl Unit {
         if let Some((status, reason, message)) = open.not {
             return self.copy(at, status, reason, message);
         }
-        let text = open.scheme.unwrap_or_default();
-        let scheme: Scheme = text.parse().map_err(|error| CheckpointError::Ours(format!("layer `{name}`: {error}")))?;
         let tensor = &self.source.tensors()[at];
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let (points, global) = (open.zero_points.as_deref(), open.global_scale);
-        let stored = stored(module, &scheme, (tensor.dtype, &tensor.shape), &open.scales, points, global);
-        let mut tensors = vec![stored.codes.0.clone()];
-        self.sink.spooled(stored.codes, open.pieces)?;
-        for (name, dtype, shape, bytes) in stored.beside {
-            tensors.push(name.clone());
-            self.sink.here(name, dtype, shape, &bytes)?;
-        }
-        self.schemes.insert(module.to_owned(), text.clone());
+        let (scheme, tensors) = open.store(&mut self.sink, name, (tensor.dtype, &tensor.shape))?;
+        self.schemes.insert(module_of(name).to_owned(), scheme.clone());
         let report = report(tensor, Status::Quantized, tensors);
-        self.reports.insert(at, LayerReport { scheme: Some(text), metrics, ..report });
+        self.reports.insert(at, LayerReport { scheme: Some(scheme), metrics, ..report });
         Ok(())
     }
 
@@ -271,7 +238,7 @@ impl Unit {
         if let Some(name) = waiting.keys().chain(coded.keys()).next() {
             return Err(CheckpointError::Ours(format!("layer `{name}` was sent and not answered")));
         }
-        let mut metadata = with_schemes(&source, &schemes);
+        let mut metadata = with_schemes(source.metadata().clone(), &schemes);
         match is_dense {
             true => drop(metadata.remove(SCHEMES_KEY)),
             false => drop(metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned())),

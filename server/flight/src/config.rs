@@ -76,6 +76,10 @@ pub struct Config {
     #[arg(long, env = "QUARREL_ALLOW_WRITE", value_delimiter = ',', value_name = "PREFIX")]
     pub allow_write: Vec<String>,
 
+    /// A file of a checkpoint that DoPut writes is closed before it takes more bytes, unless a single layer does
+    #[arg(long, env = "QUARREL_SHARD_BYTES_MAX", default_value_t = 5 << 30, value_name = "BYTES")]
+    pub shard_bytes_max: u64,
+
     /// Jobs at once, each with 48 MiB of memory beside `memory_bytes_max`
     #[arg(long, env = "QUARREL_JOBS_MAX", default_value_t = 4, value_name = "N")]
     pub jobs_max: usize,
@@ -198,7 +202,7 @@ impl Config {
     }
 
     /// Every limit: its name and value, as `server.info` lists them.
-    pub fn limits(&self) -> [(&'static str, u64); 16] {
+    pub fn limits(&self) -> [(&'static str, u64); 17] {
         [
             ("memory_bytes_max", self.memory_bytes_max as u64),
             ("message_bytes_max", self.message_bytes_max as u64),
@@ -209,6 +213,7 @@ impl Config {
             ("streams_max", self.streams_max as u64),
             ("connections_max", self.connections_max as u64),
             ("connection_streams_max", self.connection_streams_max as u64),
+            ("shard_bytes_max", self.shard_bytes_max),
             ("jobs_max", self.jobs_max as u64),
             ("header_seconds", self.header_seconds),
             ("stream_seconds", self.stream_seconds),

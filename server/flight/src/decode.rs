@@ -28,6 +28,8 @@ pub(crate) struct FrameIn {
     pub(crate) header: Bytes,
     /// Its body.
     pub(crate) body: Buffer,
+    /// The message's `app_metadata`.
+    pub(crate) metadata: Bytes,
     /// Whether nothing comes after it, though the request may stay open.
     pub(crate) is_last: bool,
     /// The room that it takes, until its rows have room of their own and are computed.

@@ -13,7 +13,6 @@ use futures::{FutureExt, StreamExt};
 use quarrel_engine::{Cancel, LayerError, Need, Output, Plan, Unit, shorten};
 use quarrel_pool::{Landing, Lane, Reservation, Share, Wait};
 use quarrel_proto::{Reason, command};
-use quarrel_wire::{Encoder, schema_frame};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span, info_span};
@@ -23,6 +22,7 @@ use crate::{
     decode::FrameIn,
     outbox::{Outbox, Responses, outbox},
     reader::Reader,
+    replies::Replies,
     sequence::{Sequence, Ticket},
     shared::{Place, Shared},
     stack::Peer,
@@ -40,14 +40,15 @@ const CHARGE_STEP: usize = 64 << 10;
 
 /// Starts a stream of a peer, with its share of the budget, and returns its response. The connection is closed under a client that does not read even the
 /// error. Its command must come within `patience`.
-pub(crate) fn open<F>(
+pub(crate) fn open<R, F>(
     shared: Arc<Shared>,
     frames: F,
     share: Arc<Share>,
     peer: Peer,
     patience: Duration,
-) -> Result<Responses, Fault>
+) -> Result<Responses<R::Item>, Fault>
 where
+    R: Replies,
     F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
 {
     let place = shared.place(&peer.streams)?;
@@ -56,16 +57,16 @@ where
     let span = info_span!("stream", id = place.id, command = tracing::field::Empty);
     let lane = shared.pool.lane();
     let (cancel, connection) = (Cancel::default(), peer.kill);
-    let stream = Stream { shared, share, outbox, stop, cancel, lane, connection, patience };
+    let stream = Stream::<R> { shared, share, outbox, stop, cancel, lane, connection, patience };
     tokio::spawn(stream.run(frames, place).instrument(span));
     Ok(responses)
 }
 
 /// One stream.
-struct Stream {
+struct Stream<R: Replies> {
     shared: Arc<Shared>,
     share: Arc<Share>,
-    outbox: Outbox,
+    outbox: Outbox<R::Item>,
     /// Cancelled when the client is gone.
     stop: CancellationToken,
     /// Stops what computes.
@@ -107,7 +108,7 @@ impl From<LayerError> for Stopped {
     }
 }
 
-impl Stream {
+impl<R: Replies> Stream<R> {
     async fn run<F>(self, mut frames: F, place: Place)
     where
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
@@ -155,10 +156,9 @@ impl Stream {
     {
         let (plan, first) = self.plan(frames).await?;
         let schema = Arc::new(reply_schema(&plan, self.shared.level));
-        self.outbox.push(vec![schema_frame(&schema)], None);
-        let output = Output::new(&plan, Arc::clone(&schema));
-        let encoder = Encoder::new(&schema).map_err(|error| Fault::new(Reason::Internal, error.to_string()))?;
-        let sequence = Sequence::new(output, encoder, self.outbox.clone());
+        let (replies, first_replies) = R::begin(&schema)?;
+        self.outbox.push(first_replies, None);
+        let sequence = Sequence::new(Output::new(&plan, schema), replies, self.outbox.clone());
 
         let read = tokio::select! {
             biased;
@@ -211,7 +211,7 @@ impl Stream {
         frames: &mut F,
         first: FrameIn,
         plan: &Plan,
-        sequence: &Arc<Sequence>,
+        sequence: &Arc<Sequence<R>>,
     ) -> Result<(), Stopped>
     where
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
@@ -281,7 +281,7 @@ impl Stream {
     }
 
     /// Starts a unit on the pool.
-    fn start(&self, unit: Unit, ticket: Ticket, landed: Option<Arc<Landing>>) {
+    fn start(&self, unit: Unit, ticket: Ticket<R>, landed: Option<Arc<Landing>>) {
         let (level, cancel, span) = (self.shared.level, self.cancel.clone(), tracing::Span::current());
         let is_wide = unit.bytes_in >= WIDE_BYTES;
         let compute = move || {
@@ -294,7 +294,7 @@ impl Stream {
     }
 
     /// The next message; `idle` if there is none for so long, though nothing computes and no result is taken.
-    async fn next_frame<F>(&self, frames: &mut F, sequence: &Sequence) -> Result<Option<FrameIn>, Stopped>
+    async fn next_frame<F>(&self, frames: &mut F, sequence: &Sequence<R>) -> Result<Option<FrameIn>, Stopped>
     where
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin,
     {
@@ -316,7 +316,7 @@ impl Stream {
     async fn room<T>(
         &self,
         room: impl Future<Output = Result<T, quarrel_pool::Refused>>,
-        sequence: &Sequence,
+        sequence: &Sequence<R>,
         waits_for: impl Fn() -> Wait,
     ) -> Result<T, Stopped> {
         let stall = Duration::from_secs(self.shared.config.stall_seconds);
@@ -391,9 +391,9 @@ impl Stream {
 }
 
 /// Ends a response whose task has panicked, so that no client waits for ever.
-struct EndGuard(Outbox);
+struct EndGuard<T>(Outbox<T>);
 
-impl Drop for EndGuard {
+impl<T> Drop for EndGuard<T> {
     fn drop(&mut self) {
         self.0.end(Err(Fault::ours()));
     }

@@ -18,6 +18,7 @@ use tonic::Status;
 use crate::{
     decode::FrameIn,
     exchange,
+    replies::Messages,
     shared::Shared,
     stack::Peer,
     status::{Broken, Fault},
@@ -37,7 +38,7 @@ pub(crate) async fn open(
     let patience = Duration::from_secs(shared.config.stream_seconds);
     let share = Arc::new(shared.budget.share());
     let frames = stream::once(pulled(source, quantize)).try_flatten().boxed();
-    let responses = exchange::open(Arc::clone(shared), frames, share, peer, patience)?;
+    let responses = exchange::open::<Messages, _>(Arc::clone(shared), frames, share, peer, patience)?;
     Ok(responses.map(|frame| Ok(data(frame?))))
 }
 

@@ -25,7 +25,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, shared::Shared, status::Fault};
+use crate::{
+    config::Config,
+    shared::Shared,
+    sinks::{Claim, Sinks},
+    status::Fault,
+};
 
 /// Jobs that are remembered after their end.
 const REMEMBERED: usize = 1_000;
@@ -38,6 +43,7 @@ pub(crate) struct Jobs {
     stores: Stores,
     read: Allowed,
     write: Allowed,
+    sinks: Sinks,
     places: Arc<Semaphore>,
     /// The newest last.
     known: Mutex<BTreeMap<u64, Arc<Entry>>>,
@@ -49,7 +55,8 @@ pub(crate) struct Jobs {
 #[derive(Debug)]
 struct Entry {
     state: Mutex<State>,
-    sink: Location,
+    /// Until it has ended.
+    claim: Mutex<Option<Claim>>,
     began: Instant,
     stop: Arc<Stop>,
     /// Nobody waits for it any more.
@@ -82,6 +89,7 @@ impl Jobs {
             stores,
             read,
             write,
+            sinks: Sinks::default(),
             places: Arc::new(Semaphore::new(config.jobs_max)),
             known: Mutex::default(),
             prefix: format!("{:08x}", RandomState::new().hash_one(0u8) as u32),
@@ -91,6 +99,13 @@ impl Jobs {
     /// Where a URI leads that may be read.
     pub(crate) fn source(&self, uri: &str) -> Result<Location, Fault> {
         Ok(self.read.locate(uri, &self.stores)?)
+    }
+
+    /// A place that may be written, until what is returned with it is dropped: nobody else of this server writes there meanwhile.
+    pub(crate) fn sink(&self, uri: &str, who: String) -> Result<(Location, Claim), Fault> {
+        let sink = self.write.locate(uri, &self.stores)?;
+        let claim = self.sinks.claim(&sink, who)?;
+        Ok((sink, claim))
     }
 
     /// Begins a job. What its command gets wrong is said at once; what is wrong with its source, by its status.
@@ -132,18 +147,13 @@ impl Jobs {
 
     fn enter(&self, command: v1::Command, sink: &Location) -> Result<(u64, Arc<Entry>), Fault> {
         let mut known = lock(&self.known);
-        let is_taken = |entry: &Arc<Entry>| !lock(&entry.state).ended && entry.sink.overlaps(sink);
-        if let Some(other) = known.values().find(|entry| is_taken(entry)) {
-            let (sink, job) = (sink.shown(), lock(&other.state).job.job.clone());
-            let what = format!("`{}` is being written by job `{job}`", sink.display());
-            return Err(Fault::new(Reason::SinkTaken, what));
-        }
         let number = known.last_key_value().map_or(1, |(last, _)| last + 1);
+        let claim = self.sinks.claim(sink, format!("job `{}`", self.name(number)))?;
         let job =
             v1::Job { job: self.name(number), state: RUNNING.to_owned(), command: Some(command), ..v1::Job::default() };
         let entry = Arc::new(Entry {
             state: Mutex::new(State { job, ended: false, done: 0, underway: 0 }),
-            sink: sink.clone(),
+            claim: Mutex::new(Some(claim)),
             began: Instant::now(),
             stop: Arc::default(),
             cancelled: CancellationToken::new(),
@@ -239,6 +249,7 @@ impl Entry {
         state.job.bytes_done = state.done + state.underway;
         state.job.layer = None;
         state.ended = true;
+        drop(lock(&self.claim).take());
         if state.job.command.as_ref().is_some_and(|command| command.encoded_len() > COMMAND_REMEMBERED_BYTES) {
             state.job.command = None;
         }

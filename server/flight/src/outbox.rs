@@ -11,27 +11,32 @@ use std::{
 };
 
 use quarrel_pool::Permit;
-use quarrel_wire::FrameOut;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::status::Fault;
 
 /// The writing end. Clones share it.
-#[derive(Debug, Clone)]
-pub(crate) struct Outbox {
-    inner: Arc<Inner>,
+#[derive(Debug)]
+pub(crate) struct Outbox<T> {
+    inner: Arc<Inner<T>>,
+}
+
+impl<T> Clone for Outbox<T> {
+    fn clone(&self) -> Outbox<T> {
+        Outbox { inner: Arc::clone(&self.inner) }
+    }
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: Mutex<State>,
+struct Inner<T> {
+    state: Mutex<State<T>>,
     taken: Notify,
 }
 
 #[derive(Debug)]
-struct State {
-    queue: VecDeque<(FrameOut, Option<Permit>)>,
+struct State<T> {
+    queue: VecDeque<(T, Option<Permit>)>,
     end: Option<Result<(), Fault>>,
     /// Bytes of the item taken last are in hyper's hands until it asks for the next.
     in_hand: Option<Permit>,
@@ -43,13 +48,13 @@ struct State {
 
 /// The reading end: the body of the response. Dropping it stops the stream's task.
 #[derive(Debug)]
-pub(crate) struct Responses {
-    inner: Arc<Inner>,
+pub(crate) struct Responses<T> {
+    inner: Arc<Inner<T>>,
     stop: CancellationToken,
 }
 
 /// A new outbox; `stop` is cancelled when the client is gone.
-pub(crate) fn outbox(stop: CancellationToken) -> (Outbox, Responses) {
+pub(crate) fn outbox<T>(stop: CancellationToken) -> (Outbox<T>, Responses<T>) {
     let state = State {
         queue: VecDeque::new(),
         end: None,
@@ -62,25 +67,25 @@ pub(crate) fn outbox(stop: CancellationToken) -> (Outbox, Responses) {
     (Outbox { inner: Arc::clone(&inner) }, Responses { inner, stop })
 }
 
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl<T> Inner<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
         // A panic between two lines of this file leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Outbox {
-    /// Adds frames; the last of them carries the permit.
-    pub(crate) fn push(&self, frames: Vec<FrameOut>, permit: Option<Permit>) {
+impl<T> Outbox<T> {
+    /// Adds items; the last of them carries the permit.
+    pub(crate) fn push(&self, items: Vec<T>, permit: Option<Permit>) {
         let mut state = self.inner.state();
         if state.closed {
             return;
         }
-        let last = frames.len().saturating_sub(1);
+        let last = items.len().saturating_sub(1);
         let mut permit = permit;
-        for (index, frame) in frames.into_iter().enumerate() {
+        for (index, item) in items.into_iter().enumerate() {
             let permit = if index == last { permit.take() } else { None };
-            state.queue.push_back((frame, permit));
+            state.queue.push_back((item, permit));
         }
         wake(state);
     }
@@ -119,7 +124,7 @@ impl Outbox {
     }
 }
 
-fn wake(mut state: MutexGuard<'_, State>) {
+fn wake<T>(mut state: MutexGuard<'_, State<T>>) {
     let waker = state.waker.take();
     drop(state);
     if let Some(waker) = waker {
@@ -127,16 +132,23 @@ fn wake(mut state: MutexGuard<'_, State>) {
     }
 }
 
-impl futures::Stream for Responses {
-    type Item = Result<FrameOut, Fault>;
+impl<T> Responses<T> {
+    /// What was taken last is still being worked on: that is no standstill.
+    pub(crate) fn still_takes(&self) {
+        self.inner.state().last_taken = Instant::now();
+    }
+}
+
+impl<T> futures::Stream for Responses<T> {
+    type Item = Result<T, Fault>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut state = self.inner.state();
         state.in_hand = None;
         let item = match state.queue.pop_front() {
-            Some((frame, permit)) => {
+            Some((item, permit)) => {
                 state.in_hand = permit;
-                Some(Ok(frame))
+                Some(Ok(item))
             }
             None => match &mut state.end {
                 None => {
@@ -153,7 +165,7 @@ impl futures::Stream for Responses {
     }
 }
 
-impl Drop for Responses {
+impl<T> Drop for Responses<T> {
     fn drop(&mut self) {
         self.stop.cancel();
     }

@@ -1,6 +1,6 @@
 //! Results to answers in the order of their units, whichever thread has computed them.
 //!
-//! The thread that finishes the next result makes frames of it, and of those behind it that are ready, so that no result waits
+//! The thread that finishes the next result makes replies of it, and of those behind it that are ready, so that no result waits
 //! for another thread to wake.
 
 use std::{
@@ -9,26 +9,24 @@ use std::{
     time::Duration,
 };
 
-use arrow_array::RecordBatch;
 use quarrel_engine::{Cancelled, Output};
 use quarrel_pool::Permit;
-use quarrel_proto::{Reason, json};
-use quarrel_wire::{Encoder, FrameOut};
+use quarrel_proto::Reason;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{outbox::Outbox, status::Fault};
+use crate::{outbox::Outbox, replies::Replies, status::Fault};
 
 /// The writing half of a stream.
-pub(crate) struct Sequence {
-    state: Mutex<State>,
-    outbox: Outbox,
+pub(crate) struct Sequence<R: Replies> {
+    state: Mutex<State<R>>,
+    outbox: Outbox<R::Item>,
     /// All that was asked for is answered, or nothing more will be.
     settled: Notify,
     /// A unit is computed.
     computed: Notify,
 }
 
-struct State {
+struct State<R> {
     /// Tickets given out, and those answered.
     issued: u64,
     answered: u64,
@@ -36,8 +34,8 @@ struct State {
     pending_bytes: usize,
     /// What waits for those before it; absent where computing has failed.
     ready: BTreeMap<u64, Option<(quarrel_engine::Result, Permit)>>,
-    /// Absent while a thread makes frames with it.
-    writer: Option<Writer>,
+    /// Absent while a thread makes replies with it.
+    writer: Option<Writer<R>>,
     /// Why nothing more is answered; `None` within if there is nobody to tell.
     broken: Option<Option<Fault>>,
     /// How long units waited, and were computed.
@@ -45,14 +43,14 @@ struct State {
     kernel: Duration,
 }
 
-struct Writer {
+struct Writer<R> {
     output: Output,
-    encoder: Encoder,
+    replies: R,
 }
 
 /// A unit's place in the order. Dropped without a result, which a panic does, it breaks the stream.
-pub(crate) struct Ticket {
-    sequence: Arc<Sequence>,
+pub(crate) struct Ticket<R: Replies> {
+    sequence: Arc<Sequence<R>>,
     index: u64,
     /// The room that the unit holds. It travels with the result.
     permit: Option<Permit>,
@@ -62,14 +60,14 @@ pub(crate) struct Ticket {
     is_spent: bool,
 }
 
-impl Sequence {
-    pub(crate) fn new(output: Output, encoder: Encoder, outbox: Outbox) -> Arc<Sequence> {
+impl<R: Replies> Sequence<R> {
+    pub(crate) fn new(output: Output, replies: R, outbox: Outbox<R::Item>) -> Arc<Sequence<R>> {
         let state = State {
             issued: 0,
             answered: 0,
             pending_bytes: 0,
             ready: BTreeMap::new(),
-            writer: Some(Writer { output, encoder }),
+            writer: Some(Writer { output, replies }),
             broken: None,
             queue: Duration::ZERO,
             kernel: Duration::ZERO,
@@ -90,7 +88,7 @@ impl Sequence {
     }
 
     /// The next place. `permit` is for the unit, which has `bytes_in`, and its results, which take `bytes_out` of it.
-    pub(crate) fn ticket(self: &Arc<Self>, permit: Permit, bytes_in: usize, bytes_out: usize) -> Ticket {
+    pub(crate) fn ticket(self: &Arc<Self>, permit: Permit, bytes_in: usize, bytes_out: usize) -> Ticket<R> {
         let mut state = self.state();
         let index = state.issued;
         state.issued += 1;
@@ -125,7 +123,7 @@ impl Sequence {
         self.settled(|_| false).await.err().flatten()
     }
 
-    async fn settled(&self, is_done: impl Fn(&State) -> bool) -> Result<(), Option<Fault>> {
+    async fn settled(&self, is_done: impl Fn(&State<R>) -> bool) -> Result<(), Option<Fault>> {
         loop {
             let settled = self.settled.notified();
             tokio::pin!(settled);
@@ -144,8 +142,8 @@ impl Sequence {
         }
     }
 
-    /// The last frame, after all answers: the stream's totals.
-    pub(crate) fn summary(&self, started: Instant) -> Result<FrameOut, Fault> {
+    /// The last reply, after all answers: the stream's totals.
+    pub(crate) fn summary(&self, started: Instant) -> Result<R::Item, Fault> {
         let mut state = self.state();
         let (queue, kernel) = (state.queue, state.kernel);
         let Some(writer) = &mut state.writer else {
@@ -155,11 +153,10 @@ impl Sequence {
         summary.queue_seconds = queue.as_secs_f64();
         summary.kernel_seconds = kernel.as_secs_f64();
         summary.total_seconds = started.elapsed().as_secs_f64();
-        let empty = RecordBatch::new_empty(Arc::clone(writer.output.schema_ref()));
-        writer.encoder.batch(&empty, json::summary(&summary)).map_err(encoding)
+        writer.replies.summary(summary)
     }
 
-    /// Takes a unit's result, and makes frames of all that is next. One that failed breaks the stream in its place.
+    /// Takes a unit's result, and makes replies of all that is next. One that failed breaks the stream in its place.
     fn answer(&self, index: u64, result: Option<(quarrel_engine::Result, Permit)>) {
         let mut state = self.state();
         if state.broken.is_some() {
@@ -174,8 +171,8 @@ impl Sequence {
             };
             drop(state);
             let Some((result, permit)) = result else { return self.break_off(Some(Fault::ours())) };
-            let (frames, ended) = writer.answers(result);
-            self.outbox.push(frames, Some(permit));
+            let (replies, ended) = writer.answers(result);
+            self.outbox.push(replies, Some(permit));
             if let Err(fault) = ended {
                 return self.break_off(Some(fault));
             }
@@ -198,13 +195,13 @@ impl Sequence {
         self.settled.notify_waiters();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<R>> {
         // A panic between two lines of this file leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Ticket {
+impl<R: Replies> Ticket<R> {
     /// Computes the unit and answers it, and what waited for it.
     pub(crate) fn run(mut self, compute: impl FnOnce() -> Result<quarrel_engine::Result, Cancelled>) {
         let began = Instant::now();
@@ -227,35 +224,27 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl<R: Replies> Drop for Ticket<R> {
     fn drop(&mut self) {
         if !self.is_spent {
             tracing::error!("a bug, a unit was not computed or answered: please report it");
             match self.permit {
                 Some(_) => self.sequence.answer(self.index, None),
-                // Whoever makes frames of it has the writer, and does not bring it back.
+                // Whoever makes replies of it has the writer, and does not bring it back.
                 None => self.sequence.break_off(Some(Fault::ours())),
             }
         }
     }
 }
 
-impl Writer {
-    /// Answers of one result, as frames; and the fault that ends the stream after them.
-    fn answers(&mut self, result: quarrel_engine::Result) -> (Vec<FrameOut>, Result<(), Fault>) {
+impl<R: Replies> Writer<R> {
+    /// Answers of one result, as replies; and the fault that ends the stream after them.
+    fn answers(&mut self, result: quarrel_engine::Result) -> (Vec<R::Item>, Result<(), Fault>) {
         let (answers, ended) = self.output.take(result);
-        let frames: Result<_, _> = answers
-            .iter()
-            .map(|answer| self.encoder.batch(&answer.batch, json::progress(&answer.progress)).map_err(encoding))
-            .collect();
-        match frames {
-            Ok(frames) => (frames, ended.map_err(Fault::from)),
+        let replies: Result<_, _> = answers.into_iter().map(|answer| self.replies.answer(answer)).collect();
+        match replies {
+            Ok(replies) => (replies, ended.map_err(Fault::from)),
             Err(fault) => (Vec::new(), Err(fault)),
         }
     }
-}
-
-fn encoding(error: arrow_schema::ArrowError) -> Fault {
-    tracing::error!(%error, "an answer cannot be encoded");
-    Fault::new(Reason::Internal, "an answer cannot be encoded; the server's log says more")
 }

@@ -1,4 +1,4 @@
-//! The RPCs of Arrow Flight, a line or two each, but for DoExchange, which is `wire`'s.
+//! The RPCs of Arrow Flight, a line or two each, but for DoExchange and DoPut, which are `wire`'s.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -62,10 +62,9 @@ impl FlightService for Service {
         Ok(Response::new(Box::pin(answers)))
     }
 
+    /// Likewise.
     async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        Err(unsupported(
-            "DoPut writes checkpoints, which this version does not: DoExchange returns the quantized layers",
-        ))
+        Err(Fault::ours().into())
     }
 
     async fn list_flights(&self, _: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {

@@ -32,7 +32,7 @@ use tonic::{
 };
 use tower::util::MapRequestLayer;
 
-use quarrel_wire::DO_EXCHANGE;
+use quarrel_wire::{DO_EXCHANGE, DO_PUT};
 
 use crate::{
     config::{Config, Listen},
@@ -194,7 +194,7 @@ pub async fn run(
 /// Bounds the body of a call that is no stream.
 fn limit_call(request: http::Request<Body>) -> http::Request<Body> {
     match request.uri().path() {
-        DO_EXCHANGE => request,
+        DO_EXCHANGE | DO_PUT => request,
         _ => request.map(|body| Body::new(Limited::new(body, CALL_BYTES_MAX))),
     }
 }

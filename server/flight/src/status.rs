@@ -78,6 +78,9 @@ fn code(reason: Reason) -> Code {
         | Reason::LayerInterrupted
         | Reason::LayerRepeated
         | Reason::LayerIncomplete
+        | Reason::EndMissing
+        | Reason::EndInvalid
+        | Reason::FusedScalesDiffer
         | Reason::ChannelTooLarge
         | Reason::NonFinite
         | Reason::ScaleOverflow

@@ -1,4 +1,4 @@
-//! DoExchange over gRPC without the copies that tonic's codec makes: [`receive`] and [`send`]. Every other call is tonic's.
+//! DoExchange and DoPut over gRPC without the copies that tonic's codec makes: [`receive`] and [`send`]. Every other call is tonic's.
 
 mod receive;
 mod send;
@@ -6,6 +6,7 @@ mod send;
 mod tests;
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     sync::Arc,
     task::{Context, Poll},
@@ -13,7 +14,12 @@ use std::{
 };
 
 use arrow_flight::flight_service_server::FlightServiceServer;
-use futures::future::{BoxFuture, FutureExt, ready};
+use bytes::Bytes;
+use futures::{
+    Stream,
+    future::{BoxFuture, FutureExt, ready},
+};
+use quarrel_pool::Share;
 use tonic::{
     Status,
     body::Body,
@@ -24,9 +30,9 @@ use tonic::{
 
 pub(crate) use receive::ENVELOPE_BYTES;
 
-use quarrel_wire::DO_EXCHANGE;
+use quarrel_wire::{DO_EXCHANGE, DO_PUT};
 
-use crate::{exchange, service::Service, shared::Shared, stack::Peer};
+use crate::{exchange, put, replies::Messages, service::Service, shared::Shared, stack::Peer, status::Fault};
 
 /// The service as tonic's server takes it.
 #[derive(Debug, Clone)]
@@ -57,14 +63,28 @@ impl tower::Service<Request<Body>> for Front {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         // What is compressed is refused, and tonic knows how.
         let is_plain = request.headers().get("grpc-encoding").is_none_or(|encoding| encoding == "identity");
-        if request.uri().path() == DO_EXCHANGE && is_plain {
-            return ready(Ok(do_exchange(&self.shared, request))).boxed();
+        match request.uri().path() {
+            DO_EXCHANGE if is_plain => ready(Ok(do_exchange(&self.shared, request))).boxed(),
+            DO_PUT if is_plain => ready(Ok(do_put(&self.shared, request))).boxed(),
+            _ => self.stock.call(request),
         }
-        self.stock.call(request)
     }
 }
 
 fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
+    let (frames, share, peer) = opened(shared, request);
+    let patience = Duration::from_secs(shared.config.header_seconds);
+    let responses = exchange::open::<Messages, _>(Arc::clone(shared), frames, share, peer, patience);
+    respond(responses.map(send::messages))
+}
+
+fn do_put(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
+    let (frames, share, peer) = opened(shared, request);
+    respond(put::open(shared, frames, share, peer))
+}
+
+/// A request's frames, the share of the budget that they take room of, and whose it is.
+fn opened(shared: &Arc<Shared>, request: Request<Body>) -> (receive::Frames, Arc<Share>, Peer) {
     let peer = Peer::of(request.extensions(), &shared.config);
     let share = Arc::new(shared.budget.share());
     let limits = receive::Limits {
@@ -73,11 +93,16 @@ fn do_exchange(shared: &Arc<Shared>, request: Request<Body>) -> Response<Body> {
         message_bytes_max: shared.config.message_bytes_max,
         stall_seconds: shared.config.stall_seconds,
     };
-    let frames = receive::Frames::new(request.into_body(), limits);
-    let patience = Duration::from_secs(shared.config.header_seconds);
-    match exchange::open(Arc::clone(shared), frames, share, peer, patience) {
-        Ok(responses) => {
-            let mut response = Response::new(Body::new(send::Reply::new(responses)));
+    (receive::Frames::new(request.into_body(), limits), share, peer)
+}
+
+fn respond<S>(messages: Result<S, Fault>) -> Response<Body>
+where
+    S: Stream<Item = Result<VecDeque<Bytes>, Fault>> + Send + Unpin + 'static,
+{
+    match messages {
+        Ok(messages) => {
+            let mut response = Response::new(Body::new(send::Reply::new(messages)));
             response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
             response
         }

@@ -347,6 +347,21 @@ REASONS: dict[str, Reason] = {
         "Submit the job that began it, wait for the one that writes it, choose another URI, or start over "
         "with `replace`.",
     ),
+    "end_missing": Reason(
+        "The layers of a DoPut ended without the end that seals them: its client may have been cut off.",
+        InvalidInputError,
+        'End with the `app_metadata` `{"end": {"layers": N}}`, on the last batch or alone; send all layers again.',
+    ),
+    "end_invalid": Reason(
+        "The end of a DoPut is none, or names another number of layers than came.",
+        InvalidInputError,
+        'Count the layers; compare the end with SPEC.md, section "DoPut".',
+    ),
+    "fused_scales_differ": Reason(
+        "Layers that inference engines fuse have different global scales (NVFP4).",
+        InvalidInputError,
+        "Give the layers of each set (q, k and v; gate and up) a rule with their greatest magnitude as `amax`.",
+    ),
     "storage_failed": Reason(
         "A store or a disk does not read or write now.",
         UnavailableError,

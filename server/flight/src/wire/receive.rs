@@ -98,6 +98,7 @@ impl From<Received> for FrameIn {
             header: data.data_header,
             body,
             is_last: metadata::is_end(&data.app_metadata),
+            metadata: data.app_metadata,
             room: None,
         }
     }

@@ -7,31 +7,35 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use http_body::{Body, Frame};
-use quarrel_wire::pieces;
+use quarrel_wire::{FrameOut, pieces};
 use tonic::Status;
 
-use crate::{
-    outbox::Responses,
-    status::{Fault, trailers},
-};
+use crate::status::{Fault, trailers};
 
-/// The body of a response.
-pub(super) struct Reply {
-    responses: Responses,
-    /// Of the frame that goes out.
+/// The body of a response: a stream of messages, each in pieces.
+pub(super) struct Reply<S> {
+    messages: S,
+    /// Of the message that goes out.
     pieces: VecDeque<Bytes>,
     is_over: bool,
 }
 
-impl Reply {
-    pub(super) fn new(responses: Responses) -> Reply {
-        Reply { responses, pieces: VecDeque::new(), is_over: false }
+/// Frames as such messages.
+pub(super) fn messages(
+    frames: impl Stream<Item = Result<FrameOut, Fault>> + Unpin,
+) -> impl Stream<Item = Result<VecDeque<Bytes>, Fault>> + Unpin {
+    frames.map(|frame| Ok(pieces(frame?)?))
+}
+
+impl<S> Reply<S> {
+    pub(super) fn new(messages: S) -> Reply<S> {
+        Reply { messages, pieces: VecDeque::new(), is_over: false }
     }
 }
 
-impl Body for Reply {
+impl<S: Stream<Item = Result<VecDeque<Bytes>, Fault>> + Unpin> Body for Reply<S> {
     type Data = Bytes;
     type Error = Status;
 
@@ -43,9 +47,9 @@ impl Body for Reply {
             if self.is_over {
                 return Poll::Ready(None);
             }
-            let ended = match ready!(Pin::new(&mut self.responses).poll_next(context)) {
-                Some(Ok(frame)) => {
-                    self.pieces = pieces(frame).map_err(Fault::from)?;
+            let ended = match ready!(Pin::new(&mut self.messages).poll_next(context)) {
+                Some(Ok(pieces)) => {
+                    self.pieces = pieces;
                     continue;
                 }
                 Some(Err(fault)) => Err(fault),

@@ -30,7 +30,7 @@ use tonic_prost::ProstCodec;
 
 use super::{
     receive::{ENVELOPE_BYTES, Frames, Limits},
-    send::Reply,
+    send::{Reply, messages},
 };
 use crate::{
     decode::FrameIn,
@@ -211,7 +211,7 @@ proptest! {
         let (sender, responses) = outbox(CancellationToken::new());
         sender.push(frames.clone(), None);
         sender.end(fault.clone().map_or(Ok(()), Err));
-        let got = block_on(written(Body::new(Reply::new(responses))));
+        let got = block_on(written(Body::new(Reply::new(messages(responses)))));
 
         let data = frames.into_iter().map(|frame| Ok(frame_out(frame))).chain(fault.map(|fault| Err(fault.into())));
         let encoder = ProstCodec::<FlightData, FlightData>::default().encoder();
@@ -249,7 +249,7 @@ fn a_large_body_is_handed_on_where_it_lies() {
     );
     sender.end(Ok(()));
     let frames: Vec<Bytes> =
-        block_on(Body::new(Reply::new(responses)).into_data_stream().map(|piece| piece.unwrap()).collect());
+        block_on(Body::new(Reply::new(messages(responses))).into_data_stream().map(|piece| piece.unwrap()).collect());
     assert!(frames.iter().any(|piece| piece.as_ptr() == buffer.as_ptr() && piece.len() == buffer.len()));
 }
 

@@ -1,0 +1,79 @@
+//! A layer as its rows come, and the tensors that it becomes in a file.
+
+use quarrel_engine::Scheme;
+use safetensors::Dtype;
+
+use crate::{
+    error::CheckpointError,
+    report::Status,
+    sink::{Pieces, Sink},
+    stored::stored,
+    unit::Outcome,
+};
+
+/// A layer whose rows are coming.
+#[derive(Debug, Default)]
+pub(crate) struct Coming {
+    pub(crate) pieces: Pieces,
+    scales: Vec<f32>,
+    zero_points: Option<Vec<i32>>,
+    pub(crate) global_scale: Option<f32>,
+    scheme: Option<String>,
+    /// Why it is not quantized, if a row says so.
+    pub(crate) not: Option<(Status, String, String)>,
+}
+
+impl Coming {
+    /// What became of the next row.
+    pub(crate) fn take(&mut self, sink: &mut Sink, outcome: Outcome) -> Result<(), CheckpointError> {
+        match outcome {
+            Outcome::Quantized { data, scales, zero_points, global_scale, scheme } => {
+                sink.spool(&mut self.pieces, &data)?;
+                self.scales.extend(scales);
+                match (&mut self.zero_points, zero_points) {
+                    (Some(points), Some(more)) => points.extend(more),
+                    (points, more) => *points = more,
+                }
+                self.global_scale = self.global_scale.or(global_scale);
+                self.scheme = Some(scheme);
+            }
+            Outcome::Not { status, reason, message, weights } => {
+                if let Some(weights) = weights {
+                    sink.spool(&mut self.pieces, &weights)?;
+                }
+                self.not = Some((status, reason, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that it takes in a file, or nearly so.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pieces.bytes() + 4 * self.scales.len() as u64
+    }
+
+    /// Puts the tensors of a quantized layer into a file; its scheme and their names.
+    pub(crate) fn store(
+        self,
+        sink: &mut Sink,
+        name: &str,
+        weights: (Dtype, &[u64]),
+    ) -> Result<(String, Vec<String>), CheckpointError> {
+        let text = self.scheme.unwrap_or_default();
+        let scheme: Scheme = text.parse().map_err(|error| CheckpointError::Ours(format!("layer `{name}`: {error}")))?;
+        let points = self.zero_points.as_deref();
+        let stored = stored(module_of(name), &scheme, weights, &self.scales, points, self.global_scale);
+        let mut tensors = vec![stored.codes.0.clone()];
+        sink.spooled(stored.codes, self.pieces)?;
+        for (name, dtype, shape, bytes) in stored.beside {
+            tensors.push(name.clone());
+            sink.here(name, dtype, shape, &bytes)?;
+        }
+        Ok((text, tensors))
+    }
+}
+
+/// The module of a layer.
+pub(crate) fn module_of(layer: &str) -> &str {
+    layer.strip_suffix(".weight").unwrap_or(layer)
+}

@@ -1,0 +1,309 @@
+//! Layers that a stream brings, to a model's folder: its files are closed as they are full, and what makes it a model comes last.
+//!
+//! Nobody goes on with half of it: whoever sends the layers sends all of them again.
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    path::Path,
+    time::Instant,
+};
+
+use arrow_array::RecordBatch;
+use quarrel_proto::{
+    Reason,
+    v1::{self, command::Verb},
+};
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    answers::{self, Asked},
+    checks::{as_json, refuse_calibrated, refuse_transposed},
+    config::{decided, index, quantized_config, text},
+    error::CheckpointError,
+    fate::{of_checkpoint, plan_of},
+    fused::Shared,
+    layer::{Coming, module_of},
+    model::{INDEX, REPORT},
+    modules::with_schemes,
+    report::{By, LayerReport, Report, Status, Totals},
+    sink::Sink,
+    site::{Record, STREAM, Site},
+    storage::Location,
+    target::{Replace, Stop},
+};
+
+/// What is remembered of layers until the end: names, shapes and numbers.
+const REMEMBERED_BYTES_MAX: usize = 64 << 20;
+/// Of each, beside its names.
+const LAYER_BYTES: usize = 1 << 10;
+/// Names of what a layer becomes, and its own.
+const NAMES: usize = 6;
+
+/// A model in the making.
+#[derive(Debug)]
+pub struct Put {
+    site: Site,
+    /// What its layers are quantized with: of a stream, without URIs.
+    pub command: v1::Command,
+    shard_bytes_max: u64,
+    began: Instant,
+    /// None before the first layer.
+    file: Option<Shard>,
+    files: usize,
+    /// The layer whose rows are coming.
+    open: Option<Layer>,
+    shared: Shared,
+    remembered: usize,
+    layers: Vec<LayerReport>,
+    records: Vec<Record>,
+}
+
+/// A file that is being filled.
+#[derive(Debug)]
+struct Shard {
+    name: String,
+    sink: Sink,
+    schemes: BTreeMap<String, String>,
+}
+
+/// A file that is full.
+#[derive(Debug)]
+pub struct Closed {
+    shard: Shard,
+}
+
+/// A file that is written.
+#[derive(Debug)]
+pub struct Written(Record);
+
+#[derive(Debug)]
+struct Layer {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<u64>,
+    coming: Coming,
+    metrics: Option<crate::Metrics>,
+}
+
+impl Put {
+    /// Begins a model in a folder that is not there or is empty, or holds what another stream began. It may block.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] for a folder that holds something else, or a command that cannot be carried out.
+    pub fn open(
+        sink: &Location,
+        command: v1::Quantize,
+        shard_bytes_max: u64,
+        stop: &Stop,
+    ) -> Result<Put, CheckpointError> {
+        if sink.shown().extension().is_some_and(|extension| extension == "safetensors") {
+            let detail = "a stream of layers becomes a model's folder: expected one".to_owned();
+            return Err(CheckpointError::Uri { uri: sink.shown().display().to_string(), detail });
+        }
+        let mut command = of_checkpoint(command, true);
+        refuse_calibrated(&plan_of(&command)?)?;
+        let stream = format!("{:016x}", RandomState::new().hash_one(0u8));
+        let job = json!({ "version": env!("CARGO_PKG_VERSION"), STREAM: stream, "command": as_json(&command)? });
+        let site = Site::open(sink, job, Replace::Never, stop)?;
+        command.return_kept = Some(true);
+        let command = v1::Command { verb: Some(Verb::Quantize(command)), ..v1::Command::default() };
+        Ok(Put {
+            file: None,
+            files: 0,
+            site,
+            command,
+            shard_bytes_max,
+            began: Instant::now(),
+            open: None,
+            shared: Shared::default(),
+            remembered: 0,
+            layers: Vec::new(),
+            records: Vec::new(),
+        })
+    }
+
+    /// Takes the next answers to the stream's rows; files that are full with them. It may block.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] for a layer that cannot be stored, and for a disk that cannot be written to.
+    pub fn take(&mut self, batch: &RecordBatch) -> Result<Vec<Closed>, CheckpointError> {
+        let mut closed = Vec::new();
+        for row in 0..batch.num_rows() {
+            let name = answers::text(batch, "layer_name", row)?;
+            let begins = self.open.as_ref().is_none_or(|open| open.name != name);
+            if begins {
+                closed.extend(self.finish_layer()?);
+                self.begin_layer(batch, row, name.clone())?;
+            }
+            let asked = Asked { name, begins, completes: false, done: 0 };
+            let answered = answers::one(batch, row, &mut [asked].into_iter())?;
+            if let (Some(open), Some(file)) = (&mut self.open, &mut self.file) {
+                open.coming.take(&mut file.sink, answered.outcome)?;
+                open.metrics = answered.metrics.or(open.metrics);
+            }
+        }
+        Ok(closed)
+    }
+
+    fn begin_layer(&mut self, batch: &RecordBatch, row: usize, name: String) -> Result<(), CheckpointError> {
+        self.remembered += LAYER_BYTES + NAMES * name.len();
+        if self.remembered > REMEMBERED_BYTES_MAX {
+            let message = format!(
+                "layer `{name}` is the {}th: what is remembered of them takes more than {REMEMBERED_BYTES_MAX} bytes",
+                self.layers.len() + 1
+            );
+            return Err(CheckpointError::Layer { reason: Reason::LayersExceeded, message });
+        }
+        let dtype = match answers::text(batch, "dtype", row)?.as_str() {
+            "f16" => Dtype::F16,
+            "bf16" => Dtype::BF16,
+            "f64" => Dtype::F64,
+            "f8_e4m3" => Dtype::F8_E4M3,
+            "f8_e5m2" => Dtype::F8_E5M2,
+            _ => Dtype::F32,
+        };
+        let shape = answers::shape(batch, row)?;
+        if self.file.is_none() {
+            self.file = Some(self.next()?);
+        }
+        self.open = Some(Layer { name, dtype, shape, coming: Coming::default(), metrics: None });
+        Ok(())
+    }
+
+    /// The next file.
+    fn next(&mut self) -> Result<Shard, CheckpointError> {
+        self.files += 1;
+        let name = format!("model-{:05}.safetensors", self.files);
+        let sink = Sink::new(self.site.target(Path::new(&name))?)?;
+        Ok(Shard { name, sink, schemes: BTreeMap::new() })
+    }
+
+    /// Puts the layer whose rows have all come into a file; the one before if it was full.
+    fn finish_layer(&mut self) -> Result<Option<Closed>, CheckpointError> {
+        let Some(Layer { name, dtype, shape, mut coming, metrics }) = self.open.take() else { return Ok(None) };
+        let is_quantized = coming.not.is_none();
+        if is_quantized {
+            let wrong =
+                |reason, what: &str| Err(CheckpointError::Layer { reason, message: format!("layer `{name}` {what}") });
+            if !name.ends_with(".weight") {
+                let what = "would be quantized, but its name does not end in `.weight`, where loaders look for codes: \
+                            name it so, or put it into `ignore`";
+                return wrong(Reason::NotAWeight, what);
+            }
+            if shape.len() < 2 {
+                let what = "would be quantized as one channel: give its `shape` of two dimensions or more, or put it into `ignore`";
+                return wrong(Reason::RankUnsupported, what);
+            }
+            if let Some(scale) = coming.global_scale {
+                self.shared.check(&name, scale)?;
+            }
+        }
+        let would_be = |file: &Shard| file.sink.bytes() + coming.bytes();
+        let is_full = |file: &&mut Shard| file.sink.bytes() > 0 && would_be(file) > self.shard_bytes_max;
+        let closed = match self.file.as_mut().filter(is_full) {
+            Some(_) => {
+                let next = self.next()?;
+                self.file.replace(next)
+            }
+            None => None,
+        };
+        let Some(file) = &mut self.file else { return Ok(None) };
+        if let Some(full) = &closed {
+            coming.pieces = full.sink.hand_over(&coming.pieces, &mut file.sink)?;
+        }
+        let mut report = LayerReport {
+            status: Status::Quantized,
+            reason: None,
+            message: None,
+            dtype: format!("{dtype:?}"),
+            scheme: None,
+            metrics: None,
+            tensors: Vec::new(),
+            bytes: shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8,
+            name,
+            shape,
+        };
+        match coming.not.take() {
+            Some((status, reason, message)) => {
+                (report.status, report.reason, report.message) = (status, Some(reason), Some(message));
+                report.tensors = vec![report.name.clone()];
+                let pieces = std::mem::take(&mut coming.pieces);
+                file.sink.spooled((report.name.clone(), dtype, report.shape.clone()), pieces)?;
+            }
+            None => {
+                let (scheme, tensors) = coming.store(&mut file.sink, &report.name, (dtype, &report.shape))?;
+                file.schemes.insert(module_of(&report.name).to_owned(), scheme.clone());
+                (report.scheme, report.metrics, report.tensors) = (Some(scheme), metrics, tensors);
+            }
+        }
+        self.layers.push(report);
+        Ok(closed.map(|shard| Closed { shard }))
+    }
+
+    /// The stream has said its end, after so many layers: the files that are left. It may block.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Command`] if not as many have come.
+    pub fn end(&mut self, layers: u64) -> Result<Vec<Closed>, CheckpointError> {
+        let mut closed = Vec::from_iter(self.finish_layer()?);
+        let came = self.layers.len();
+        if came as u64 != layers || came == 0 {
+            let message = format!("the end says {layers} layers, and {came} came: expected as many, and one at least");
+            return Err(CheckpointError::Command { reason: Reason::EndInvalid, message });
+        }
+        closed.extend(self.file.take().map(|shard| Closed { shard }));
+        Ok(closed)
+    }
+
+    /// Remembers a file that is written.
+    pub fn add(&mut self, written: Written) {
+        self.records.push(written.0);
+    }
+
+    /// Makes a model of its files: the report, the index, and last of all the configuration, of which `config` says what the
+    /// stream's client knows. It may block.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`], of kind `Interrupted` if `stop` was first; [`CheckpointError`] for a configuration that no loader could use.
+    pub fn finish(&mut self, config: Map<String, Value>, by: By, stop: &Stop) -> Result<Report, CheckpointError> {
+        refuse_transposed(&config, self.site.path())?;
+        let source_bytes = self.layers.iter().map(|layer| layer.bytes).sum();
+        let bytes = self.records.iter().map(|record| record.bytes).sum();
+        let totals = Totals::of(&self.layers, source_bytes, bytes);
+        let destination = self.site.path().display().to_string();
+        let layers = self.layers.clone();
+        let report = Report::of_stream((destination, &self.command), (totals, layers), by, self.began);
+        report.write(&self.site.target(Path::new(REPORT))?)?;
+        self.site.is_ours()?;
+        if !stop.commit() {
+            return Err(CheckpointError::stopped());
+        }
+        self.records.sort_by(|a, b| a.file.cmp(&b.file));
+        self.site.put(Path::new(INDEX), &text(&index(&Map::new(), &self.records))?)?;
+        let config = quantized_config(config, &decided(&self.layers)?);
+        self.site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
+        self.site.done()?;
+        Ok(report)
+    }
+
+    /// Takes back what there is of it. It may block.
+    pub fn abandon(self) {
+        self.site.abandon();
+    }
+}
+
+impl Closed {
+    /// Writes the file, which may take as long as a store likes. Stopped before its end, it leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn write(self, stop: &Stop) -> Result<Written, CheckpointError> {
+        let Shard { name, sink, schemes, .. } = self.shard;
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let tensors = sink.tensors();
+        let (bytes, _) = sink.seal(&with_schemes(metadata, &schemes), false, stop)?;
+        Ok(Written(Record { file: name, bytes, crc32c: 0, stored: None, tensors, layers: Vec::new() }))
+    }
+}
