@@ -1,8 +1,7 @@
 //! What a job would make of a checkpoint, from headers alone: which layer gets which scheme, and how large it becomes.
 
-use quarrel_engine::{Codes, Scaling, Scheme};
+use quarrel_engine::{Codes, Scheme};
 use quarrel_proto::v1;
-use safetensors::Dtype;
 use serde::Serialize;
 
 use crate::{
@@ -13,7 +12,7 @@ use crate::{
     report::Status,
     source::Tensor,
     storage::Location,
-    stored::{codes_stored, points_stored, scale_shape, stored_type},
+    stored::{self, Entry, Part, layout},
 };
 
 /// What a process takes beside weights and results.
@@ -126,41 +125,26 @@ impl Estimated {
     }
 }
 
-/// Type and shape of a tensor.
-type Part = (Dtype, Vec<u64>);
-
-/// A layer's codes, scales and zero points.
-fn parts(scheme: &Scheme, tensor: &Tensor) -> (Part, Part, Option<Part>) {
-    let dims = (scheme.channel_dims().get() as usize).min(tensor.shape.len());
-    let (channels, columns) = (&tensor.shape[..dims], tensor.shape[dims..].iter().product::<u64>());
-    let (_, dtype, shape) = codes_stored(scheme, &tensor.shape, channels, columns);
-    let scales = scale_shape(scheme, channels, columns);
-    let points = (!scheme.codes().symmetric()).then(|| points_stored(scheme.codes(), &scales));
-    ((dtype, shape), (stored_type(scheme, tensor.dtype), scales), points)
-}
-
-fn size((dtype, shape): &Part) -> u64 {
-    shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8
-}
-
 /// Of all tensors that a layer becomes.
 fn bytes(scheme: &Scheme, tensor: &Tensor) -> u64 {
-    let (codes, scales, points) = parts(scheme, tensor);
-    let is_dense = matches!(scheme.codes(), Codes::Int { packing: quarrel_engine::Packing::Dense, .. });
-    let shape = if is_dense { 8 * tensor.shape.len() as u64 } else { 0 };
-    let global = if scheme.format().scaling == Scaling::E4m3 { 4 } else { 0 };
-    size(&codes) + size(&scales) + points.as_ref().map_or(0, size) + shape + global
+    layout("", scheme, (tensor.dtype, &tensor.shape)).iter().map(|(_, entry)| stored::bytes(entry)).sum()
 }
 
 /// Per element, as the metrics count them.
 fn bits(scheme: &Scheme, tensor: &Tensor) -> f64 {
-    let (codes, scales, points) = parts(scheme, tensor);
     let width = match scheme.codes() {
         Codes::Int { bits, .. } => u64::from(bits),
         Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 => 0,
     };
-    let points = points.map_or(0, |_| scales.1.iter().product::<u64>() * width);
-    let global = if scheme.format().scaling == Scaling::E4m3 { 32 } else { 0 };
+    let parts = layout("", scheme, (tensor.dtype, &tensor.shape));
+    let scales = parts.iter().find(|(part, _)| *part == Part::Scales);
+    let scales: u64 = scales.map_or(0, |(_, (_, _, shape))| shape.iter().product());
+    let of = |(part, entry): &(Part, Entry)| match part {
+        Part::Codes | Part::Scales | Part::Global => 8 * stored::bytes(entry),
+        // However they are packed.
+        Part::ZeroPoints => scales * width,
+        Part::Shape => 0,
+    };
     let elements = tensor.shape.iter().product::<u64>();
-    (8 * (size(&codes) + size(&scales)) + points + global) as f64 / elements as f64
+    parts.iter().map(of).sum::<u64>() as f64 / elements as f64
 }

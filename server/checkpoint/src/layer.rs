@@ -7,7 +7,7 @@ use crate::{
     error::CheckpointError,
     report::Status,
     sink::{Pieces, Sink},
-    stored::stored,
+    stored::{codes_part, stored},
     unit::Outcome,
 };
 
@@ -24,10 +24,14 @@ pub(crate) struct Coming {
 }
 
 impl Coming {
-    /// What became of the next row.
-    pub(crate) fn take(&mut self, sink: &mut Sink, outcome: Outcome) -> Result<(), CheckpointError> {
+    /// What became of the next row of the layer.
+    pub(crate) fn take(&mut self, sink: &mut Sink, name: &str, outcome: Outcome) -> Result<(), CheckpointError> {
         match outcome {
             Outcome::Quantized { data, scales, zero_points, global_scale, scheme } => {
+                if self.scheme.is_none() {
+                    let part = codes_part(&parsed(name, &scheme)?);
+                    self.pieces = sink.begin(&format!("{}.{part}", module_of(name)));
+                }
                 sink.spool(&mut self.pieces, &data)?;
                 self.scales.extend(scales);
                 match (&mut self.zero_points, zero_points) {
@@ -60,17 +64,22 @@ impl Coming {
         weights: (Dtype, &[u64]),
     ) -> Result<(String, Vec<String>), CheckpointError> {
         let text = self.scheme.unwrap_or_default();
-        let scheme: Scheme = text.parse().map_err(|error| CheckpointError::Ours(format!("layer `{name}`: {error}")))?;
+        let scheme = parsed(name, &text)?;
         let points = self.zero_points.as_deref();
         let stored = stored(module_of(name), &scheme, weights, &self.scales, points, self.global_scale);
         let mut tensors = vec![stored.codes.0.clone()];
         sink.spooled(stored.codes, self.pieces)?;
-        for (name, dtype, shape, bytes) in stored.beside {
-            tensors.push(name.clone());
-            sink.here(name, dtype, shape, &bytes)?;
+        for (entry, bytes) in stored.beside {
+            tensors.push(entry.0.clone());
+            sink.here(entry, &bytes)?;
         }
         Ok((text, tensors))
     }
+}
+
+/// A scheme that was answered.
+fn parsed(layer: &str, scheme: &str) -> Result<Scheme, CheckpointError> {
+    scheme.parse().map_err(|error| CheckpointError::Ours(format!("layer `{layer}`: {error}")))
 }
 
 /// The module of a layer.

@@ -7,13 +7,16 @@ use quarrel_proto::v1;
 use safetensors::Dtype;
 
 use crate::{
-    fate::Fate,
+    error::CheckpointError,
+    fate::{Fate, plan_of},
     job::{Coded, Quantizer, Told, Weights},
+    layer::module_of,
     modules::Module,
     report::Status,
     source::Source,
+    stored::layout,
     target::Target,
-    unit::Unit,
+    unit::{Foretold, Unit},
 };
 
 /// A file, quantized but not written yet.
@@ -24,7 +27,7 @@ pub(crate) async fn quantized<Q: Quantizer>(
     target: Target,
     tell: &mut impl FnMut(Told<'_>),
 ) -> Result<Unit, Q::Error> {
-    let mut unit = Unit::new(target, shard.clone())?;
+    let mut unit = Unit::new(target, shard.clone(), foretold(&command, shard, fates)?)?;
     let mut layers = Vec::new();
     for (at, (tensor, fate)) in shard.tensors().iter().zip(fates).enumerate() {
         match fate {
@@ -58,15 +61,17 @@ pub(crate) async fn dense<Q: Quantizer>(
     target: Target,
     tell: &mut impl FnMut(Told<'_>),
 ) -> Result<Unit, Q::Error> {
-    let mut unit = Unit::dense(target, shard.clone(), modules)?;
+    let typed = modules.iter().map(|module| match dtype.unwrap_or(module.dtype_word()) {
+        "bf16" => (module, ("bf16", Dtype::BF16)),
+        "f16" => (module, ("f16", Dtype::F16)),
+        _ => (module, ("f32", Dtype::F32)),
+    });
+    let typed = Vec::from_iter(typed);
+    let becoming = Vec::from_iter(typed.iter().map(|(module, (_, stored))| (*module, *stored)));
+    let mut unit = Unit::dense(target, shard.clone(), &becoming)?;
     // A stream has one type of values: as many streams, one after the other, as there are types.
     let mut by_type: BTreeMap<&str, Vec<Coded>> = BTreeMap::new();
-    for module in modules {
-        let (word, stored) = match dtype.unwrap_or(module.dtype_word()) {
-            "bf16" => ("bf16", Dtype::BF16),
-            "f16" => ("f16", Dtype::F16),
-            _ => ("f32", Dtype::F32),
-        };
+    for (module, (word, stored)) in typed {
         if unit.waits_dense(module, stored)? {
             by_type.entry(word).or_default().push(Coded { source: shard.clone(), module: module.clone() });
         }
@@ -81,4 +86,23 @@ pub(crate) async fn dense<Q: Quantizer>(
         }
     }
     Ok(unit)
+}
+
+/// What a file is to become, unless that depends on numbers: a ladder's rung does.
+fn foretold(command: &v1::Quantize, shard: &Source, fates: &[Fate]) -> Result<Option<Foretold>, CheckpointError> {
+    let plan = plan_of(command)?;
+    let mut foretold = Foretold::default();
+    for (tensor, fate) in shard.tensors().iter().zip(fates) {
+        let Fate::Sent(dtype) = fate else {
+            foretold.entries.push(tensor.entry());
+            continue;
+        };
+        // What cannot be quantized is told when its turn comes.
+        let schemes = plan.schemes_of(&tensor.name, &tensor.shape, dtype).unwrap_or_default();
+        let [scheme] = schemes.as_slice() else { return Ok(None) };
+        let (module, weights) = (module_of(&tensor.name), (tensor.dtype, tensor.shape.as_slice()));
+        foretold.entries.extend(layout(module, scheme, weights).into_iter().map(|(_, entry)| entry));
+        foretold.schemes.insert(module.to_owned(), scheme.to_string());
+    }
+    Ok(Some(foretold))
 }

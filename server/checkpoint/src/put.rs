@@ -140,7 +140,7 @@ impl Put {
             let asked = Asked { name, begins, completes: false, done: 0 };
             let answered = answers::one(batch, row, &mut [asked].into_iter())?;
             if let (Some(open), Some(file)) = (&mut self.open, &mut self.file) {
-                open.coming.take(&mut file.sink, answered.outcome)?;
+                open.coming.take(&mut file.sink, &open.name, answered.outcome)?;
                 open.metrics = answered.metrics.or(open.metrics);
             }
         }
@@ -202,7 +202,7 @@ impl Put {
         }
         let would_be = |file: &Shard| file.sink.bytes() + coming.bytes();
         let is_full = |file: &&mut Shard| file.sink.bytes() > 0 && would_be(file) > self.shard_bytes_max;
-        let closed = match self.file.as_mut().filter(is_full) {
+        let mut closed = match self.file.as_mut().filter(is_full) {
             Some(_) => {
                 let next = self.next()?;
                 self.file.replace(next)
@@ -210,7 +210,7 @@ impl Put {
             None => None,
         };
         let Some(file) = &mut self.file else { return Ok(None) };
-        if let Some(full) = &closed {
+        if let Some(full) = &mut closed {
             coming.pieces = full.sink.hand_over(&coming.pieces, &mut file.sink)?;
         }
         let mut report = LayerReport {

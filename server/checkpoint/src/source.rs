@@ -16,6 +16,7 @@ use crate::{
     error::CheckpointError,
     header,
     storage::{Kind, Location, Opened},
+    stored::Entry,
     target::Stop,
 };
 
@@ -51,6 +52,11 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Its name, type and shape.
+    pub(crate) fn entry(&self) -> Entry {
+        (self.name.clone(), self.dtype, self.shape.clone())
+    }
+
     /// How many bytes it takes.
     pub fn bytes(&self) -> u64 {
         self.at.end - self.at.start

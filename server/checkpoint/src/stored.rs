@@ -12,18 +12,55 @@ use crate::bits::pack_down;
 
 /// The tensors of one quantized layer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Stored {
+pub(crate) struct Stored {
     /// The tensor that holds the codes as they come from the engine, channel after channel: its name, type and shape.
-    pub codes: (String, Dtype, Vec<u64>),
+    pub(crate) codes: Entry,
     /// The others, with their bytes.
-    pub beside: Vec<(String, Dtype, Vec<u64>, Vec<u8>)>,
+    pub(crate) beside: Vec<(Entry, Vec<u8>)>,
+}
+
+/// A tensor that is still to be filled: its name, type and shape.
+pub(crate) type Entry = (String, Dtype, Vec<u64>);
+
+/// What a tensor of a quantized layer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Codes,
+    Scales,
+    Shape,
+    Global,
+    ZeroPoints,
+}
+
+/// The tensors that the layer `NAME.weight` becomes, its codes first; `shape` and `dtype` are those of its weights.
+pub(crate) fn layout(module: &str, scheme: &Scheme, (dtype, shape): (Dtype, &[u64])) -> Vec<(Part, Entry)> {
+    let dims = (scheme.channel_dims().get() as usize).min(shape.len());
+    let (channels, columns) = (&shape[..dims], shape[dims..].iter().product::<u64>());
+    let per_scale = scale_shape(scheme, channels, columns);
+    let name = |part: &str| format!("{module}.{part}");
+    let (part, codes_type, codes_shape) = codes_stored(scheme, shape, channels, columns);
+    let mut parts = vec![
+        (Part::Codes, (name(part), codes_type, codes_shape)),
+        (Part::Scales, (name("weight_scale"), stored_type(scheme, dtype), per_scale.clone())),
+    ];
+    if let Codes::Int { packing: Packing::Dense, .. } = scheme.codes() {
+        parts.push((Part::Shape, (name("weight_shape"), Dtype::I64, vec![shape.len() as u64])));
+    }
+    if scheme.format().scaling == Scaling::E4m3 {
+        parts.push((Part::Global, (name("weight_global_scale"), Dtype::F32, vec![1])));
+    }
+    if !scheme.codes().symmetric() {
+        let (dtype, shape) = points_stored(scheme.codes(), &per_scale);
+        parts.push((Part::ZeroPoints, (name("weight_zero_point"), dtype, shape)));
+    }
+    parts
 }
 
 /// What the layer `NAME.weight` becomes.
 ///
 /// `shape` is the weights' own and `dtype` their type; `scales` are all of the layer's, row-major over channels and groups,
 /// or blocks; so are `zero_points`, in the signed domain of the codes. `global` is what the scales are divided by.
-pub fn stored(
+pub(crate) fn stored(
     module: &str,
     scheme: &Scheme,
     (dtype, shape): (Dtype, &[u64]),
@@ -31,25 +68,30 @@ pub fn stored(
     zero_points: Option<&[i32]>,
     global: Option<f32>,
 ) -> Stored {
+    let mut codes = (String::new(), dtype, Vec::new());
+    let mut beside = Vec::new();
     let dims = (scheme.channel_dims().get() as usize).min(shape.len());
-    let (channels, columns) = (&shape[..dims], shape[dims..].iter().product::<u64>());
-    let per_scale = scale_shape(scheme, channels, columns);
-    let name = |part: &str| format!("{module}.{part}");
-    let scale_type = stored_type(scheme, dtype);
-    let mut beside = vec![(name("weight_scale"), scale_type, per_scale.clone(), narrowed(scales, scale_type))];
-    let (part, codes_type, codes_shape) = codes_stored(scheme, shape, channels, columns);
-    if let Codes::Int { packing: Packing::Dense, .. } = scheme.codes() {
-        let shape_bytes = shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes()).collect();
-        beside.push((name("weight_shape"), Dtype::I64, vec![shape.len() as u64], shape_bytes));
+    let per_scale = scale_shape(scheme, &shape[..dims], shape[dims..].iter().product());
+    for (part, entry) in layout(module, scheme, (dtype, shape)) {
+        let bytes = match part {
+            Part::Codes => {
+                codes = entry;
+                continue;
+            }
+            Part::Scales => narrowed(scales, entry.1),
+            Part::Shape => shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes()).collect(),
+            // What lacks here does not fit its shape, and is an error when the file is put together.
+            Part::Global => global.map(|global| global.to_le_bytes().to_vec()).unwrap_or_default(),
+            Part::ZeroPoints => stored_points(scheme.codes(), &per_scale, zero_points.unwrap_or_default()),
+        };
+        beside.push((entry, bytes));
     }
-    if let Some(global) = global {
-        beside.push((name("weight_global_scale"), Dtype::F32, vec![1], global.to_le_bytes().to_vec()));
-    }
-    if let Some(points) = zero_points {
-        let (dtype, shape, bytes) = stored_points(scheme.codes(), &per_scale, points);
-        beside.push((name("weight_zero_point"), dtype, shape, bytes));
-    }
-    Stored { codes: (name(part), codes_type, codes_shape), beside }
+    Stored { codes, beside }
+}
+
+/// Bytes of such a tensor.
+pub(crate) fn bytes((_, dtype, shape): &Entry) -> u64 {
+    shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8
 }
 
 /// The part, type and shape of a layer's codes.
@@ -60,11 +102,20 @@ pub(crate) fn codes_stored(
     columns: u64,
 ) -> (&'static str, Dtype, Vec<u64>) {
     let bytes = packed_bytes(scheme.codes(), columns as usize) as u64;
+    let (dtype, shape) = match scheme.codes() {
+        Codes::Int { packing: Packing::Dense, .. } => (Dtype::I32, [channels, &[bytes / 4]].concat()),
+        Codes::Int { packing: Packing::Plain, .. } => (Dtype::I8, shape.to_vec()),
+        Codes::Fp8E4m3 => (Dtype::F8_E4M3, shape.to_vec()),
+        Codes::Fp6E2m3 | Codes::Fp4E2m1 => (Dtype::U8, [channels, &[bytes]].concat()),
+    };
+    (codes_part(scheme), dtype, shape)
+}
+
+/// What the tensor of a layer's codes is called.
+pub(crate) fn codes_part(scheme: &Scheme) -> &'static str {
     match scheme.codes() {
-        Codes::Int { packing: Packing::Dense, .. } => ("weight_packed", Dtype::I32, [channels, &[bytes / 4]].concat()),
-        Codes::Int { packing: Packing::Plain, .. } => ("weight", Dtype::I8, shape.to_vec()),
-        Codes::Fp8E4m3 => ("weight", Dtype::F8_E4M3, shape.to_vec()),
-        Codes::Fp6E2m3 | Codes::Fp4E2m1 => ("weight_packed", Dtype::U8, [channels, &[bytes]].concat()),
+        Codes::Int { packing: Packing::Plain, .. } | Codes::Fp8E4m3 => "weight",
+        Codes::Int { packing: Packing::Dense, .. } | Codes::Fp6E2m3 | Codes::Fp4E2m1 => "weight_packed",
     }
 }
 
@@ -108,16 +159,14 @@ fn narrowed(scales: &[f32], dtype: Dtype) -> Vec<u8> {
 }
 
 /// Zero points: bytes of their own, or, beside dense codes of channels and groups, packed along the channels.
-fn stored_points(codes: Codes, per_scale: &[u64], points: &[i32]) -> (Dtype, Vec<u64>, Vec<u8>) {
-    let (dtype, shape) = points_stored(codes, per_scale);
-    let bytes = match (codes, per_scale) {
+fn stored_points(codes: Codes, per_scale: &[u64], points: &[i32]) -> Vec<u8> {
+    match (codes, per_scale) {
         (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) => {
             let size = (channels * groups).max(1) as usize;
             points.chunks(size).flat_map(|matrix| pack_down(matrix, *groups as usize, bits)).collect()
         }
         _ => points.iter().map(|point| *point as i8 as u8).collect(),
-    };
-    (dtype, shape, bytes)
+    }
 }
 
 /// The type and shape of the zero points of asymmetric codes.

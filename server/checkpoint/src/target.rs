@@ -34,6 +34,25 @@ pub struct Target {
     is_all: bool,
 }
 
+/// A file that is being written.
+#[derive(Debug)]
+pub(crate) enum Making {
+    /// In its folder, and gone when this is dropped.
+    Named(NamedTempFile),
+    /// Anywhere on this machine: what is sent, or copied to where it belongs.
+    Nameless(File),
+}
+
+impl Making {
+    /// To write to.
+    pub(crate) fn file(&mut self) -> &mut File {
+        match self {
+            Making::Named(file) => file.as_file_mut(),
+            Making::Nameless(file) => file,
+        }
+    }
+}
+
 /// What to do with a file that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replace {
@@ -108,6 +127,39 @@ impl Target {
         }
     }
 
+    /// A file to write: dropped before it is [`complete`](Target::complete), it leaves nothing.
+    pub(crate) fn begin(&self) -> Result<Making, CheckpointError> {
+        let Some(folder) = &self.folder else { return self.nameless().map(Making::Nameless) };
+        self.check()?;
+        let file = Builder::new()
+            // Shorter than many names, so that a long one does not become too long.
+            .prefix(".quarrel.")
+            .suffix(".partial")
+            // As any file that is made: the umask decides.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)
+            .map_err(self.writing())?;
+        Ok(Making::Named(file))
+    }
+
+    /// Gives a file its name that is written.
+    pub(crate) fn complete(&self, making: Making, stop: &Stop) -> Result<(), CheckpointError> {
+        let file = match making {
+            Making::Nameless(file) => return self.send(&file, stop),
+            Making::Named(file) => file,
+        };
+        file.as_file().sync_all().map_err(self.writing())?;
+        if !self.may_go_on(stop) {
+            return Err(self.writing()(io::ErrorKind::Interrupted.into()));
+        }
+        let path = self.path();
+        self.check()?;
+        self.name(file, &path)?;
+        // The name too is to outlast a power cut. It is there by now: where nobody may read the folder, that must do.
+        let _ = File::open(folder_of(&path)).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+
     /// Has `write` write the file, and gives it its name. Dropped or failed before that, it leaves nothing.
     ///
     /// # Errors
@@ -118,44 +170,19 @@ impl Target {
         stop: &Stop,
         write: impl FnOnce(&mut File) -> Result<T, CheckpointError>,
     ) -> Result<T, CheckpointError> {
-        let Some(folder) = &self.folder else {
-            return self.send(stop, write);
-        };
-        let mut file = Builder::new()
-            // Shorter than many names, so that a long one does not become too long.
-            .prefix(".quarrel.")
-            .suffix(".partial")
-            // As any file that is made: the umask decides.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)
-            .map_err(self.writing())?;
-        let written = write(file.as_file_mut())?;
-        file.as_file().sync_all().map_err(self.writing())?;
-        if !self.may_go_on(stop) {
-            return Err(self.writing()(io::ErrorKind::Interrupted.into()));
-        }
-        let path = self.path();
-        self.check()?;
-        self.name(file, &path)?;
-        // The name too is to outlast a power cut. It is there by now: where nobody may read the folder, that must do.
-        let _ = File::open(folder_of(&path)).and_then(|folder| folder.sync_all());
+        let mut making = self.begin()?;
+        let written = write(making.file())?;
+        self.complete(making, stop)?;
         Ok(written)
     }
 
-    /// The same where another machine keeps the file: it is made here and sent.
-    fn send<T>(
-        &self,
-        stop: &Stop,
-        write: impl FnOnce(&mut File) -> Result<T, CheckpointError>,
-    ) -> Result<T, CheckpointError> {
-        let mut file = self.nameless()?;
-        let written = write(&mut file)?;
-        let sent = self.location.write(&file, self.replace, stop, || self.may_go_on(stop));
+    /// Sends a file to where another machine keeps it.
+    fn send(&self, file: &File, stop: &Stop) -> Result<(), CheckpointError> {
+        let sent = self.location.write(file, self.replace, stop, || self.may_go_on(stop));
         sent.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => CheckpointError::Exists { path: self.path() },
             _ => self.writing()(error),
-        })?;
-        Ok(written)
+        })
     }
 
     fn may_go_on(&self, stop: &Stop) -> bool {

@@ -13,6 +13,7 @@ use crate::{
     report::{LayerReport, Metrics, Status},
     sink::Sink,
     source::{Source, Tensor},
+    stored::Entry,
     target::{Stop, Target},
 };
 
@@ -93,6 +94,15 @@ pub(crate) struct Unit {
     is_dense: bool,
 }
 
+/// What a file is to become, as far as it is known before.
+#[derive(Debug, Default)]
+pub(crate) struct Foretold {
+    /// Its tensors.
+    pub(crate) entries: Vec<Entry>,
+    /// Of modules that are to be quantized.
+    pub(crate) schemes: BTreeMap<String, String>,
+}
+
 /// What a unit has become.
 #[derive(Debug)]
 pub(crate) struct Sealed {
@@ -107,29 +117,43 @@ pub(crate) struct Sealed {
 }
 
 impl Unit {
-    pub(crate) fn new(target: Target, source: Source) -> Result<Unit, CheckpointError> {
+    /// Of a file of the source; what it is to become, where that is known.
+    pub(crate) fn new(target: Target, source: Source, foretold: Option<Foretold>) -> Result<Unit, CheckpointError> {
         let schemes = known_schemes(&source)?;
-        Ok(Unit {
-            sink: Sink::new(target)?,
+        let sink = match foretold {
+            Some(Foretold { entries, schemes: more }) => {
+                let all = schemes.clone().into_iter().chain(more).collect();
+                Sink::expecting(target, entries, &metadata(&source, &all, false))?
+            }
+            None => Sink::new(target)?,
+        };
+        Ok(Unit::of(sink, source, schemes, false))
+    }
+
+    fn of(sink: Sink, source: Source, schemes: BTreeMap<String, String>, is_dense: bool) -> Unit {
+        Unit {
+            sink,
             source,
             waiting: HashMap::new(),
             open: HashMap::new(),
             reports: BTreeMap::new(),
             schemes,
             coded: HashMap::new(),
-            is_dense: false,
-        })
+            is_dense,
+        }
     }
 
     /// The file of dense tensors that a file of quantized ones becomes.
-    pub(crate) fn dense(target: Target, source: Source, modules: &[Module]) -> Result<Unit, CheckpointError> {
-        let mut unit = Unit { is_dense: true, ..Unit::new(target, source)? };
-        unit.schemes.clear();
-        let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(Module::parts));
-        for at in 0..unit.source.tensors().len() {
-            if !parts.contains(unit.source.tensors()[at].name.as_str()) {
-                unit.keep(at)?;
-            }
+    pub(crate) fn dense(target: Target, source: Source, modules: &[(&Module, Dtype)]) -> Result<Unit, CheckpointError> {
+        let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(|(module, _)| module.parts()));
+        let is_kept = |tensor: &Tensor| !parts.contains(tensor.name.as_str());
+        let kept = source.tensors().iter().filter(|tensor| is_kept(tensor)).map(Tensor::entry);
+        let dense = modules.iter().map(|(module, dtype)| (weight_of(module), *dtype, module.shape.clone()));
+        let metadata = metadata(&source, &BTreeMap::new(), true);
+        let sink = Sink::expecting(target, kept.chain(dense).collect(), &metadata)?;
+        let mut unit = Unit::of(sink, source.clone(), BTreeMap::new(), true);
+        for (at, _) in source.tensors().iter().enumerate().filter(|(_, tensor)| is_kept(tensor)) {
+            unit.keep(at)?;
         }
         Ok(unit)
     }
@@ -149,6 +173,7 @@ impl Unit {
         let open = self.open.entry(values.module.clone()).or_default();
         if values.begins {
             *open = Coming::default();
+            open.pieces = self.sink.begin(&format!("{}.weight", values.module));
         }
         self.sink.spool(&mut open.pieces, &values.data)?;
         if values.completes {
@@ -161,7 +186,7 @@ impl Unit {
         let unasked = || CheckpointError::Ours(format!("layer `{name}` was answered and not sent"));
         let (at, dtype, module) = self.coded.remove(name).ok_or_else(unasked)?;
         let pieces = self.open.remove(name).unwrap_or_default().pieces;
-        let tensor = format!("{name}.weight");
+        let tensor = weight_of(&module);
         self.sink.spooled((tensor.clone(), dtype, module.shape.clone()), pieces)?;
         let report = report(&self.source.tensors()[at], Status::Dequantized, vec![tensor.clone()]);
         let shape = module.shape.clone();
@@ -205,7 +230,7 @@ impl Unit {
             // The first, or the first again because its stream broke.
             *open = Coming::default();
         }
-        open.take(&mut self.sink, row.outcome)?;
+        open.take(&mut self.sink, &row.name, row.outcome)?;
         if row.completes {
             self.finish(&row.name, row.metrics)?;
         }
@@ -238,15 +263,26 @@ impl Unit {
         if let Some(name) = waiting.keys().chain(coded.keys()).next() {
             return Err(CheckpointError::Ours(format!("layer `{name}` was sent and not answered")));
         }
-        let mut metadata = with_schemes(source.metadata().clone(), &schemes);
-        match is_dense {
-            true => drop(metadata.remove(SCHEMES_KEY)),
-            false => drop(metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned())),
-        }
+        let metadata = metadata(&source, &schemes, is_dense);
         let tensors = sink.tensors();
         let (bytes, crc32c) = sink.seal(&metadata, summed, stop)?;
         Ok(Sealed { layers: reports.into_values().collect(), bytes, crc32c, tensors })
     }
+}
+
+/// The tensor that a module becomes which is dense again.
+fn weight_of(module: &Module) -> String {
+    format!("{}.weight", module.name)
+}
+
+/// What the header says beside tensors.
+fn metadata(source: &Source, schemes: &BTreeMap<String, String>, is_dense: bool) -> BTreeMap<String, String> {
+    let mut metadata = with_schemes(source.metadata().clone(), schemes);
+    match is_dense {
+        true => drop(metadata.remove(SCHEMES_KEY)),
+        false => drop(metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned())),
+    }
+    metadata
 }
 
 fn report(tensor: &Tensor, status: Status, tensors: Vec<String>) -> LayerReport {
