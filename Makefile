@@ -69,10 +69,11 @@ test-interop: build ## Real torch, compressed-tensors and transformers on our te
 	$(VENV_INTEROP)/bin/pip install --quiet --no-deps -r tests/golden/requirements.txt -r tests/interop/peers/requirements.txt
 	$(VENV_INTEROP)/bin/python tests/interop/peers/run.py
 
-golden: ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment (4.3 GB, minutes)
+golden: $(VENV)/installed $(VENV_PTQ)/installed ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment, and llm-compressor (9 GB, minutes)
 	$(PYTHON) -m venv --clear $(VENV_GOLDEN)
 	$(VENV_GOLDEN)/bin/pip install --quiet --no-deps -r tests/golden/requirements.txt
 	$(VENV_GOLDEN)/bin/python tests/golden/generate.py
+	$(PY) tests/golden/model_free.py --peer $(VENV_PTQ)/bin/python
 	git diff --exit-code -- tests/golden
 	test -z "$$(git status --porcelain tests/golden)"
 

@@ -1,5 +1,6 @@
 """A small Llama, as a folder: fused layers in different files, and beside it what is not of it."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -23,7 +24,12 @@ STRANGERS = {"pytorch_model.bin": b"dense", "onnx/model.onnx": b"dense", ".git/H
 
 
 def tensors() -> dict[str, np.ndarray]:
-    """A small Llama, in the order of its layers."""
+    """A small Llama, in the order of its layers. The arrays are everybody's."""
+    return dict(_tensors())
+
+
+@functools.cache
+def _tensors() -> dict[str, np.ndarray]:
     def normal(name, shape):
         return (cases.normal(cases.generator(f"folder {name}"), shape) * 0.05).astype(BF16)
 
