@@ -171,7 +171,7 @@ def test_a_model_of_transposed_layers_is_refused(tmp_path):
 def test_of_a_model_linear_layers_alone_are_quantized(tmp_path):
     """transformers looks for codes in no other module."""
     source = write_model(tmp_path / "model", shards=1)
-    more = {"model.conv.weight": np.ones((8, 4, 4, 8), BF16), "model.experts.down_proj": np.ones((2, 256, 256), BF16)}
+    more = {"model.conv.weight": np.ones((8, 4, 4, 8), BF16), "model.experts.weight_of_all": np.ones((2, 256, 256), BF16)}
     cli.write(source / "model.safetensors", tensors() | more)
     cli.quantize(source, tmp_path / "out", "-s", "int8")
     assert more.keys() <= all_tensors(tmp_path / "out").keys()

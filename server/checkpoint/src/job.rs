@@ -17,6 +17,7 @@ use crate::{
     checks::{as_json, identity, name, refuse_overlap, refuse_quantized, refuse_scattered, refuse_transposed},
     config::{decided, index, quantized_config, text},
     error::CheckpointError,
+    experts::split,
     fate::{Fate, fates, plan_of},
     fused::{Fused, fused, with_shared_scales},
     make::{dense, quantized},
@@ -144,7 +145,7 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
-        let model = Model::open(source)?;
+        let model = split(Model::open(source)?, &command)?;
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;

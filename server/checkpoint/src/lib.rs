@@ -13,6 +13,7 @@ mod checks;
 mod config;
 mod error;
 mod estimate;
+mod experts;
 mod fate;
 mod fused;
 mod header;

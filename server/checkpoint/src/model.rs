@@ -129,6 +129,11 @@ impl Model {
         &self.shards
     }
 
+    /// The same files, seen otherwise.
+    pub(crate) fn replace_shards(&mut self, shards: Vec<Source>) {
+        self.shards = shards;
+    }
+
     /// What it has beside them, if it is a folder.
     pub fn folder(&self) -> Option<&Folder> {
         self.folder.as_ref()

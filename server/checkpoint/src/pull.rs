@@ -10,6 +10,7 @@ use quarrel_proto::{
 
 use crate::{
     error::CheckpointError,
+    experts::split,
     fate::{Fate, fates, float_word, of_checkpoint},
     fused::{fused, with_shared_scales},
     job::Weights,
@@ -37,6 +38,7 @@ impl Pull {
     pub fn open(source: &Location, command: v1::Quantize, stop: &Stop) -> Result<Pull, CheckpointError> {
         let model = Model::open(source)?;
         let command = of_checkpoint(command, model.folder().is_some());
+        let model = split(model, &command)?;
         let fates = fates(model.shards(), &command)?;
         let mut layers = Vec::new();
         let mut others = Vec::new();

@@ -32,7 +32,7 @@ struct Header {
     /// The file's path or URI.
     path: PathBuf,
     location: Location,
-    file: Opened,
+    file: Arc<Opened>,
     tensors: Vec<Tensor>,
     places: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
@@ -106,7 +106,22 @@ impl Source {
         let tensors = Vec::from_iter(tensors);
         let metadata = found.metadata().clone().unwrap_or_default().into_iter().collect();
         let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
-        Ok(Source(Arc::new(Header { path, location: location.clone(), file, tensors, places, metadata })))
+        Ok(Source(Arc::new(Header {
+            path,
+            location: location.clone(),
+            file: Arc::new(file),
+            tensors,
+            places,
+            metadata,
+        })))
+    }
+
+    /// The same file with other tensors, which lie within its own.
+    pub(crate) fn with(&self, tensors: Vec<Tensor>) -> Source {
+        let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
+        let Header { path, location, file, metadata, .. } = &*self.0;
+        let (path, location, metadata) = (path.clone(), location.clone(), metadata.clone());
+        Source(Arc::new(Header { path, location, file: Arc::clone(file), tensors, places, metadata }))
     }
 
     /// Where the file is.
