@@ -70,6 +70,16 @@ def test_it_is_what_a_job_writes(server, model, tmp_path):
             assert layer.codes == written[name].tobytes()
 
 
+def test_layers_that_are_quantized_already_are_pulled_as_what_they_decode_to(server, model):
+    coded, dense = model.parent / "coded", model.parent / "dense"
+    cli.quantize(model, coded, "-s", "FP8_BLOCK")
+    cli.done("dequantize", coded, dense)
+    found, expected = (pull(server, f"file://{folder}", {"scheme": "W4A16"}) for folder in (coded, dense))
+    for name in tensors():
+        assert found.layer(name).rows == expected.layer(name).rows, name
+    assert found.summary["layers_quantized"] == expected.summary["layers_quantized"] == 14
+
+
 def test_the_flight_of_a_stored_checkpoint_has_an_endpoint(server, model):
     cmd = ticket(f"file://{model}", {"scheme": "int8"})
     with wire.connect(server.location) as client:

@@ -144,7 +144,7 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Exists { .. } => {
                 Failure::new(USAGE, sentence).advise("Choose another name, or replace it with `--force`.")
             }
-            CheckpointError::Module { .. } => Failure::new(INPUT, sentence).advise(
+            CheckpointError::Module { .. } | CheckpointError::Foreign { .. } => Failure::new(INPUT, sentence).advise(
                 "Look at it with `quarrel inspect`; start from the checkpoint that it was made of if it is damaged.",
             ),
             CheckpointError::Model { .. } => {

@@ -1,6 +1,10 @@
 //! What is printed at the end, on standard output.
 
-use std::{collections::BTreeMap, io::Write, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::Path,
+};
 
 use comfy_table::{CellAlignment, Table};
 use quarrel_checkpoint::{LayerReport, Status};
@@ -65,6 +69,14 @@ fn summary(report: &Report, path: &Path, verbose: bool) -> String {
         report.seconds,
         place(report.server.as_deref()),
     ));
+    let decoded = BTreeSet::from_iter(report.layers.iter().filter_map(|layer| layer.from.as_deref()));
+    if !decoded.is_empty() {
+        let layers = report.layers.iter().filter(|layer| layer.from.is_some()).count();
+        let schemes = Vec::from_iter(decoded.into_iter().map(clean)).join(", ");
+        lines.push(format!(
+            "{layers} layers were quantized before ({schemes}): quality is told against what they decode to."
+        ));
+    }
     if totals.quantized == 0 {
         lines.push("Nothing was quantized: see the reasons above.".to_owned());
     }

@@ -16,23 +16,29 @@ use crate::{
     config::says_quantized, error::CheckpointError, fate::Fate, model::Model, modules::Module, storage::Location,
 };
 
-/// A model that is quantized in part would be told to be quantized otherwise.
+/// A model that is quantized in a way that is not read would be told to be quantized otherwise.
 pub(crate) fn refuse_quantized(model: &Model, fates: &[Vec<Fate>]) -> Result<(), CheckpointError> {
     let Some(folder) = model.folder() else { return Ok(()) };
-    let config = folder.config.as_ref().is_some_and(says_quantized);
     let coded = fates.iter().flatten().find_map(|fate| match fate {
         Fate::Copied { reason: Reason::AlreadyQuantized, message } => Some(message.clone()),
         Fate::Copied { .. } | Fate::Sent(_) => None,
     });
+    let is_decoded = model.tensors().any(|(_, tensor)| tensor.scheme.is_some());
+    let config = !is_decoded && folder.config.as_ref().is_some_and(says_quantized);
     let message = match (coded, config) {
         (Some(message), _) => message,
         (None, true) => format!("`{}`: its config.json says that it is quantized", model.path().display()),
         (None, false) => return Ok(()),
     };
+    Err(already_quantized(&message))
+}
+
+/// The error of what is quantized in a way that is not read.
+pub(crate) fn already_quantized(what: &str) -> CheckpointError {
     let message = format!(
-        "{message}: expected a dense model, which `quarrel dequantize` makes of one in the layout of compressed-tensors"
+        "{what}: expected a dense model, or one in the layout of compressed-tensors or of DeepSeek's FP8, which is decoded"
     );
-    Err(CheckpointError::Command { reason: Reason::AlreadyQuantized, message })
+    CheckpointError::Command { reason: Reason::AlreadyQuantized, message }
 }
 
 /// What is written must not be what is read, whatever either is called; of folders, neither may lie within the other.
@@ -71,11 +77,15 @@ pub(crate) fn refuse_transposed(config: &Map<String, Value>, path: PathBuf) -> R
     Err(CheckpointError::Model { path, detail })
 }
 
+/// What the scales of a module are called.
+const SCALES: [&str; 2] = ["weight_scale", "weight_scale_inv"];
+
 /// A module of which parts are in different files would be taken for dense.
 pub(crate) fn refuse_scattered(model: &Model, modules: &[Vec<Module>]) -> Result<(), CheckpointError> {
     for (shard, modules) in model.shards().iter().zip(modules) {
         let known = HashSet::<&str>::from_iter(modules.iter().map(|module| module.name.as_str()));
-        let scales = shard.tensors().iter().filter_map(|tensor| tensor.name.strip_suffix(".weight_scale"));
+        let names = shard.tensors().iter().map(|tensor| tensor.name.as_str());
+        let scales = names.filter_map(|name| SCALES.iter().find_map(|part| name.strip_suffix(part)?.strip_suffix('.')));
         if let Some(module) = { scales }.find(|module| !known.contains(module)) {
             let detail = format!(
                 "its scales are in `{}` without its codes: this version wants both in one file",

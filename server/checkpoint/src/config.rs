@@ -12,6 +12,9 @@ use crate::{error::CheckpointError, report::LayerReport, site::Record};
 /// The version of compressed-tensors whose layout is written.
 const LAYOUT_VERSION: &str = "0.20.0";
 
+/// Where configurations say it.
+const SAYS_QUANTIZED: [&str; 2] = ["quantization_config", "compression_config"];
+
 /// What became of the modules of a model.
 #[derive(Debug, Default)]
 pub(crate) struct Decided {
@@ -65,9 +68,18 @@ pub(crate) fn text(value: &Value) -> Result<Vec<u8>, CheckpointError> {
 
 /// Whether a configuration, or one within it, says that its model is quantized.
 pub(crate) fn says_quantized(config: &Map<String, Value>) -> bool {
-    let keys = ["quantization_config", "compression_config"];
-    let has_it = keys.iter().any(|key| config.get(*key).is_some_and(|value| !value.is_null()));
+    let has_it = SAYS_QUANTIZED.iter().any(|key| config.get(*key).is_some_and(|value| !value.is_null()));
     has_it || config.values().any(|value| value.as_object().is_some_and(says_quantized))
+}
+
+/// The configuration without what it says of codes that are decoded.
+pub(crate) fn dense_config(config: Map<String, Value>) -> Map<String, Value> {
+    let is_other = |key: &String| !SAYS_QUANTIZED.contains(&key.as_str());
+    let within = |(key, value): (String, Value)| match value {
+        Value::Object(object) => (key, Value::Object(dense_config(object))),
+        other => (key, other),
+    };
+    config.into_iter().filter(|(key, _)| is_other(key)).map(within).collect()
 }
 
 /// The configuration of the dense model, with what was decided.

@@ -121,6 +121,14 @@ pub enum CheckpointError {
         /// What is wrong with it, and what was expected.
         detail: String,
     },
+    /// A layer that is quantized in a layout of others.
+    #[error("layer `{module}`: it is quantized in a layout that this version does not read (`{mark}`)")]
+    Foreign {
+        /// Its name.
+        module: String,
+        /// The tensor that tells it.
+        mark: &'static str,
+    },
     /// A bug.
     #[error("{0}")]
     Ours(String),

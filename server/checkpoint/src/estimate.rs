@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use crate::{
     error::CheckpointError,
-    experts::split,
     fate::{Fate, fates, plan_of},
     fused::is_whole,
     model::Model,
@@ -14,6 +13,7 @@ use crate::{
     source::Tensor,
     storage::Location,
     stored::{self, Entry, Part, layout},
+    view::view,
 };
 
 /// What a process takes beside weights and results.
@@ -64,7 +64,7 @@ pub struct Estimated {
 /// # Errors
 /// [`CheckpointError`] for a source or a command that a job would refuse.
 pub fn estimate(source: &Location, command: &v1::Quantize, memory_bytes: u64) -> Result<Estimate, CheckpointError> {
-    let model = split(Model::open(source)?, command)?;
+    let model = view(Model::open(source)?, command)?;
     let fates = fates(model.shards(), command)?;
     let plan = plan_of(command)?;
     let mut layers = Vec::new();

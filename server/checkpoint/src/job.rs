@@ -15,9 +15,8 @@ use tokio::task::JoinHandle;
 
 use crate::{
     checks::{as_json, identity, name, refuse_overlap, refuse_quantized, refuse_scattered, refuse_transposed},
-    config::{decided, index, quantized_config, text},
+    config::{decided, dense_config, index, quantized_config, text},
     error::CheckpointError,
-    experts::split,
     fate::{Fate, fates, plan_of},
     fused::{Fused, fused, with_shared_scales},
     make::{dense, quantized},
@@ -29,6 +28,7 @@ use crate::{
     storage::Location,
     target::{Replace, Stop, Target},
     unit::{Row, Sealed, Unit, Values},
+    view::view,
 };
 
 /// What quantizes the layers of a job: a server, here or elsewhere.
@@ -145,7 +145,7 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
-        let model = split(Model::open(source)?, &command)?;
+        let model = view(Model::open(source)?, &command)?;
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;
@@ -346,9 +346,12 @@ impl Job {
         }
         if let Some(config) = &folder.config {
             let mut config = config.clone();
-            match self.work {
-                Work::Quantize { .. } => config = quantized_config(config, &decided(&made.layers)?),
-                Work::Dequantize { .. } => drop(config.remove("quantization_config")),
+            let is_decoded = self.model.tensors().any(|(_, tensor)| tensor.scheme.is_some());
+            if is_decoded || matches!(self.work, Work::Dequantize { .. }) {
+                config = dense_config(config);
+            }
+            if let Work::Quantize { .. } = self.work {
+                config = quantized_config(config, &decided(&made.layers)?);
             }
             site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
         }

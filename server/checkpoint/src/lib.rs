@@ -13,7 +13,6 @@ mod checks;
 mod config;
 mod error;
 mod estimate;
-mod experts;
 mod fate;
 mod fused;
 mod header;
@@ -34,6 +33,7 @@ mod storage;
 mod stored;
 mod target;
 mod unit;
+mod view;
 
 pub use error::CheckpointError;
 pub use estimate::{Estimate, Estimated, estimate};

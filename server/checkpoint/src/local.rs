@@ -6,6 +6,8 @@
 mod codes;
 mod weights;
 
+pub(crate) use self::codes::{Scales, decode};
+
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
@@ -137,16 +139,47 @@ impl Quantizer for Local {
     }
 
     fn dequantize(&self, dtype: String, layers: Vec<Coded>) -> BoxStream<'static, Result<Values, CheckpointError>> {
-        let command = v1::Command {
-            verb: Some(Verb::Dequantize(v1::Dequantize { dtype: Some(dtype) })),
-            ..v1::Command::default()
-        };
-        let plan = match Plan::new(&command) {
+        let plan = match dequantize(&dtype) {
             Ok(plan) => plan,
-            Err(error) => return stream::iter([Err(CheckpointError::Ours(error.to_string()))]).boxed(),
+            Err(error) => return stream::iter([Err(error)]).boxed(),
         };
         let mut asked = codes::Expected::new(&layers);
         rows(self.answers(&plan, layers.into_iter().flat_map(codes::runs)), move |batch| asked.values(batch))
+    }
+}
+
+/// The plan that makes values of a type.
+fn dequantize(dtype: &str) -> Result<Plan, CheckpointError> {
+    let verb = Verb::Dequantize(v1::Dequantize { dtype: Some(dtype.to_owned()) });
+    Plan::new(&v1::Command { verb: Some(verb), ..v1::Command::default() })
+        .map_err(|error| CheckpointError::Ours(error.to_string()))
+}
+
+/// The answers to a row that is a whole layer, computed in this thread.
+fn computed_here(plan: &Plan, row: &RecordBatch) -> Result<Vec<RecordBatch>, CheckpointError> {
+    let mut intake = Intake::new(plan, limits(NO_LIMIT), &row.schema())?;
+    let mut output = Output::new(plan, Arc::new(Output::schema(plan)));
+    intake.begin(row)?;
+    let mut batches = Vec::new();
+    while let Some(need) = intake.next()? {
+        let Need::Unit(unit) = need else { continue };
+        let result = unit.compute(Level::detect(), &Cancel::default());
+        let result = result.map_err(|Cancelled| CheckpointError::Ours("a unit was cancelled".to_owned()));
+        for answer in answered(&mut output, result.map(|result| vec![result])) {
+            batches.push(answer?.batch);
+        }
+    }
+    Ok(batches)
+}
+
+/// The limits of what nobody need be protected from.
+fn limits(span_bytes_max: usize) -> Limits {
+    Limits {
+        message_bytes_max: NO_LIMIT,
+        span_bytes_max,
+        batch_rows_max: NO_LIMIT,
+        layers_max: NO_LIMIT,
+        name_bytes_max: NO_LIMIT,
     }
 }
 
@@ -184,15 +217,8 @@ type Computing = BoxFuture<'static, Result<Vec<quarrel_engine::Result>, Checkpoi
 
 impl Work {
     fn new(local: &Local, plan: &Plan, schema: &Schema) -> Result<Work, CheckpointError> {
-        let limits = Limits {
-            message_bytes_max: NO_LIMIT,
-            span_bytes_max: local.span_bytes_max,
-            batch_rows_max: NO_LIMIT,
-            layers_max: NO_LIMIT,
-            name_bytes_max: NO_LIMIT,
-        };
         Ok(Work {
-            intake: Intake::new(plan, limits, schema)?,
+            intake: Intake::new(plan, limits(local.span_bytes_max), schema)?,
             lane: Arc::new(local.pool.lane()),
             level: local.level,
             cancel: StopWhenDropped::default(),

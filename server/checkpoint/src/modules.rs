@@ -1,4 +1,4 @@
-//! The quantized layers of a file in the layout of compressed-tensors: the inverse of `stored`.
+//! The quantized layers of a file in the layout of compressed-tensors, or of DeepSeek's FP8: the inverse of `stored`.
 //!
 //! A file of ours says in its metadata which scheme each has. Of others the scheme is told from types and shapes; where
 //! those allow two readings, that is an error and not a guess.
@@ -45,10 +45,9 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
     let mut found = Vec::new();
     for tensor in source.tensors() {
         // Of `weight_g_idx` the groups are not of neighbouring columns.
-        let foreign = ["qweight", "weight.absmax", "weight_scale_inv", "weight_g_idx"];
-        if let Some((mark, module)) = foreign.iter().find_map(|mark| Some((mark, prefix(&tensor.name, mark)?))) {
-            let detail = format!("it is quantized in a layout that this version does not read (`{mark}`)");
-            return Err(CheckpointError::Module { module: module.to_owned(), detail });
+        let foreign = ["qweight", "weight.absmax", "weight_g_idx"];
+        if let Some((mark, module)) = foreign.into_iter().find_map(|mark| Some((mark, prefix(&tensor.name, mark)?))) {
+            return Err(CheckpointError::Foreign { module: module.to_owned(), mark });
         }
         let Some(module) = prefix(&tensor.name, "weight_packed").or_else(|| prefix(&tensor.name, "weight")) else {
             continue;
@@ -56,7 +55,7 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
         let is_dense = tensor.name.ends_with("weight_packed");
         // Bytes or FP8 without scales are somebody's own numbers.
         let is_plain = matches!(tensor.dtype, Dtype::I8 | Dtype::F8_E4M3)
-            && (source.tensor(&format!("{module}.weight_scale")).is_some() || said.contains_key(module));
+            && (scales_of(source, module).is_some() || said.contains_key(module));
         if is_dense || is_plain {
             let parts = Parts::of(source, module, tensor, is_dense);
             found.push(
@@ -145,6 +144,15 @@ impl Module {
     }
 }
 
+/// What FP8 of DeepSeek has for scales: of blocks of 128 x 128, and multiplied as `weight_scale` is.
+const DEEPSEEK_SCALES: &str = "weight_scale_inv";
+
+/// The scales of a module.
+fn scales_of(source: &Source, module: &str) -> Option<Tensor> {
+    let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
+    part("weight_scale").or_else(|| part(DEEPSEEK_SCALES))
+}
+
 /// 2^(exponent - 127).
 fn power_of_two(exponent: u8) -> f32 {
     f32::from_bits(if exponent == 0 { 1 << 22 } else { u32::from(exponent) << 23 })
@@ -210,7 +218,7 @@ struct Parts {
 impl Parts {
     fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, String> {
         let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
-        let scales = part("weight_scale").ok_or("it has codes but no `weight_scale`")?;
+        let scales = scales_of(source, module).ok_or("it has codes but no `weight_scale`")?;
         let is_float = matches!(scales.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         let is_small = matches!(scales.dtype, Dtype::U8 | Dtype::F8_E4M3);
         let is_known = match (is_dense, codes.dtype) {
@@ -255,7 +263,9 @@ impl Parts {
         self.check(&scheme)?;
         let Parts { codes, scales, zero_points, shape_tensor, global, shape, name, .. } = self;
         // Scales of one byte do not tell the weights' type; bf16 is what compressed-tensors decompresses them to.
+        // So is what DeepSeek's FP8 was, whose scales are f32.
         let dtype = match scheme.format().scaling {
+            Scaling::Weights if scales.name.ends_with(DEEPSEEK_SCALES) => Dtype::BF16,
             Scaling::Weights => scales.dtype,
             Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
         };

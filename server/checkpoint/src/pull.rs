@@ -10,7 +10,6 @@ use quarrel_proto::{
 
 use crate::{
     error::CheckpointError,
-    experts::split,
     fate::{Fate, fates, float_word, of_checkpoint},
     fused::{fused, with_shared_scales},
     job::Weights,
@@ -18,6 +17,7 @@ use crate::{
     model::Model,
     storage::Location,
     target::Stop,
+    view::view,
 };
 
 /// What a stream is given instead of a client's messages.
@@ -38,7 +38,7 @@ impl Pull {
     pub fn open(source: &Location, command: v1::Quantize, stop: &Stop) -> Result<Pull, CheckpointError> {
         let model = Model::open(source)?;
         let command = of_checkpoint(command, model.folder().is_some());
-        let model = split(model, &command)?;
+        let model = view(model, &command)?;
         let fates = fates(model.shards(), &command)?;
         let mut layers = Vec::new();
         let mut others = Vec::new();

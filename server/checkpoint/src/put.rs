@@ -219,6 +219,7 @@ impl Put {
             message: None,
             dtype: format!("{dtype:?}"),
             scheme: None,
+            from: None,
             metrics: None,
             tensors: Vec::new(),
             bytes: shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8,

@@ -28,6 +28,9 @@ pub struct LayerReport {
     pub shape: Vec<u64>,
     /// The canonical scheme, if it was quantized.
     pub scheme: Option<String>,
+    /// The scheme that it had in the source, if it was decoded: quality is told against what it was decoded to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Quality of the layer; none unless quantized.
     pub metrics: Option<Metrics>,
     /// The tensors of the destination.

@@ -3,22 +3,28 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
-    io,
+    io::{self, Write},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
+use quarrel_engine::Scheme;
 use safetensors::Dtype;
 
 use crate::{
+    SCHEMES_KEY,
     error::CheckpointError,
     header,
     storage::{Kind, Location, Opened},
     stored::Entry,
     target::Stop,
+    view::Decoded,
 };
+
+/// What is decoded at once where it is copied.
+const DECODED_BYTES: u64 = 4 << 20;
 
 /// As the safetensors library itself has it.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -36,6 +42,8 @@ struct Header {
     tensors: Vec<Tensor>,
     places: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
+    /// Tensors that are decoded where they are read.
+    decoded: Option<Arc<Decoded>>,
 }
 
 /// A tensor of a file.
@@ -49,6 +57,8 @@ pub struct Tensor {
     pub shape: Vec<u64>,
     /// Where its bytes are in the file.
     pub(crate) at: Range<u64>,
+    /// What it is decoded of, if it is not there as it is.
+    pub scheme: Option<Scheme>,
 }
 
 impl Tensor {
@@ -101,27 +111,26 @@ impl Source {
             let info = found.info(&name)?;
             let (start, end) = info.data_offsets;
             let shape = info.shape.iter().map(|dimension| *dimension as u64).collect();
-            Some(Tensor { name, dtype: info.dtype, shape, at: data + start as u64..data + end as u64 })
+            let at = data + start as u64..data + end as u64;
+            Some(Tensor { name, dtype: info.dtype, shape, at, scheme: None })
         });
         let tensors = Vec::from_iter(tensors);
         let metadata = found.metadata().clone().unwrap_or_default().into_iter().collect();
         let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
-        Ok(Source(Arc::new(Header {
-            path,
-            location: location.clone(),
-            file: Arc::new(file),
-            tensors,
-            places,
-            metadata,
-        })))
+        let (location, file) = (location.clone(), Arc::new(file));
+        Ok(Source(Arc::new(Header { path, location, file, tensors, places, metadata, decoded: None })))
     }
 
-    /// The same file with other tensors, which lie within its own.
-    pub(crate) fn with(&self, tensors: Vec<Tensor>) -> Source {
+    /// The same file with other tensors: within its own, or decoded.
+    pub(crate) fn with(&self, tensors: Vec<Tensor>, decoded: Option<Arc<Decoded>>) -> Source {
         let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
-        let Header { path, location, file, metadata, .. } = &*self.0;
-        let (path, location, metadata) = (path.clone(), location.clone(), metadata.clone());
-        Source(Arc::new(Header { path, location, file: Arc::clone(file), tensors, places, metadata }))
+        let Header { path, location, file, metadata, decoded: before, .. } = &*self.0;
+        let (path, location, mut metadata) = (path.clone(), location.clone(), metadata.clone());
+        if decoded.is_some() {
+            metadata.remove(SCHEMES_KEY);
+        }
+        let decoded = decoded.or_else(|| before.clone());
+        Source(Arc::new(Header { path, location, file: Arc::clone(file), tensors, places, metadata, decoded }))
     }
 
     /// Where the file is.
@@ -164,7 +173,14 @@ impl Source {
     /// # Errors
     /// The system's; a file that was cut short meanwhile is `UnexpectedEof`.
     pub fn read(&self, tensor: &Tensor, range: Range<u64>) -> io::Result<Bytes> {
-        self.0.file.read(tensor.at.start + range.start..tensor.at.start + range.end)
+        self.read_at(&(tensor.at.start + range.start..tensor.at.start + range.end))
+    }
+
+    fn read_at(&self, at: &Range<u64>) -> io::Result<Bytes> {
+        match self.0.decoded.as_ref().filter(|decoded| decoded.holds(at.start)) {
+            Some(decoded) => decoded.read(self, at),
+            None => self.0.file.read(at.clone()),
+        }
     }
 
     /// Whether another machine keeps it: reading waits, and computes nothing.
@@ -182,6 +198,15 @@ impl Source {
 
     /// Copies a range of the file to the end of another.
     pub(crate) fn copy(&self, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
-        self.0.file.copy(range, to, stop)
+        if self.0.decoded.as_ref().is_none_or(|decoded| !decoded.holds(range.start)) {
+            return self.0.file.copy(range, to, stop);
+        }
+        for start in range.clone().step_by(DECODED_BYTES as usize) {
+            if stop.is_stopped() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            to.write_all(&self.read_at(&(start..range.end.min(start + DECODED_BYTES)))?)?;
+        }
+        Ok(range.end - range.start)
     }
 }

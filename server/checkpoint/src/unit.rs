@@ -294,6 +294,7 @@ fn report(tensor: &Tensor, status: Status, tensors: Vec<String>) -> LayerReport 
         dtype: format!("{:?}", tensor.dtype),
         shape: tensor.shape.clone(),
         scheme: None,
+        from: tensor.scheme.map(|scheme| scheme.to_string()),
         metrics: None,
         tensors,
         bytes: tensor.bytes(),

@@ -158,6 +158,7 @@ impl From<CheckpointError> for Fault {
             CheckpointError::Malformed { .. }
             | CheckpointError::Model { .. }
             | CheckpointError::Module { .. }
+            | CheckpointError::Foreign { .. }
             | CheckpointError::NothingQuantized { .. }
             | CheckpointError::Twice { .. } => Reason::SourceMalformed,
             CheckpointError::NoFolder { .. } | CheckpointError::NoFile { .. } | CheckpointError::Exists { .. } => {

@@ -12,10 +12,11 @@ use arrow_array::{
 };
 use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow_schema::{DataType, Field, Fields, Schema};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use quarrel_engine::Granularity;
 use quarrel_proto::column::{self, status, tensor};
 
-use super::{RUN_BYTES, Run, broken, unread};
+use super::{RUN_BYTES, Run, broken, dequantize, unread};
 use crate::{
     answers::{bytes, item, of, shapes, text},
     error::CheckpointError,
@@ -38,7 +39,8 @@ struct Layer {
 }
 
 /// What goes with a layer's codes.
-struct Scales {
+#[derive(Debug)]
+pub(crate) struct Scales {
     scales: Vec<f32>,
     zero_points: Option<Vec<i32>>,
     global: Option<f32>,
@@ -59,7 +61,8 @@ pub(super) fn runs(coded: Coded) -> impl Iterator<Item = CodesRun> {
 }
 
 impl Scales {
-    fn read(Coded { source, module }: &Coded) -> Result<Scales, CheckpointError> {
+    /// Reads them.
+    pub(crate) fn read(source: &Source, module: &Module) -> Result<Scales, CheckpointError> {
         let scales = module.scales(source)?;
         let spans = module.channels().0.div_ceil(module.span_channels().max(1));
         let of_span = (scales.len() as u64).checked_div(spans).unwrap_or(0);
@@ -75,6 +78,16 @@ impl Scales {
         Ok(Scales { scales, zero_points, global: module.global_scale(source)?, of_span })
     }
 
+    /// Those of a part of the layer that can be decoded alone.
+    fn part(&self, module: &Module, channels: &Range<u64>) -> (Vec<f32>, Option<Vec<i32>>) {
+        let range = match module.scheme.granularity() {
+            // One for all of it.
+            Granularity::Tensor => 0..self.scales.len(),
+            Granularity::Channel | Granularity::Group(_) | Granularity::Block { .. } => self.of(module, channels),
+        };
+        (self.scales[range.clone()].to_vec(), self.zero_points.as_ref().map(|points| points[range].to_vec()))
+    }
+
     /// Where those of the spans stand that begin within `channels`.
     fn of(&self, module: &Module, channels: &Range<u64>) -> Range<usize> {
         let first = |channel: u64| (channel.div_ceil(module.span_channels().max(1)) * self.of_span) as usize;
@@ -84,7 +97,8 @@ impl Scales {
 
 impl CodesRun {
     fn scales(&self) -> Result<&Scales, CheckpointError> {
-        let read = || Scales::read(&self.layer.coded).map_err(|error| error.to_string());
+        let Coded { source, module } = &self.layer.coded;
+        let read = || Scales::read(source, module).map_err(|error| error.to_string());
         self.layer.scales.get_or_init(read).as_ref().map_err(|detail| CheckpointError::Module {
             module: self.layer.coded.module.name.clone(),
             detail: detail.clone(),
@@ -125,22 +139,59 @@ impl Run for CodesRun {
         let scales = self.scales()?;
         let range = scales.of(module, &self.channels);
         let points = scales.zero_points.as_ref().map(|points| points[range.clone()].to_vec());
-        let one = |text: &str| Arc::new(StringArray::from(vec![text])) as ArrayRef;
-        let offsets = OffsetBuffer::from_lengths([bytes.len()]);
-        let numbers = Float32Array::from(scales.scales[range].to_vec());
-        let columns: Vec<ArrayRef> = vec![
-            one(&module.name),
-            one(status::QUANTIZED),
-            Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from(bytes), None).map_err(broken)?),
-            list_of_one(DataType::Float32, Some(Arc::new(numbers)))?,
-            list_of_one(DataType::Int32, points.map(|points| Arc::new(Int32Array::from(points)) as ArrayRef))?,
-            extra(scales.global.filter(|_| self.channels.start == 0))?,
-            one(module.dtype_word()),
-            shapes(&module.shape)?,
-            one(&module.scheme.to_string()),
-        ];
-        RecordBatch::try_new(Arc::clone(schema), columns).map_err(broken)
+        let global = scales.global.filter(|_| self.channels.start == 0);
+        row(schema, module, &module.shape, bytes, (scales.scales[range].to_vec(), points, global))
     }
+}
+
+/// Codes as a row of a layer of that shape, with scales, zero points and what the scales are divided by.
+fn row(
+    schema: &Arc<Schema>,
+    module: &Module,
+    shape: &[u64],
+    codes: Bytes,
+    (scales, points, global): (Vec<f32>, Option<Vec<i32>>, Option<f32>),
+) -> Result<RecordBatch, CheckpointError> {
+    let one = |text: &str| Arc::new(StringArray::from(vec![text])) as ArrayRef;
+    let offsets = OffsetBuffer::from_lengths([codes.len()]);
+    let columns: Vec<ArrayRef> = vec![
+        one(&module.name),
+        one(status::QUANTIZED),
+        Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from(codes), None).map_err(broken)?),
+        list_of_one(DataType::Float32, Some(Arc::new(Float32Array::from(scales))))?,
+        list_of_one(DataType::Int32, points.map(|points| Arc::new(Int32Array::from(points)) as ArrayRef))?,
+        extra(global)?,
+        one(module.dtype_word()),
+        shapes(shape)?,
+        one(&module.scheme.to_string()),
+    ];
+    RecordBatch::try_new(Arc::clone(schema), columns).map_err(broken)
+}
+
+/// The values of some channels, of the type that the weights had, in this thread: whole blocks, and all channels where they have several dimensions.
+pub(crate) fn decode(
+    source: &Source,
+    module: &Module,
+    scales: &Scales,
+    channels: Range<u64>,
+) -> Result<Bytes, CheckpointError> {
+    let (all, channel) = module.channels();
+    let range = channels.start * channel..channels.end * channel;
+    let codes = source.read(&module.codes, range).map_err(|error| unread(source, &module.name, error))?;
+    // A layer of its own.
+    let mut shape = module.shape.clone();
+    if channels != (0..all) {
+        shape[0] = channels.end - channels.start;
+    }
+    let (numbers, points) = scales.part(module, &channels);
+    let schema = Arc::new(CodesRun::schema());
+    let row = row(&schema, module, &shape, codes, (numbers, points, scales.global))?;
+    let mut dense = BytesMut::new();
+    for batch in super::computed_here(&dequantize(module.dtype_word())?, &row)? {
+        let weights = of(&batch, column::WEIGHTS)?;
+        (0..batch.num_rows()).for_each(|row| dense.extend_from_slice(&values(weights, row).0));
+    }
+    Ok(dense.freeze())
 }
 
 /// A list column of one row; null without items.

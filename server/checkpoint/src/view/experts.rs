@@ -4,13 +4,10 @@
 //! is copied.
 
 use quarrel_engine::Plan;
-use quarrel_proto::v1;
 use serde_json::{Map, Value};
 
 use crate::{
-    error::CheckpointError,
-    fate::{float_word, plan_of},
-    model::Model,
+    fate::float_word,
     source::{Source, Tensor},
 };
 
@@ -20,27 +17,15 @@ const FUSED: [(&str, &[&str]); 2] = [("gate_up_proj", &["gate_proj", "up_proj"])
 /// Models whose experts are stored transposed, where their shapes do not tell.
 const TRANSPOSED: [&str; 4] = ["gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe"];
 
-/// The model with such tensors split, but for those of which the command quantizes nothing.
-///
-/// # Errors
-/// [`CheckpointError::Command`] for a command that gets something wrong.
-pub(crate) fn split(mut model: Model, command: &v1::Quantize) -> Result<Model, CheckpointError> {
-    let Some(folder) = model.folder() else { return Ok(model) };
-    let plan = plan_of(command)?;
-    let config = folder.config.clone().unwrap_or_default();
-    let shards = model.shards().iter().map(|shard| split_file(shard, &plan, &config));
-    model.replace_shards(shards.collect());
-    Ok(model)
-}
-
-fn split_file(shard: &Source, plan: &Plan, config: &Map<String, Value>) -> Source {
+/// A file with such tensors split, but for those of which the command quantizes nothing.
+pub(super) fn file(shard: &Source, plan: &Plan, config: &Map<String, Value>) -> Source {
     let split =
         |tensor: &Tensor| experts(tensor, config).filter(|parts| parts.iter().any(|part| is_quantized(part, plan)));
     if !shard.tensors().iter().any(|tensor| split(tensor).is_some()) {
         return shard.clone();
     }
     let parts = shard.tensors().iter().flat_map(|tensor| split(tensor).unwrap_or_else(|| vec![tensor.clone()]));
-    shard.with(parts.collect())
+    shard.with(parts.collect(), None)
 }
 
 fn is_quantized(tensor: &Tensor, plan: &Plan) -> bool {
@@ -67,6 +52,7 @@ fn experts(tensor: &Tensor, config: &Map<String, Value>) -> Option<Vec<Tensor>> 
             dtype: tensor.dtype,
             shape: vec![height, columns],
             at: start..start + bytes,
+            scheme: tensor.scheme,
         }
     };
     Some((0..matrices).map(matrix).collect())
