@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 DIST := target/dist/quarrel
 FUZZ := target/fuzz
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= safetensors model command scheme frames stream
+FUZZ_TARGETS ?= safetensors model columns command scheme frames stream
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -50,7 +50,7 @@ fuzz: ## Each reader fuzzed for FUZZ_SECONDS (60) seconds; a panic, 2 s for one 
 	RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(FUZZ) RUSTFLAGS="-Zsanitizer=address -Cpasses=sancov-module \
 		-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 		-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
-		-Ccodegen-units=1 --cfg fuzzing" \
+		-Ccodegen-units=1" \
 		cargo build --release --manifest-path tests/fuzz/Cargo.toml --target $$(rustc -vV | sed -n 's/^host: //p')
 	sh tests/fuzz/run.sh $(FUZZ) $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 

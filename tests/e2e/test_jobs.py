@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import flight
 
+from golden.model_free import digests
 from harness import cli, stores, wire
-from harness.model import files
+from harness.model import files, tensors
 from harness.server import eventually
 
 REFUSED = (flight.FlightError, pa.ArrowException)
@@ -101,6 +102,46 @@ def test_a_job_dequantizes(fresh_server, folders, tmp_path):
     assert files(folders / "write/dense").keys() - {"report"} == files(tmp_path / "expected").keys()
     for name, data in files(tmp_path / "expected").items():
         assert (folders / "write/dense" / name).read_bytes() == data
+
+
+def columns(path):
+    """The model's layers as a file of columns."""
+    batches = [wire.layer_batch(name, array, channels_per_row=64) for name, array in tensors().items()]
+    with pa.ipc.new_file(path, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return path
+
+
+def test_from_columns_and_to_columns(client, folders, model, tmp_path):
+    columns(folders / "read/layers.arrow")
+    made = done(client, f"file://{folders}/read/layers.arrow", f"file://{folders}/write/out")
+    answered = done(client, f"file://{folders}/read/model", f"file://{folders}/write/out.arrow")
+    assert made["summary"]["layers_quantized"] == answered["summary"]["layers_quantized"] == 14
+    assert made["bytes_done"] == made["bytes_total"] > 0
+    cli.quantize(model, tmp_path / "expected", "-s", "W4A16")
+    assert digests(folders / "write/out") == digests(tmp_path / "expected")
+    table = pa.ipc.open_file(folders / "write/out.arrow").read_all()
+    assert set(table["layer_name"].to_pylist()) == tensors().keys()
+    job = ended(client, submit(client, f"file://{folders}/read/layers.arrow", f"file://{folders}/write/worse", sqnr_db_min=90))
+    assert (job["state"], job["reason"]) == ("failed", "quality_missed") and not (folders / "write/worse").exists()
+    (folders / "read/bad.arrow").write_bytes(b"no Arrow at all")
+    job = ended(client, submit(client, f"file://{folders}/read/bad.arrow", f"file://{folders}/write/bad"))
+    assert (job["state"], job["reason"]) == ("failed", "source_malformed") and not (folders / "write/bad").exists()
+
+
+def test_columns_in_a_bucket(fresh_server, s3, tmp_path):
+    (tmp_path / "layers").mkdir()
+    columns(tmp_path / "layers/model.arrow")
+    source = s3.put(tmp_path / "layers", "columns")
+    server = fresh_server("--allow-read", source, "--allow-write", "s3://models/made", env=s3.environment())
+    with wire.connect(server.location) as client:
+        done(client, f"{source}/model.arrow", "s3://models/made/columns", {"quantize": {"scheme": "W8A16"}})
+        done(client, f"{source}/model.arrow", "s3://models/made/columns.arrow", {"quantize": {"scheme": "W8A16"}})
+    cli.quantize(tmp_path / "layers/model.arrow", tmp_path / "expected", "-s", "W8A16")
+    assert digests(s3.fetch("made/columns", tmp_path / "out")) == digests(tmp_path / "expected")
+    table = pa.ipc.open_file(pa.BufferReader(s3.get("made/columns.arrow"))).read_all()
+    assert set(table["layer_name"].to_pylist()) == tensors().keys()
 
 
 def test_from_a_bucket_to_a_bucket(fresh_server, s3, model, tmp_path):

@@ -126,6 +126,8 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Io { error, .. } => Failure::new(SYSTEM, sentence).advise(of_the_system(&error)),
             CheckpointError::Read { error, .. } => Failure::new(SYSTEM, sentence).advise(of_the_system(&error)),
             CheckpointError::NoFile { .. } => Failure::new(USAGE, sentence).advise("Name a file."),
+            CheckpointError::Columns { .. } => Failure::new(INPUT, sentence)
+                .advise("Write it with Arrow, without compression, in the columns of SPEC.md, section \"Input\"."),
             CheckpointError::Malformed { .. } => {
                 Failure::new(INPUT, sentence).advise("Check that it was copied whole, and that it is safetensors.")
             }

@@ -5,23 +5,33 @@
 
 use std::{sync::Arc, time::Instant};
 
-use quarrel_checkpoint::{Gate, Job, LayerReport, Made, Report, Status, Stop, Target, Tensor, Told, checkpoint_recipe};
-use quarrel_client::proto::v1::{self, quantize::How};
+use quarrel_checkpoint::{
+    By, Flow, FlowLimits, Gate, Job, LayerReport, Limits, Made, Report, Status, Stop, Target, Tensor, Told,
+    checkpoint_recipe,
+};
+use quarrel_client::proto::{
+    VERSION,
+    v1::{self, quantize::How},
+};
 
 use crate::{
     args::{QuantizeArgs, WhatArgs, word},
     failure::Failure,
     paths::{Ends, different},
+    place::environment,
     progress::Progress,
     recipe::recipe,
     report,
-    served::{Worker, blocking, replace},
+    served::{Worker, blocking, here, replace},
     table,
 };
 
 pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
     let ends = Ends::of(&args.files).await?;
+    if Flow::is_for(&ends.source, &ends.destination) {
+        return flow(args, ends, stop).await;
+    }
     let command = command(&args.what, ends.is_folder)?;
     // Before any work: what cannot be written need not be computed.
     let report_path = report::path(&args, ends.is_folder);
@@ -58,6 +68,58 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     drop(progress);
     table::close(&report, &report_path, args.output)?;
     failed(&report.layers)
+}
+
+/// Layers in columns, from a file or to one.
+async fn flow(args: Box<QuantizeArgs>, ends: Ends, stop: Arc<Stop>) -> Result<(), Failure> {
+    if args.place.server.is_some() {
+        let advice = "Leave out `--server`, or submit a job to the server, which reads and writes such files too.";
+        return Err(Failure::usage("files of columns are quantized in this process".to_owned(), advice));
+    }
+    let is_model = Flow::makes_model(&ends.destination);
+    let command = command(&args.what, is_model)?;
+    let report_path = report::path(&args, is_model);
+    let recipe = args.what.how.recipe.as_deref();
+    let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
+    different(&Vec::from_iter(paths.into_iter().flatten()), &ends.stores)?;
+    let report_at = ends.stores.locate(&report_path)?;
+    // A model's own is written with it.
+    let is_apart = !is_model || args.report.is_some();
+    let report_target = is_apart.then(|| Target::new(&report_at, replace(&args.files))).transpose()?;
+    let (local, level) = here(&args.place)?;
+    let config = environment(&args.place)?;
+    let limits = FlowLimits { layers: unlimited(), shard_bytes_max: config.shard_bytes_max };
+    let (source, destination) = (ends.source.clone(), ends.destination.clone());
+    let asked = (replace(&args.files), Gate { sqnr_db_min: args.sqnr_db_min, cosine_min: args.cosine_min });
+    let held = stop.hold();
+    let flow = blocking(move || Flow::open((&source, &destination), command, asked, limits, &held)).await?;
+    let mut progress = Progress::new(flow.bytes(), args.output);
+    let by = By { server: None, contract: VERSION.to_owned(), cpu_level: level.name().to_owned() };
+    let report = flow
+        .run(&local, by, &stop, |told| match told {
+            Told::Layer { name, bytes, completes } => progress.at(name, bytes, completes),
+            Told::Skipped(bytes) => progress.skip(bytes),
+            Told::Writes => progress.say("writing the file"),
+        })
+        .await?;
+    if let Some(target) = report_target {
+        report.write(&target)?;
+    }
+    drop(progress);
+    table::close(&report, &report_path, args.output)?;
+    failed(&report.layers)
+}
+
+/// Nobody need be protected from a file of one's own.
+fn unlimited() -> Limits {
+    const NO_LIMIT: usize = 1 << 48;
+    Limits {
+        message_bytes_max: NO_LIMIT,
+        span_bytes_max: NO_LIMIT,
+        batch_rows_max: NO_LIMIT,
+        layers_max: NO_LIMIT,
+        name_bytes_max: NO_LIMIT,
+    }
 }
 
 /// Opens the job, which may read much of the model, on a thread that may block.

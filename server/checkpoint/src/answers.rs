@@ -11,6 +11,7 @@ use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field, FieldRef};
 use bytes::Bytes;
 use quarrel_proto::column::{self, status, tensor};
+use safetensors::Dtype;
 
 use crate::{
     error::CheckpointError,
@@ -114,6 +115,18 @@ pub(crate) fn bytes(array: &ArrayRef, row: usize) -> Bytes {
 pub(crate) fn text(batch: &RecordBatch, name: &str, row: usize) -> Result<String, CheckpointError> {
     let texts = of(batch, name)?.as_string::<i32>();
     Ok(if texts.is_valid(row) { texts.value(row).to_owned() } else { String::new() })
+}
+
+/// The type of a row's weights.
+pub(crate) fn dtype(batch: &RecordBatch, row: usize) -> Result<Dtype, CheckpointError> {
+    Ok(match text(batch, column::DTYPE, row)?.as_str() {
+        "f16" => Dtype::F16,
+        "bf16" => Dtype::BF16,
+        "f64" => Dtype::F64,
+        "f8_e4m3" => Dtype::F8_E4M3,
+        "f8_e5m2" => Dtype::F8_E5M2,
+        _ => Dtype::F32,
+    })
 }
 
 /// The shape of a row's layer.

@@ -61,6 +61,14 @@ pub enum CheckpointError {
         /// What is wrong with it.
         detail: String,
     },
+    /// Not a file of columns, or a damaged one.
+    #[error("`{}` is no Arrow IPC that can be read: {detail}", path.display())]
+    Columns {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// No model, or a damaged one.
     #[error("`{}`: {detail}", path.display())]
     Model {

@@ -359,7 +359,8 @@ impl Job {
     }
 }
 
-fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
+/// Whether every layer is good enough.
+pub(crate) fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
     let measured = layers.iter().filter_map(|layer| Some((layer.name.as_str(), layer.metrics.as_ref()?)));
     match gate.missed(measured) {
         Some((layer, detail)) => Err(CheckpointError::Gate { layer: layer.to_owned(), detail }),

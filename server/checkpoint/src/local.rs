@@ -11,7 +11,7 @@ pub(crate) use self::codes::{Scales, decode};
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use arrow_schema::Schema;
+use arrow_schema::{Schema, SchemaRef};
 use bytes::Bytes;
 use futures::{
     FutureExt, Stream, StreamExt,
@@ -93,21 +93,37 @@ impl Local {
         runs: impl Iterator<Item = R> + Send + 'static,
     ) -> BoxStream<'static, Result<Answer, CheckpointError>> {
         let schema = Arc::new(R::schema());
-        let mut work = match Work::new(self, plan, &schema) {
+        let lane = self.pool.lane();
+        let of = Arc::clone(&schema);
+        let read = stream::iter(runs).map(move |run| read(&lane, run)).buffered(self.ahead);
+        let rows = read.map(move |read| read.and_then(|(run, bytes)| run.row(&of, bytes))).boxed();
+        self.answers_to(plan, &schema, Arc::new(Output::schema(plan)), rows)
+    }
+
+    /// The answers to rows of one schema, in another, in order. The first error is the last of them.
+    pub(crate) fn answers_to(
+        &self,
+        plan: &Plan,
+        schema: &Schema,
+        answered: SchemaRef,
+        rows: BoxStream<'static, Result<RecordBatch, CheckpointError>>,
+    ) -> BoxStream<'static, Result<Answer, CheckpointError>> {
+        let mut work = match Work::new(self, plan, schema) {
             Ok(work) => work,
             Err(error) => return stream::iter([Err(error)]).boxed(),
         };
-        let mut output = Output::new(plan, Arc::new(Output::schema(plan)));
-        let lane = Arc::clone(&work.lane);
+        let mut output = Output::new(plan, answered);
         // Intake is sequential, reading and computing are not; answers are in order again.
-        let read = stream::iter(runs).map(move |run| read(&lane, run)).buffered(self.ahead);
-        let computed = read
-            .map(move |read| {
-                let started = read.and_then(|(run, bytes)| work.start(&run.row(&schema, bytes)?));
-                async move { started?.await }
-            })
-            .buffered(self.ahead);
-        let answered = computed.map(move |results| answered(&mut output, results)).flat_map(stream::iter);
+        let end = stream::once(std::future::ready(None));
+        let computed = rows.map(Some).chain(end).map(move |row| {
+            let started = match row {
+                Some(row) => row.and_then(|row| work.start(&row)),
+                None => work.end(),
+            };
+            async move { started?.await }
+        });
+        let computed = computed.buffered(self.ahead);
+        let answered = computed.map(move |results| self::answered(&mut output, results)).flat_map(stream::iter);
         // What follows an error means nothing.
         let mut is_over = false;
         answered
@@ -237,6 +253,12 @@ impl Work {
             }
         }
         Ok(try_join_all(units).boxed())
+    }
+
+    /// After the last row: whether its layer is complete.
+    fn end(&self) -> Result<Computing, CheckpointError> {
+        self.intake.end()?;
+        Ok(std::future::ready(Ok(Vec::new())).boxed())
     }
 
     fn compute(&self, unit: Unit) -> BoxFuture<'static, Result<quarrel_engine::Result, CheckpointError>> {

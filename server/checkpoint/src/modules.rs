@@ -3,16 +3,16 @@
 //! A file of ours says in its metadata which scheme each has. Of others the scheme is told from types and shapes; where
 //! those allow two readings, that is an error and not a guess.
 
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::ops::RangeInclusive;
 
 use half::{bf16, f16};
 use quarrel_engine::{Codes, Granularity, Packing, Scaling, Scheme, SchemeError, e4m3_value, packed_bytes};
 use safetensors::Dtype;
 
 use crate::{
-    SCHEMES_KEY,
     bits::unpack_down,
     error::CheckpointError,
+    said::said,
     source::{Source, Tensor},
     stored::{codes_stored, points_stored, scale_shape, stored_type},
 };
@@ -160,47 +160,6 @@ fn power_of_two(exponent: u8) -> f32 {
 
 fn prefix<'a>(name: &'a str, part: &str) -> Option<&'a str> {
     name.strip_suffix(part)?.strip_suffix('.')
-}
-
-/// A file's metadata with the schemes of its modules, by name: those that were quantized before and now.
-pub fn with_schemes(
-    mut metadata: BTreeMap<String, String>,
-    modules: &BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
-    let mut schemes = BTreeMap::<&str, Vec<&str>>::new();
-    for (module, scheme) in modules {
-        schemes.entry(scheme).or_default().push(module);
-    }
-    if !schemes.is_empty() {
-        metadata.insert(SCHEMES_KEY.to_owned(), serde_json::json!(schemes).to_string());
-    }
-    metadata
-}
-
-/// The schemes of modules that were quantized before, by name.
-///
-/// # Errors
-/// [`CheckpointError::Malformed`] if the file's metadata on them cannot be read.
-pub fn known_schemes(source: &Source) -> Result<BTreeMap<String, String>, CheckpointError> {
-    Ok(said(source)?.into_iter().map(|(module, scheme)| (module, scheme.to_string())).collect())
-}
-
-/// What the file's own metadata says of its modules.
-fn said(source: &Source) -> Result<BTreeMap<String, Scheme>, CheckpointError> {
-    let Some(text) = source.metadata().get(SCHEMES_KEY) else { return Ok(BTreeMap::new()) };
-    let found: BTreeMap<String, Vec<String>> =
-        serde_json::from_str(text).map_err(|error| metadata_error(source, &error.to_string()))?;
-    let mut schemes = BTreeMap::new();
-    for (scheme, modules) in found {
-        let scheme: Scheme = scheme.parse().map_err(|error: SchemeError| metadata_error(source, &error.to_string()))?;
-        schemes.extend(modules.into_iter().map(|module| (module, scheme)));
-    }
-    Ok(schemes)
-}
-
-fn metadata_error(source: &Source, detail: &str) -> CheckpointError {
-    let detail = format!("its metadata `{SCHEMES_KEY}` cannot be read: {detail}");
-    CheckpointError::Malformed { path: source.path().to_owned(), detail }
 }
 
 /// The tensors of one module.

@@ -29,6 +29,13 @@ pub struct Pull {
 }
 
 impl Pull {
+    /// Bytes of its rows' weights.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.tensor.bytes()).sum()
+    }
+}
+
+impl Pull {
     /// Opens a checkpoint. It reads much of it where fused layers must share a scale, and may block.
     ///
     /// Every tensor of floats becomes a layer: what the command keeps comes back with its weights. Others cannot be sent.

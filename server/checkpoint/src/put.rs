@@ -26,8 +26,8 @@ use crate::{
     fused::Shared,
     layer::{Coming, module_of},
     model::{INDEX, REPORT},
-    modules::with_schemes,
-    report::{By, LayerReport, Report, Status, Totals},
+    report::{By, LayerReport, Report, Totals},
+    said::with_schemes,
     sink::Sink,
     site::{Record, STREAM, Site},
     storage::Location,
@@ -82,9 +82,8 @@ pub struct Written(Record);
 struct Layer {
     name: String,
     dtype: Dtype,
-    shape: Vec<u64>,
+    report: LayerReport,
     coming: Coming,
-    metrics: Option<crate::Metrics>,
 }
 
 impl Put {
@@ -96,17 +95,23 @@ impl Put {
         sink: &Location,
         command: v1::Quantize,
         shard_bytes_max: u64,
+        replace: Replace,
         stop: &Stop,
     ) -> Result<Put, CheckpointError> {
         if sink.shown().extension().is_some_and(|extension| extension == "safetensors") {
             let detail = "a stream of layers becomes a model's folder: expected one".to_owned();
             return Err(CheckpointError::Uri { uri: sink.shown().display().to_string(), detail });
         }
+        if command.on_error.as_deref().is_some_and(|word| word != "fail") {
+            let message = "`on_error` can be `fail` alone where layers in columns become a model: the weights of one that \
+                           failed are gone, and a model without it would be none";
+            return Err(CheckpointError::Command { reason: Reason::OptionConflict, message: message.to_owned() });
+        }
         let mut command = of_checkpoint(command, true);
         refuse_calibrated(&plan_of(&command)?)?;
         let stream = format!("{:016x}", RandomState::new().hash_one(0u8));
         let job = json!({ "version": env!("CARGO_PKG_VERSION"), STREAM: stream, "command": as_json(&command)? });
-        let site = Site::open(sink, job, Replace::Never, stop)?;
+        let site = Site::open(sink, job, replace, stop)?;
         command.return_kept = Some(true);
         let command = v1::Command { verb: Some(Verb::Quantize(command)), ..v1::Command::default() };
         Ok(Put {
@@ -141,7 +146,7 @@ impl Put {
             let answered = answers::one(batch, row, &mut [asked].into_iter())?;
             if let (Some(open), Some(file)) = (&mut self.open, &mut self.file) {
                 open.coming.take(&mut file.sink, &open.name, answered.outcome)?;
-                open.metrics = answered.metrics.or(open.metrics);
+                open.report.metrics = answered.metrics.or(open.report.metrics);
             }
         }
         Ok(closed)
@@ -156,19 +161,11 @@ impl Put {
             );
             return Err(CheckpointError::Layer { reason: Reason::LayersExceeded, message });
         }
-        let dtype = match answers::text(batch, "dtype", row)?.as_str() {
-            "f16" => Dtype::F16,
-            "bf16" => Dtype::BF16,
-            "f64" => Dtype::F64,
-            "f8_e4m3" => Dtype::F8_E4M3,
-            "f8_e5m2" => Dtype::F8_E5M2,
-            _ => Dtype::F32,
-        };
-        let shape = answers::shape(batch, row)?;
+        let (dtype, report) = (answers::dtype(batch, row)?, LayerReport::of_row(batch, row)?);
         if self.file.is_none() {
             self.file = Some(self.next()?);
         }
-        self.open = Some(Layer { name, dtype, shape, coming: Coming::default(), metrics: None });
+        self.open = Some(Layer { name, dtype, report, coming: Coming::default() });
         Ok(())
     }
 
@@ -182,7 +179,8 @@ impl Put {
 
     /// Puts the layer whose rows have all come into a file; the one before if it was full.
     fn finish_layer(&mut self) -> Result<Option<Closed>, CheckpointError> {
-        let Some(Layer { name, dtype, shape, mut coming, metrics }) = self.open.take() else { return Ok(None) };
+        let Some(Layer { name, dtype, mut report, mut coming }) = self.open.take() else { return Ok(None) };
+        let shape = report.shape.clone();
         let is_quantized = coming.not.is_none();
         if is_quantized {
             let wrong =
@@ -213,45 +211,43 @@ impl Put {
         if let Some(full) = &mut closed {
             coming.pieces = full.sink.hand_over(&coming.pieces, &mut file.sink)?;
         }
-        let mut report = LayerReport {
-            status: Status::Quantized,
-            reason: None,
-            message: None,
-            dtype: format!("{dtype:?}"),
-            scheme: None,
-            from: None,
-            metrics: None,
-            tensors: Vec::new(),
-            bytes: shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8,
-            name,
-            shape,
-        };
         match coming.not.take() {
             Some((status, reason, message)) => {
                 (report.status, report.reason, report.message) = (status, Some(reason), Some(message));
                 report.tensors = vec![report.name.clone()];
                 let pieces = std::mem::take(&mut coming.pieces);
-                file.sink.spooled((report.name.clone(), dtype, report.shape.clone()), pieces)?;
+                file.sink.spooled((report.name.clone(), dtype, shape), pieces)?;
             }
             None => {
-                let (scheme, tensors) = coming.store(&mut file.sink, &report.name, (dtype, &report.shape))?;
+                let (scheme, tensors) = coming.store(&mut file.sink, &report.name, (dtype, &shape))?;
                 file.schemes.insert(module_of(&report.name).to_owned(), scheme.clone());
-                (report.scheme, report.metrics, report.tensors) = (Some(scheme), metrics, tensors);
+                (report.scheme, report.tensors) = (Some(scheme), tensors);
             }
         }
         self.layers.push(report);
         Ok(closed.map(|shard| Closed { shard }))
     }
 
-    /// The stream has said its end, after so many layers: the files that are left. It may block.
+    /// The layer that came last.
+    pub(crate) fn last_layer(&self) -> Option<&str> {
+        self.open.as_ref().map(|layer| layer.name.as_str())
+    }
+
+    /// What became of the layers that are complete.
+    pub(crate) fn layers(&self) -> &[LayerReport] {
+        &self.layers
+    }
+
+    /// The stream has come to its end, after so many layers if it says so: the files that are left. It may block.
     ///
     /// # Errors
     /// [`CheckpointError::Command`] if not as many have come.
-    pub fn end(&mut self, layers: u64) -> Result<Vec<Closed>, CheckpointError> {
+    pub fn end(&mut self, layers: Option<u64>) -> Result<Vec<Closed>, CheckpointError> {
         let mut closed = Vec::from_iter(self.finish_layer()?);
         let came = self.layers.len();
-        if came as u64 != layers || came == 0 {
-            let message = format!("the end says {layers} layers, and {came} came: expected as many, and one at least");
+        let said = layers.unwrap_or(came as u64);
+        if came as u64 != said || came == 0 {
+            let message = format!("the end says {said} layers, and {came} came: expected as many, and one at least");
             return Err(CheckpointError::Command { reason: Reason::EndInvalid, message });
         }
         closed.extend(self.file.take().map(|shard| Closed { shard }));
@@ -268,14 +264,20 @@ impl Put {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], of kind `Interrupted` if `stop` was first; [`CheckpointError`] for a configuration that no loader could use.
-    pub fn finish(&mut self, config: Map<String, Value>, by: By, stop: &Stop) -> Result<Report, CheckpointError> {
+    pub fn finish(
+        &mut self,
+        source: String,
+        config: Map<String, Value>,
+        by: By,
+        stop: &Stop,
+    ) -> Result<Report, CheckpointError> {
         refuse_transposed(&config, self.site.path())?;
         let source_bytes = self.layers.iter().map(|layer| layer.bytes).sum();
         let bytes = self.records.iter().map(|record| record.bytes).sum();
         let totals = Totals::of(&self.layers, source_bytes, bytes);
         let destination = self.site.path().display().to_string();
         let layers = self.layers.clone();
-        let report = Report::of_stream((destination, &self.command), (totals, layers), by, self.began);
+        let report = Report::of_stream((source, destination), &self.command, (totals, layers), by, self.began);
         report.write(&self.site.target(Path::new(REPORT))?)?;
         self.site.is_ours()?;
         if !stop.commit() {

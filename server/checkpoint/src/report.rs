@@ -2,13 +2,16 @@
 
 use std::{fs::File, io::Write, time::Instant};
 
-use quarrel_proto::{command::to_json, v1};
+use arrow_array::RecordBatch;
+use quarrel_proto::{column, command::to_json, v1};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    answers::{self, Asked},
     error::CheckpointError,
     job::{Job, Made},
     target::{Stop, Target},
+    unit::Outcome,
 };
 
 /// What became of a tensor of the source. Field names are those of the contract where it has them.
@@ -169,13 +172,14 @@ impl Report {
 
     /// Of a model that a stream brought, with what it was quantized with.
     pub(crate) fn of_stream(
-        (destination, command): (String, &v1::Command),
+        (source, destination): (String, String),
+        command: &v1::Command,
         (totals, layers): (Totals, Vec<LayerReport>),
         by: By,
         began: Instant,
     ) -> Report {
         Report {
-            source: "a stream".to_owned(),
+            source,
             destination,
             server: by.server,
             quarrel: env!("CARGO_PKG_VERSION"),
@@ -199,6 +203,66 @@ impl Report {
         // Nobody stops here: a checkpoint that is a file has its name by now.
         let write = |out: &mut File| out.write_all(&text).map_err(target.writing());
         target.write(&Stop::default(), write)
+    }
+}
+
+/// What became of the layers of a stream, by the answers to its rows.
+#[derive(Debug, Default)]
+pub(crate) struct Layers(Vec<LayerReport>);
+
+impl Layers {
+    /// Takes the next answers.
+    pub(crate) fn take(&mut self, batch: &RecordBatch) -> Result<(), CheckpointError> {
+        for row in 0..batch.num_rows() {
+            let name = answers::text(batch, column::LAYER_NAME, row)?;
+            if self.last_layer() != Some(&name) {
+                self.0.push(LayerReport::of_row(batch, row)?);
+            }
+            let Some(layer) = self.0.last_mut() else { continue };
+            let asked = Asked { name, begins: false, completes: false, done: 0 };
+            let answered = answers::one(batch, row, &mut [asked].into_iter())?;
+            layer.metrics = answered.metrics.or(layer.metrics);
+            match answered.outcome {
+                Outcome::Quantized { scheme, .. } => layer.scheme = Some(scheme),
+                Outcome::Not { status, reason, message, .. } => {
+                    (layer.status, layer.reason, layer.message) = (status, Some(reason), Some(message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn last_layer(&self) -> Option<&str> {
+        self.0.last().map(|layer| layer.name.as_str())
+    }
+
+    pub(crate) fn all(&self) -> &[LayerReport] {
+        &self.0
+    }
+
+    pub(crate) fn into_all(self) -> Vec<LayerReport> {
+        self.0
+    }
+}
+
+impl LayerReport {
+    /// Of the layer of an answer's row, of which nothing more is known.
+    pub(crate) fn of_row(batch: &RecordBatch, row: usize) -> Result<LayerReport, CheckpointError> {
+        let (name, dtype) = (answers::text(batch, column::LAYER_NAME, row)?, answers::dtype(batch, row)?);
+        let shape = answers::shape(batch, row)?;
+        Ok(LayerReport {
+            name,
+            status: Status::Quantized,
+            reason: None,
+            message: None,
+            dtype: format!("{dtype:?}"),
+            bytes: shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8,
+            shape,
+            scheme: None,
+            from: None,
+            metrics: None,
+            tensors: Vec::new(),
+        })
     }
 }
 

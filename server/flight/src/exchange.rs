@@ -5,7 +5,7 @@
 //! and starts them on the pool; there each is computed and, in order, answered (`sequence`). What lies between is bounded by
 //! permits: one is taken before a unit is computed and travels with its result until the bytes have left.
 //!
-//! Not here: what a row becomes (`engine`), Arrow IPC (`decode`, `encode`), gRPC (`wire`, `service`, `status`).
+//! Not here: what a row becomes (`engine`), Arrow IPC (the `engine`'s `ipc`, `replies`), gRPC (`wire`, `service`, `status`).
 
 use std::{mem::take, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use tracing::{Instrument, debug_span, info_span};
 
 use crate::{
     command::{plan_of, reply_schema},
-    decode::FrameIn,
+    frame::FrameIn,
     outbox::{Outbox, Responses, outbox},
     reader::Reader,
     replies::Replies,

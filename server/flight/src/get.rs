@@ -16,8 +16,8 @@ use quarrel_wire::{Encoder, FrameOut, schema_frame};
 use tonic::Status;
 
 use crate::{
-    decode::FrameIn,
     exchange,
+    frame::FrameIn,
     replies::Messages,
     shared::Shared,
     stack::Peer,

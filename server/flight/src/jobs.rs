@@ -3,6 +3,8 @@
 //! A job is a pure map over files (`quarrel_checkpoint::Job`); what it has made lies at its sink and nowhere else. So nothing here outlives the
 //! process, and a job that was stopped goes on when it is submitted again, to whichever server.
 
+mod work;
+
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
@@ -11,20 +13,16 @@ use std::{
 };
 
 use prost::Message;
-use quarrel_checkpoint::{
-    Allowed, By, CheckpointError, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Stop, Stores, Tensor, Told,
-    of_checkpoint,
-};
+use quarrel_checkpoint::{Allowed, CheckpointError, Location, Stop, Stores, Told};
 use quarrel_proto::{
-    Reason, VERSION,
+    Reason,
     v1::{self, command::Verb},
 };
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::work::Work;
+pub(crate) use self::work::by;
 use crate::{
     config::Config,
     shared::Shared,
@@ -222,10 +220,10 @@ impl Entry {
         }
     }
 
-    fn opened(&self, job: &Job) {
+    fn begins(&self, bytes: u64, effective: Option<&v1::Command>) {
         let mut state = lock(&self.state);
-        state.job.bytes_total = job.sent().map(Tensor::bytes).sum();
-        if let (Some(effective), Some(command)) = (job.effective(), &mut state.job.command) {
+        state.job.bytes_total = bytes;
+        if let (Some(effective), Some(command)) = (effective, &mut state.job.command) {
             command.verb = effective.verb.clone();
         }
     }
@@ -266,103 +264,6 @@ impl Entry {
                 state.job.message = Some(fault.message.clone());
             }
         }
-    }
-}
-
-/// What a job is to do.
-struct Work {
-    shared: Arc<Shared>,
-    entry: Arc<Entry>,
-    request: v1::JobRequest,
-    ends: (Location, Location),
-}
-
-impl Work {
-    /// To its end, whatever that is.
-    async fn run(self, name: String, place: OwnedSemaphorePermit) {
-        let entry = Arc::clone(&self.entry);
-        // It reads and writes files: on a thread that may block.
-        let runtime = Handle::current();
-        let worked = tokio::task::spawn_blocking(move || runtime.block_on(self.until_cancelled()));
-        let ended = worked.await.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => {
-                // The hook has logged it; a panic ends its job only.
-                drop(panic);
-                Err(Fault::ours())
-            }
-            Err(_) => Err(Fault::new(Reason::Stopping, "the server is stopping")),
-        });
-        entry.end(&ended);
-        drop(place);
-        let seconds = entry.began.elapsed().as_secs_f64();
-        match &ended {
-            Ok(_) => tracing::info!(job = name, seconds, "job done"),
-            Err(_) if entry.stop.is_stopped() => tracing::info!(job = name, seconds, "job cancelled"),
-            Err(fault) if fault.is_ours() => {
-                tracing::error!(job = name, seconds, fault = ?fault.to_string(), "job failed")
-            }
-            Err(fault) => tracing::info!(job = name, seconds, fault = ?fault.to_string(), "job failed"),
-        }
-    }
-
-    async fn until_cancelled(self) -> Result<v1::Summary, Fault> {
-        let (stop, cancelled) = (Arc::clone(&self.entry.stop), self.entry.cancelled.clone());
-        let done = tokio::select! {
-            done = self.done() => done,
-            () = cancelled.cancelled() => Err(CheckpointError::stopped()),
-        };
-        if stop.is_stopped() {
-            // A file that is being written is taken back.
-            stop.released().await;
-        }
-        Ok(done?)
-    }
-
-    async fn done(self) -> Result<v1::Summary, CheckpointError> {
-        let Work { shared, entry, request, ends: (source, sink) } = self;
-        let replace = if request.replace.unwrap_or_default() { Replace::AtTheEnd } else { Replace::Never };
-        let gate = Gate { sqnr_db_min: request.sqnr_db_min, cosine_min: request.cosine_min };
-        let stop = &entry.stop;
-        // On a thread of its own: a store may be silent, and whoever cancels the job does not wait for it.
-        let stopped = stop.hold();
-        let opened = tokio::task::spawn_blocking(move || match request.command.and_then(|command| command.verb) {
-            Some(Verb::Quantize(command)) => {
-                let command = of_checkpoint(command, source.is_folder()?);
-                Job::open(&source, &sink, command, (replace, gate), &stopped)
-            }
-            Some(Verb::Dequantize(command)) => Job::open_dense(&source, &sink, command.dtype, replace, &stopped),
-            Some(Verb::Measure(_)) | None => Err(CheckpointError::Ours("a job of no verb".to_owned())),
-        });
-        let mut job = opened.await.map_err(|error| CheckpointError::Ours(error.to_string()))??;
-        entry.opened(&job);
-        let span_bytes_max = shared.config.layer_limits().span_bytes_max;
-        let local = Local::on(shared.pool.clone(), shared.level, JOB_BYTES).with_spans_of(span_bytes_max);
-        let made = job.run(&local, stop, |told| entry.told(told)).await?;
-        let by = By { server: None, contract: VERSION.to_owned(), cpu_level: shared.level.name().to_owned() };
-        let report = Report::of(&job, &made, by, entry.began.elapsed().as_secs_f64());
-        if let Some(target) = job.report()? {
-            report.write(&target)?;
-        }
-        job.finish(&made, stop)?;
-        Ok(summary(&report))
-    }
-}
-
-fn summary(report: &Report) -> v1::Summary {
-    let totals = &report.totals;
-    v1::Summary {
-        rows: report.layers.len() as u64,
-        layers_quantized: totals.quantized as u64,
-        layers_kept: totals.kept as u64,
-        layers_failed: totals.failed as u64,
-        elements: totals.elements,
-        bytes_in: totals.source_bytes,
-        bytes_out: totals.destination_bytes,
-        bits_per_weight: totals.bits_per_weight,
-        worst_layer: totals.worst_layer.clone(),
-        worst_sqnr_db: totals.worst_sqnr_db,
-        total_seconds: report.seconds,
-        ..v1::Summary::default()
     }
 }
 

@@ -1,17 +1,15 @@
 //! The Arrow Flight server: sockets, frames, and the path between them.
 //!
 //! Start at `exchange`: the whole path of a stream in one function. `stack` listens, `service` has a line for each
-//! RPC, `wire` is DoExchange's bytes, `decode` and `encode` are Arrow IPC, `status` is the one file that knows gRPC codes.
+//! RPC, `wire` is the bytes of DoExchange and DoPut, `status` is the one file that knows gRPC codes.
 
 #![forbid(unsafe_code)]
 
 mod admin;
 mod command;
 mod config;
-mod decode;
 mod exchange;
-#[cfg(fuzzing)]
-pub mod fuzzing;
+mod frame;
 mod get;
 mod jobs;
 mod outbox;

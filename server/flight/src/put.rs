@@ -10,10 +10,10 @@ use arrow_flight::PutResult;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use prost::Message;
-use quarrel_checkpoint::{By, CheckpointError, Closed, Put, Stop, Written};
+use quarrel_checkpoint::{CheckpointError, Closed, Put, Replace, Stop, Written};
 use quarrel_pool::Share;
 use quarrel_proto::{
-    Reason, VERSION,
+    Reason,
     command::{parse, to_json},
     json,
     metadata::End,
@@ -27,8 +27,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    decode::FrameIn,
     exchange,
+    frame::FrameIn,
+    jobs::by,
     outbox::Responses,
     replies::{Answered, Answers},
     shared::Shared,
@@ -130,14 +131,8 @@ fn sink(shared: &Shared, command: &[u8]) -> Result<Opened, Fault> {
     if quantize.return_kept.is_some() {
         return Err(conflict("`return_kept` has no effect on a checkpoint: what is kept is stored"));
     }
-    if quantize.on_error.as_deref().is_some_and(|word| word != "fail") {
-        return Err(conflict(
-            "`on_error` can be `fail` alone where a stream becomes a checkpoint: the weights of a layer that failed are gone, \
-             and a checkpoint without it would be none",
-        ));
-    }
     let (sink, claim) = shared.jobs.sink(uri, "a stream".to_owned())?;
-    let put = Put::open(&sink, quantize, shared.config.shard_bytes_max, &Stop::default())?;
+    let put = Put::open(&sink, quantize, shared.config.shard_bytes_max, Replace::Never, &Stop::default())?;
     Ok(Opened { put, claim })
 }
 
@@ -272,12 +267,12 @@ impl Sealing {
             }
         };
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(Fault::ours)?;
-        let closed = at(put, move |put| put.end(end.layers)).await?;
+        let closed = at(put, move |put| put.end(Some(end.layers))).await?;
         self.start(put, writing, closed).await?;
         self.written(put, writing).await?;
-        let by = By { server: None, contract: VERSION.to_owned(), cpu_level: self.shared.level.name().to_owned() };
+        let by = by(&self.shared);
         let stop = self.stop.hold();
-        let report = at(put, move |put| put.finish(end.config, by, &stop)).await?;
+        let report = at(put, move |put| put.finish("a stream".to_owned(), end.config, by, &stop)).await?;
         summary.total_seconds = report.seconds;
         summary.bytes_out = report.totals.destination_bytes;
         tracing::info!(sink = report.destination, seconds = report.seconds, "sealed");

@@ -2,15 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use quarrel_engine::{Cancel, Intake, Need, Plan};
+use quarrel_engine::{Cancel, Decoded, Decoder, Intake, Need, Plan};
 use quarrel_proto::Reason;
 use tokio::time::Instant;
 
-use crate::{
-    decode::{Decoded, Decoder, FrameIn},
-    shared::Shared,
-    status::Fault,
-};
+use crate::{frame::FrameIn, shared::Shared, status::Fault};
 
 /// Units that one look at a batch makes before they are handed on.
 const UNITS_PER_LOOK: usize = 16;
@@ -58,7 +54,7 @@ impl Reader {
 
     fn look_into(&mut self, message: Option<&FrameIn>, needs: &mut Vec<Need>) -> Result<bool, Fault> {
         if let Some(message) = message {
-            match self.decoder.decode(message)? {
+            match self.decoder.decode(&message.header, &message.body)? {
                 Decoded::Nothing => return Ok(false),
                 Decoded::Schema(schema) => {
                     let limits = self.shared.config.layer_limits();

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::{decode::panics_are_contained, status::Fault};
+use quarrel_engine::panics_are_contained;
+
+use crate::status::Fault;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

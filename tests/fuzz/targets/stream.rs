@@ -7,10 +7,12 @@
 
 use std::{backtrace::Backtrace, panic, sync::Arc};
 
-use bytes::Bytes;
+use arrow_buffer::Buffer;
 use libfuzzer_sys::fuzz_target;
-use quarrel_engine::{Cancel, Intake, LayerError, Level, Limits, Need, Output, Plan, Unit};
-use quarrel_flight::fuzzing::{Decoded, Decoder, is_contained};
+use quarrel_engine::{
+    Cancel, Decoded, Decoder, Intake, LayerError, Level, Limits, Need, Output, Plan, Unit, is_light,
+    panics_are_contained,
+};
 use quarrel_fuzz::parts;
 use quarrel_proto::command::parse;
 
@@ -32,7 +34,9 @@ fuzz_target!(init: contain(), |input: &[u8]| {
     let mut intake = None;
     while let Some(header) = parts.next() {
         let body = parts.next().unwrap_or_default();
-        match (decoder.decode(Bytes::copy_from_slice(header), body), &mut intake) {
+        // The exchange asks first, of any bytes.
+        let _ = is_light(header, body.len());
+        match (decoder.decode(header, &Buffer::from(body)), &mut intake) {
             (Err(_), _) => break,
             (Ok(Decoded::Nothing), _) => {}
             (Ok(Decoded::Schema(schema)), intake) => match Intake::new(&plan, LIMITS, &schema) {
@@ -57,7 +61,7 @@ fuzz_target!(init: contain(), |input: &[u8]| {
 /// libFuzzer's crate ends the process at every panic: those that the decoder turns into errors are none.
 fn contain() {
     panic::set_hook(Box::new(|panicked| {
-        if !is_contained() {
+        if !panics_are_contained() {
             eprintln!("{panicked}\n{}", Backtrace::force_capture());
         }
     }));

@@ -15,7 +15,7 @@ use quarrel_wire::{Messages, Received, Shelf, Step};
 use tonic::body::Body;
 
 use crate::{
-    decode::FrameIn,
+    frame::FrameIn,
     status::{Broken, Fault, broken_off, of_malformed},
 };
 

@@ -33,7 +33,7 @@ use super::{
     send::{Reply, messages},
 };
 use crate::{
-    decode::FrameIn,
+    frame::FrameIn,
     outbox::outbox,
     status::{Broken, Fault, of_transport},
 };

@@ -24,7 +24,7 @@ type Failed = Box<dyn Error>;
 type Tensor = (&'static str, &'static str, &'static [u64], u64);
 
 /// Files, each of one kind: dense, and in the layouts that are read. Tensors stand in the order of their names, in which they are placed.
-const FILES: [&[Tensor]; 10] = [
+const FILES: [&[Tensor]; 11] = [
     &[("m.weight", "F32", &[2, 4], 4), ("m.bias", "F16", &[2], 2), ("n", "I64", &[], 8), ("e", "BF16", &[0, 3], 2)],
     &[("m.q_proj.weight", "BF16", &[2, 32], 2), ("m.k_proj.weight", "BF16", &[2, 32], 2)],
     &[
@@ -48,6 +48,7 @@ const FILES: [&[Tensor]; 10] = [
     &[("m.weight_packed", "U8", &[2, 16], 1), ("m.weight_scale", "U8", &[2, 1], 1)],
     &[("m.weight_packed", "U8", &[2, 24], 1), ("m.weight_scale", "U8", &[2, 1], 1)],
     &[("m.weight", "F8_E4M3", &[2, 32], 1), ("m.weight_scale", "U8", &[2, 1], 1)],
+    &[("m.weight", "F8_E4M3", &[3, 5], 1), ("m.weight_scale_inv", "F32", &[1, 1], 4)],
 ];
 
 /// The shape that `weight_shape` holds, in the files that have one.
@@ -105,6 +106,7 @@ fn main() -> Result<(), Failed> {
     let streams = streams()?;
     put("frames", frames(&streams)?)?;
     put("stream", streams.iter().map(Stream::joined).collect())?;
+    put("columns", streams.iter().map(Stream::file).chain(streams.iter().map(Stream::messages)).collect())?;
     fs::write(Path::new(&folder).join("words"), words()?)?;
     Ok(())
 }
@@ -204,6 +206,25 @@ impl Stream {
             (frame.header.to_vec(), body)
         };
         Ok(Stream { command: command.into(), frames: frames.into_iter().map(flat).collect() })
+    }
+
+    /// As a file in the format of streams.
+    fn messages(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (header, body) in &self.frames {
+            let padded = header.len().next_multiple_of(8);
+            bytes.extend_from_slice(&[0xff; 4]);
+            bytes.extend_from_slice(&(padded as u32).to_le_bytes());
+            bytes.extend_from_slice(header);
+            bytes.resize(bytes.len() + padded - header.len(), 0);
+            bytes.extend_from_slice(body);
+        }
+        bytes
+    }
+
+    /// As a file, without its footer.
+    fn file(&self) -> Vec<u8> {
+        [&b"ARROW1\0\0"[..], &self.messages(), &[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]].concat()
     }
 
     fn joined(&self) -> Vec<u8> {

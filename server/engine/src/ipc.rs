@@ -1,4 +1,4 @@
-//! Arrow IPC in: frames to a schema and record batches. Bytes from outside, so a panic in here is an error of the stream.
+//! Arrow IPC in: messages to a schema and record batches. Bytes from outside, so a panic in here is an error.
 
 use std::{
     cell::Cell,
@@ -11,54 +11,41 @@ use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, cast::AsArra
 use arrow_buffer::Buffer;
 use arrow_ipc::{MessageHeader, convert::try_fb_to_schema, reader};
 use arrow_schema::{DataType, Schema, SchemaRef};
-use bytes::Bytes;
 use flatbuffers::VerifierOptions;
-use quarrel_engine::{Limits, check_rows, shorten};
-use quarrel_pool::Landing;
 use quarrel_proto::Reason;
 
-use crate::status::Fault;
-
-/// One message of a request, however it came.
-#[derive(Debug, Default)]
-pub(crate) struct FrameIn {
-    /// The command, where the message has a descriptor.
-    pub(crate) command: Option<Bytes>,
-    /// An Arrow IPC message; empty for a message that carries none.
-    pub(crate) header: Bytes,
-    /// Its body.
-    pub(crate) body: Buffer,
-    /// The message's `app_metadata`.
-    pub(crate) metadata: Bytes,
-    /// Whether nothing comes after it, though the request may stay open.
-    pub(crate) is_last: bool,
-    /// The room that it takes, until its rows have room of their own and are computed.
-    pub(crate) room: Option<Landing>,
-}
+use crate::{LayerError, Limits, Note, check_rows, shorten};
 
 /// What is decoded and looked at where it came, and not on the pool: it takes microseconds.
 const LIGHT_HEADER_BYTES: usize = 16 << 10;
 const LIGHT_BODY_BYTES: usize = 4 << 20;
 const LIGHT_ROWS: i64 = 4;
 
-impl FrameIn {
-    /// Whether it is: without data, a schema, or a batch of few rows and no views, of which each may stand for all of the body.
-    pub(crate) fn is_light(&self) -> bool {
-        if self.header.len() > LIGHT_HEADER_BYTES || self.body.len() > LIGHT_BODY_BYTES {
-            return false;
+/// Whether a message is one of those: without data, a schema, or a batch of few rows and no views, of which each may stand for all of the body.
+pub fn is_light(header: &[u8], body_bytes: usize) -> bool {
+    if header.len() > LIGHT_HEADER_BYTES || body_bytes > LIGHT_BODY_BYTES {
+        return false;
+    }
+    let Ok(message) = message(header) else { return header.is_empty() };
+    match message.header_as_record_batch() {
+        Some(batch) => {
+            let has_views = batch.variadicBufferCounts().is_some_and(|counts| !counts.is_empty());
+            batch.length() <= LIGHT_ROWS && !has_views
         }
-        let Ok(message) = message(&self.header) else { return self.header.is_empty() };
-        match message.header_as_record_batch() {
-            Some(batch) => {
-                let has_views = batch.variadicBufferCounts().is_some_and(|counts| !counts.is_empty());
-                batch.length() <= LIGHT_ROWS && !has_views
-            }
-            None => message.header_type() == MessageHeader::Schema,
-        }
+        None => message.header_type() == MessageHeader::Schema,
     }
 }
 
-/// What a frame was.
+/// How many bytes follow a header, as it says.
+///
+/// # Errors
+/// `frame_invalid` for what is no header, or a negative number.
+pub fn body_bytes(header: &[u8]) -> Result<u64, LayerError> {
+    let bytes = message(header)?.bodyLength();
+    u64::try_from(bytes).map_err(|_| invalid(&format!("its body has {bytes} bytes")))
+}
+
+/// What a message was.
 #[derive(Debug)]
 pub enum Decoded {
     /// The schema of all batches.
@@ -69,9 +56,9 @@ pub enum Decoded {
     Nothing,
 }
 
-/// The state of one request: its schema and dictionaries.
+/// The state of one stream: its schema and dictionaries.
 #[derive(Debug)]
-pub(crate) struct Decoder {
+pub struct Decoder {
     limits: Limits,
     schemas: Option<Schemas>,
     dictionaries: HashMap<i64, ArrayRef>,
@@ -83,28 +70,33 @@ pub(crate) struct Decoder {
 const DICTIONARIES_MAX: usize = 64;
 
 impl Decoder {
-    pub(crate) fn new(limits: Limits) -> Decoder {
+    /// Before the schema.
+    pub fn new(limits: Limits) -> Decoder {
         Decoder { limits, schemas: None, dictionaries: HashMap::new(), sizes: HashMap::new() }
     }
 
     /// Bytes that stay from message to message.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.sizes.values().sum()
     }
 
-    pub(crate) fn decode(&mut self, frame: &FrameIn) -> Result<Decoded, Fault> {
-        if frame.header.is_empty() {
+    /// The next message: its header, and its body.
+    ///
+    /// # Errors
+    /// `frame_invalid` for what is no message, or lies; `schema_missing`; `batch_rows_exceeded`.
+    pub fn decode(&mut self, header: &[u8], body: &Buffer) -> Result<Decoded, LayerError> {
+        if header.is_empty() {
             return Ok(Decoded::Nothing);
         }
         CONTAINED.with(|contained| contained.set(true));
         // arrow-rs slices buffers by offsets that it trusts: a panic is the caller's bad offset.
-        let result = catch_unwind(AssertUnwindSafe(|| self.decode_unguarded(frame)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.decode_unguarded(header, body)));
         CONTAINED.with(|contained| contained.set(false));
         result.unwrap_or_else(|_| Err(invalid("its offsets or lengths do not fit its body")))
     }
 
-    fn decode_unguarded(&mut self, frame: &FrameIn) -> Result<Decoded, Fault> {
-        let message = message(&frame.header)?;
+    fn decode_unguarded(&mut self, header: &[u8], body: &Buffer) -> Result<Decoded, LayerError> {
+        let message = message(header)?;
         let wrong = |error: arrow_schema::ArrowError| invalid(&error.to_string());
         match message.header_type() {
             MessageHeader::Schema if self.schemas.is_some() => {
@@ -118,18 +110,12 @@ impl Decoder {
             }
             MessageHeader::RecordBatch => {
                 let batch = message.header_as_record_batch().ok_or_else(|| invalid("its header holds no batch"))?;
-                self.check(&batch, &frame.body)?;
+                self.check(&batch, body)?;
                 let Schemas { whole, batches, .. } = self.schemas()?;
                 let read_as = Arc::clone(batches);
-                let batch = reader::read_record_batch(
-                    &frame.body,
-                    batch,
-                    read_as,
-                    &self.dictionaries,
-                    None,
-                    &message.version(),
-                )
-                .map_err(wrong)?;
+                let batch =
+                    reader::read_record_batch(body, batch, read_as, &self.dictionaries, None, &message.version())
+                        .map_err(wrong)?;
                 if whole == batches {
                     return Ok(Decoded::Batch(batch));
                 }
@@ -147,14 +133,14 @@ impl Decoder {
                 }
                 let id = batch.id();
                 let values = batch.data().ok_or_else(|| invalid("its header holds no values of the dictionary"))?;
-                self.check(&values, &frame.body)?;
+                self.check(&values, body)?;
                 let read_as = Arc::clone(&self.schemas()?.dictionaries);
-                reader::read_dictionary(&frame.body, batch, &read_as, &mut self.dictionaries, &message.version())
+                reader::read_dictionary(body, batch, &read_as, &mut self.dictionaries, &message.version())
                     .map_err(wrong)?;
                 if let Some(values) = self.dictionaries.get_mut(&id) {
                     *values = strings(values)?;
                 }
-                self.sizes.insert(id, frame.body.len());
+                self.sizes.insert(id, body.len());
                 if self.dictionaries.len() > DICTIONARIES_MAX {
                     return Err(invalid("too many dictionaries"));
                 }
@@ -166,7 +152,7 @@ impl Decoder {
 
     /// What a header says of its body, before arrow-rs believes it: a buffer that is not aligned is copied, so that many of one body would be
     /// many bodies.
-    fn check(&self, batch: &arrow_ipc::RecordBatch<'_>, body: &Buffer) -> Result<(), Fault> {
+    fn check(&self, batch: &arrow_ipc::RecordBatch<'_>, body: &Buffer) -> Result<(), LayerError> {
         if batch.compression().is_some() {
             return Err(invalid("its body is compressed: write without IPC compression"));
         }
@@ -179,8 +165,8 @@ impl Decoder {
         Ok(())
     }
 
-    fn schemas(&self) -> Result<&Schemas, Fault> {
-        self.schemas.as_ref().ok_or_else(|| Fault::new(Reason::SchemaMissing, "a batch came before the schema"))
+    fn schemas(&self) -> Result<&Schemas, LayerError> {
+        self.schemas.as_ref().ok_or_else(|| error(Reason::SchemaMissing, "a batch came before the schema".to_owned()))
     }
 }
 
@@ -222,7 +208,7 @@ fn bytes_of(data_type: &DataType) -> DataType {
 const VIEW_BYTES: usize = 1 << 10;
 
 /// Views of bytes as views of strings; an error if looking at them takes much longer than at their buffers.
-fn strings(array: &ArrayRef) -> Result<ArrayRef, Fault> {
+fn strings(array: &ArrayRef) -> Result<ArrayRef, LayerError> {
     let Some(views) = array.as_binary_view_opt() else { return Ok(Arc::clone(array)) };
     let buffer = views.data_buffers().iter().map(Buffer::len).max().unwrap_or(0);
     let bytes: usize = views.lengths().map(|length| length as usize).sum();
@@ -240,7 +226,7 @@ fn strings(array: &ArrayRef) -> Result<ArrayRef, Fault> {
 const TABLES_MAX: usize = 4_000;
 
 /// A header's message. Its parts may be shared, each standing for many: so not many more than it has bytes.
-fn message(header: &[u8]) -> Result<arrow_ipc::Message<'_>, Fault> {
+fn message(header: &[u8]) -> Result<arrow_ipc::Message<'_>, LayerError> {
     let options = VerifierOptions {
         max_tables: TABLES_MAX,
         max_apparent_size: 8 * header.len() + (64 << 10),
@@ -249,8 +235,12 @@ fn message(header: &[u8]) -> Result<arrow_ipc::Message<'_>, Fault> {
     arrow_ipc::root_as_message_with_opts(&options, header).map_err(|error| invalid(&error.to_string()))
 }
 
-fn invalid(what: &str) -> Fault {
-    Fault::new(Reason::FrameInvalid, format!("a message is no valid Arrow IPC: {}", shorten(what, 500)))
+fn invalid(what: &str) -> LayerError {
+    error(Reason::FrameInvalid, format!("a message is no valid Arrow IPC: {}", shorten(what, 500)))
+}
+
+fn error(reason: Reason, message: String) -> LayerError {
+    LayerError(Note { reason, message })
 }
 
 thread_local! {
@@ -258,7 +248,7 @@ thread_local! {
 }
 
 /// Whether a panic on this thread is one that [`Decoder::decode`] turns into an error, and so no news for the log.
-pub(crate) fn panics_are_contained() -> bool {
+pub fn panics_are_contained() -> bool {
     CONTAINED.with(Cell::get)
 }
 
@@ -308,6 +298,6 @@ mod tests {
         let bomb = shared(3, 79);
         assert!(bomb.len() < 2_000);
         let fault = message(&bomb).unwrap_err();
-        assert_eq!(fault.reason, Reason::FrameInvalid);
+        assert_eq!(fault.0.reason, Reason::FrameInvalid);
     }
 }
