@@ -46,8 +46,8 @@ pub struct End {
     pub config: serde_json::Map<String, serde_json::Value>,
 }
 
-/// Longer ones are no end: a configuration is not so long.
-const PUT_END_BYTES_MAX: usize = 1 << 20;
+/// A configuration is not longer.
+const PUT_END_BYTES_MAX: usize = 256 << 10;
 
 impl End {
     /// The end that `app_metadata` says; `None` if it says something that is not ours to read.
@@ -59,8 +59,13 @@ impl End {
         struct Said {
             end: Option<serde_json::Value>,
         }
-        if app_metadata.len() > PUT_END_BYTES_MAX || !app_metadata.trim_ascii_start().starts_with(b"{") {
+        let text = app_metadata.trim_ascii_start();
+        if !text.starts_with(b"{") {
             return None;
+        }
+        if app_metadata.len() > PUT_END_BYTES_MAX {
+            let is_end = text.get(..64).is_some_and(|first| first.windows(5).any(|word| word == br#""end""#));
+            return is_end.then(|| Err(format!("it has more than {PUT_END_BYTES_MAX} bytes")));
         }
         let end = serde_json::from_slice::<Said>(app_metadata).ok()?.end?;
         Some(serde_json::from_value(end).map_err(|error| error.to_string()))

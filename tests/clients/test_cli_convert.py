@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from golden import cases
 from golden.model_free import digests
 from harness import cli
 from harness.model import CONFIG, INDEX, files, tensors, write_model
@@ -146,6 +147,64 @@ def test_layouts_of_others_are_refused(model, tmp_path):
     ended = cli.run("quantize", tmp_path / "gptq", tmp_path / "out", "-s", "W8A16")
     assert ended.code == 3 and "[already_quantized]" in ended.err and not (tmp_path / "out").exists()
     assert "compressed-tensors or of DeepSeek's FP8" in ended.err.replace("\n", " ")
+
+
+def one_layer(folder: Path, shape, seed="one") -> Path:
+    folder.mkdir()
+    values = (cases.normal(cases.generator(f"convert {seed}"), shape) * 0.05).astype(ml_dtypes.bfloat16)
+    cli.write(folder / "model.safetensors", {"a.weight": values})
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.mark.parametrize("shape, before, after", [
+    ((257, 32768), "FP8_BLOCK", "W4A16"),  # fewer rows are read at once than a block has
+    ((257, 32768), "FP8_BLOCK", "NVFP4A16"),
+    ((5, 384, 256), "W4A16;channel_dims=2", "W8A8"),
+    ((5, 384, 256), "int3-asym/g32;channel_dims=2", "int8;channel_dims=2"),
+], ids=str)
+def test_parts_of_layers_are_decoded_as_their_whole(shape, before, after, tmp_path):
+    one_layer(tmp_path / "source", shape)
+
+    def quantize(name, to, scheme):
+        recipe = tmp_path / f"{to}.json"
+        recipe.write_text(json.dumps({"rules": [{"targets": ["a"], "scheme": scheme}]}))
+        cli.quantize(tmp_path / name, tmp_path / to, "--recipe", recipe)
+
+    quantize("source", "coded", before)
+    cli.done("dequantize", tmp_path / "coded", tmp_path / "dense")
+    for name in ["coded", "dense"]:
+        quantize(name, f"{name}-again", after)
+    assert digests(tmp_path / "coded-again") == digests(tmp_path / "dense-again")
+    assert report(tmp_path / "coded-again")["layers"][0]["from"]
+
+
+def test_scales_of_activations_go_with_the_codes(model, tmp_path):
+    """They were for codes that are no more: a loader would stop at them."""
+    cli.quantize(one_layer(tmp_path / "source", (128, 256)), tmp_path / "coded", "-s", "fp8/channel")
+    path = tmp_path / "coded/model.safetensors"
+    more = {"a.input_scale": np.ones(1, np.float32), "b.input_scale": np.ones(1, np.float32)}
+    cli.write(path, cli.read(path).tensors | more)
+    cli.quantize(tmp_path / "coded", tmp_path / "out", "-s", "W4A16")
+    cli.done("dequantize", tmp_path / "coded", tmp_path / "dense")
+    for folder in ["out", "dense"]:
+        found = cli.read(tmp_path / folder / "model.safetensors").tensors
+        assert "a.input_scale" not in found and "b.input_scale" in found
+
+
+def test_a_layer_in_two_forms_is_told(made, tmp_path):
+    coded, _ = made("W4A16")
+    shutil.copytree(coded, tmp_path / "both")
+    index = json.loads((tmp_path / "both" / INDEX).read_bytes())
+    name = next(name for name in index["weight_map"] if name.endswith("q_proj.weight_packed"))
+    dense = name.replace("weight_packed", "weight")
+    home = next(home for home in set(index["weight_map"].values()) if home != index["weight_map"][name])
+    index["weight_map"][dense] = home
+    (tmp_path / "both" / INDEX).write_text(json.dumps(index))
+    path = tmp_path / "both" / home
+    cli.write(path, cli.read(path).tensors | {dense: np.ones((256, 256), ml_dtypes.bfloat16)})
+    ended = cli.run("quantize", tmp_path / "both", tmp_path / "out", "-s", "W8A16")
+    assert ended.code == 3 and "in another form" in ended.err and not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_quantized_in_part_stays_so(tmp_path):

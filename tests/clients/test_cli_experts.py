@@ -78,6 +78,16 @@ def test_experts_that_are_stored_transposed_are_left_as_they_are(config, tmp_pat
     kept(tmp_path / "out", layers)
 
 
+@pytest.mark.parametrize("shape", [[1 << 40, 2, 0], [1 << 57, 2, 0], [(1 << 63) + 1, 2, 0]])
+def test_experts_that_are_claimed_and_not_there_are_left_as_they_are(shape, tmp_path):
+    """A header of a hundred bytes would stand for terabytes of names."""
+    source = write(tmp_path / "fused", {})
+    header = {"m.experts.gate_up_proj": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    cli.write_raw(source / "model.safetensors", json.dumps(header).encode())
+    ended = cli.run("estimate", source, "-s", "int8")
+    assert ended.code in (0, 3) and "panicked" not in ended.err and "overflow" not in ended.err, ended.err
+
+
 def test_shapes_that_do_not_tell_are_told_apart_by_the_kind_of_model(tmp_path):
     square = {f"{NAME}.gate_up_proj": np.ones((2, 256, 256), BF16)}
     cli.quantize(write(tmp_path / "usual", square), tmp_path / "split", "-s", "int8")

@@ -168,6 +168,7 @@ def batches_of_bytes(layers) -> list[pa.RecordBatch]:
 
 WEIGHT = cases.normal(cases.generator("put"), (8, 128))
 ONE = {"a.weight": WEIGHT}
+NOTHING, ONLY_A = ({"rules": [{"targets": [target], "scheme": "int4"}]} for target in ("nothing", "a.weight"))
 # what is sent, how, the end, the reason, what the message says
 WRONG = {
     "no end": (ONE, W4A16, None, "end_missing", "end"),
@@ -179,6 +180,9 @@ WRONG = {
     "no shape": ({"a.weight": WEIGHT[0]}, {"recipe": {"rules": [{"targets": ["a.weight"], "scheme": "int8"}]}}, end(1),
                  "rank_unsupported", "`a.weight`"),
     "transposed": (ONE, W4A16, end(1, config={"model_type": "gpt2"}), "source_malformed", "gpt2"),
+    "a name of safetensors": ({"__metadata__": WEIGHT}, {"recipe": NOTHING}, end(1), "not_a_weight", "__metadata__"),
+    "a name that codes get": ({"a.weight": WEIGHT, "a.weight_scale": WEIGHT}, {"recipe": ONLY_A}, end(2), "layer_repeated", "a.weight_scale"),
+    "a long configuration": (ONE, W4A16, end(1, config={"a": "x" * (300 << 10)}), "end_invalid", "262144 bytes"),
     "numbers": ({"a.weight": np.full((8, 128), np.nan, np.float32)}, W4A16, end(1), "non_finite", "`a.weight`"),
     "calibration": (ONE, {"scheme": "FP8"}, end(1), "needs_calibration", "FP8"),
     "errors passed over": (ONE, W4A16 | {"on_error": "continue"}, end(1), "option_conflict", "on_error"),
@@ -195,6 +199,53 @@ def test_what_is_wrong_is_said_and_nothing_is_left(case, server, folder):
     assert nothing_of_it(folder / "out")
     push(server, folder / "out", W4A16, batches(ONE), end(1))
     assert written(folder / "out")
+
+
+def test_names_are_stored_once_over_all_files(fresh_server, folder):
+    server = fresh_server("--allow-write", folder, "--shard-bytes-max", 100)
+    layers = {"a.weight": WEIGHT, "b.weight": WEIGHT, "a.weight_scale": WEIGHT}
+    message = refused(server, folder / "out", {"recipe": ONLY_A}, batches(layers), end(3))
+    assert "[layer_repeated]" in message and nothing_of_it(folder / "out")
+
+
+def test_a_shape_that_safetensors_cannot_have_is_told_and_nothing_is_left(server, folder):
+    """No elements, however many the other dimensions stand for."""
+    empty = {"layer_name": ["b.weight"], "weights": [[]], "shape": [[1 << 33, 1 << 33, 0]]}
+    empty = pa.RecordBatch.from_pydict(empty, schema=batches(ONE)[0].schema)
+    message = refused(server, folder / "out", W4A16, [*batches(ONE), empty], end(2))
+    assert "overflow" in message and "[internal]" not in message and nothing_of_it(folder / "out")
+
+
+def test_a_folder_that_was_there_stays(server, folder):
+    (folder / "out").mkdir()
+    assert "[end_missing]" in refused(server, folder / "out", W4A16, batches(ONE), None)
+    assert (folder / "out").is_dir() and nothing_of_it(folder / "out")
+
+
+def test_two_servers_do_not_mix_their_streams_in_a_bucket(fresh_server, s3):
+    """Nobody is held off in a store; whoever is last to seal notices."""
+    flags = "--allow-write", "s3://models/two", "--shard-bytes-max", 100
+    sink = "s3://models/two/out"
+    names = ["a", "b", "c", "d"]
+    with (wire.connect(fresh_server(*flags, env=s3.environment()).location) as one,
+          wire.connect(fresh_server(*flags, env=s3.environment()).location) as other):
+        first, _ = one.do_put(command(sink, W4A16), batches(ONE)[0].schema)
+        first.write_batch(wire.layer_batch("a.weight", WEIGHT))
+        eventually(lambda: any("job.json" in key for key in s3.keys("two/out")), what="the first has begun")
+        second, _ = other.do_put(command(sink, W4A16), batches(ONE)[0].schema)
+        for name in names:
+            second.write_batch(wire.layer_batch(f"{name}.weight", WEIGHT + 1))
+        eventually(lambda: any("model-00002" in key for key in s3.keys("two/out")), what="two files of the second")
+        before = s3.get("two/out/model-00001.safetensors")
+        for name in names[1:]:
+            first.write_batch(wire.layer_batch(f"{name}.weight", WEIGHT))
+        eventually(lambda: s3.get("two/out/model-00001.safetensors") != before, what="the first has written too")
+        for writer in (second, first):
+            writer.write_metadata(end(4))
+            writer.done_writing()
+            with pytest.raises(REFUSED, match="sink_taken"):
+                writer.close()
+    assert not [key for key in s3.keys("two/out") if key.endswith("config.json")]
 
 
 def test_a_sink_must_be_allowed_and_empty(server, folder, tmp_path):

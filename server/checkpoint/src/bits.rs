@@ -1,14 +1,16 @@
 //! Zero points as compressed-tensors packs them: along the output channels, dense, offset-binary, in 32-bit words.
 
 /// Packs a row-major matrix `[channels, columns]` of signed codes of `bits` bits to `[words, columns]`.
-pub(crate) fn pack_down(points: &[i32], columns: usize, bits: u8) -> Vec<u8> {
+pub(crate) fn pack_down(points: &[i8], columns: usize, bits: u8) -> Vec<u8> {
     let channels = points.len().checked_div(columns).unwrap_or(0);
     let words = (channels * usize::from(bits)).div_ceil(32);
     let mut packed = vec![0u32; words * columns];
     for channel in 0..channels {
         let (word, shift) = place(channel, bits);
         for column in 0..columns {
-            let code = u64::from((points[channel * columns + column] + (1 << (bits - 1))) as u32 & mask(bits)) << shift;
+            let code =
+                u64::from((i32::from(points[channel * columns + column]) + (1 << (bits - 1))) as u32 & mask(bits))
+                    << shift;
             packed[word * columns + column] |= code as u32;
             if code >> 32 != 0 {
                 packed[(word + 1) * columns + column] |= (code >> 32) as u32;
@@ -51,7 +53,7 @@ mod tests {
         let column = [-8, -7, -6, -5, 0, 1, 6, 7];
         assert_eq!(pack_down(&column, 1, 4), 0xfe98_3210u32.to_le_bytes());
         // Section 1.2 again: int3 codes 0,1..7,0,1,2 fill a word and go on in the next.
-        let column = Vec::from_iter((0..11).map(|i| i % 8 - 4));
+        let column = Vec::from_iter((0..11i8).map(|i| i % 8 - 4));
         let stream = column.iter().enumerate().fold(0u64, |all, (i, code)| all | ((code + 4) as u64) << (3 * i));
         assert_eq!(pack_down(&column, 1, 3), stream.to_le_bytes());
     }
@@ -62,7 +64,8 @@ mod tests {
             for (channels, columns) in [(1, 1), (11, 3), (60, 2), (33, 1)] {
                 let half = 1 << (bits - 1);
                 let points = Vec::from_iter((0..channels * columns).map(|i| (i as i32 * 7) % (2 * half) - half));
-                let packed = pack_down(&points, columns, bits);
+                let narrow = Vec::from_iter(points.iter().map(|point| *point as i8));
+                let packed = pack_down(&narrow, columns, bits);
                 assert_eq!(packed.len(), (channels * usize::from(bits)).div_ceil(32) * 4 * columns);
                 assert_eq!(unpack_down(&packed, channels, columns, bits), points);
             }

@@ -319,6 +319,10 @@ impl Job {
     ) -> Result<(), CheckpointError> {
         let Some(writing) = writing else { return Ok(()) };
         let record = writing.await.map_err(|error| CheckpointError::Ours(error.to_string()))??;
+        let before = |name: &&String| made.records.iter().any(|record| record.tensors.contains_key(*name));
+        if let Some(name) = record.tensors.keys().find(before) {
+            return Err(CheckpointError::Twice { name: name.clone() });
+        }
         if let Destination::Folder(site) = &mut self.destination {
             site.complete_unit(record.clone())?;
         }

@@ -7,39 +7,57 @@ use crate::{
     error::CheckpointError,
     report::Status,
     sink::{Pieces, Sink},
-    stored::{codes_part, stored},
+    stored::{Part, SCALES_PART, codes_part, layout, narrowed, stored_points, stored_type},
     unit::Outcome,
 };
+
+/// Of so many bytes scales are written; in between lie codes.
+const SCALES_BYTES: usize = 256 << 10;
 
 /// A layer whose rows are coming.
 #[derive(Debug, Default)]
 pub(crate) struct Coming {
     pub(crate) pieces: Pieces,
-    scales: Vec<f32>,
-    zero_points: Option<Vec<i32>>,
+    /// As they are stored; the last of them are still here.
+    scales: Pieces,
+    last_scales: Vec<u8>,
+    /// Of at most 8 bits; packed when all are there.
+    zero_points: Option<Vec<i8>>,
     pub(crate) global_scale: Option<f32>,
-    scheme: Option<String>,
+    /// As text too: what was answered.
+    scheme: Option<(Scheme, String)>,
     /// Why it is not quantized, if a row says so.
     pub(crate) not: Option<(Status, String, String)>,
 }
 
 impl Coming {
-    /// What became of the next row of the layer.
-    pub(crate) fn take(&mut self, sink: &mut Sink, name: &str, outcome: Outcome) -> Result<(), CheckpointError> {
+    /// What became of the next row of the layer, whose weights are of that type.
+    pub(crate) fn take(
+        &mut self,
+        sink: &mut Sink,
+        (name, dtype): (&str, Dtype),
+        outcome: Outcome,
+    ) -> Result<(), CheckpointError> {
         match outcome {
             Outcome::Quantized { data, scales, zero_points, global_scale, scheme } => {
-                if self.scheme.is_none() {
-                    let part = codes_part(&parsed(name, &scheme)?);
-                    self.pieces = sink.begin(&format!("{}.{part}", module_of(name)));
-                }
+                let (scheme, _) = match &self.scheme {
+                    Some(known) => known,
+                    None => {
+                        let parsed = parsed(name, &scheme)?;
+                        self.pieces = sink.begin(&format!("{}.{}", module_of(name), codes_part(&parsed)));
+                        self.scales = sink.begin(&format!("{}.{SCALES_PART}", module_of(name)));
+                        self.scheme.insert((parsed, scheme))
+                    }
+                };
                 sink.spool(&mut self.pieces, &data)?;
-                self.scales.extend(scales);
-                match (&mut self.zero_points, zero_points) {
-                    (Some(points), Some(more)) => points.extend(more),
-                    (points, more) => *points = more,
+                self.last_scales.extend(narrowed(&scales, stored_type(scheme, dtype)));
+                if self.last_scales.len() >= SCALES_BYTES {
+                    sink.spool(&mut self.scales, &std::mem::take(&mut self.last_scales))?;
+                }
+                if let Some(more) = zero_points {
+                    self.zero_points.get_or_insert_default().extend(more.into_iter().map(|point| point as i8));
                 }
                 self.global_scale = self.global_scale.or(global_scale);
-                self.scheme = Some(scheme);
             }
             Outcome::Not { status, reason, message, weights } => {
                 if let Some(weights) = weights {
@@ -53,25 +71,52 @@ impl Coming {
 
     /// Bytes that it takes in a file, or nearly so.
     pub(crate) fn bytes(&self) -> u64 {
-        self.pieces.bytes() + 4 * self.scales.len() as u64
+        self.pieces.bytes() + self.scales.bytes() + self.held() as u64
+    }
+
+    /// Bytes that it takes in memory.
+    pub(crate) fn held(&self) -> usize {
+        self.zero_points.as_ref().map_or(0, Vec::len) + self.last_scales.len()
+    }
+
+    /// What of it lies in one file lies in another.
+    pub(crate) fn hand_over(&mut self, from: &mut Sink, to: &mut Sink) -> Result<(), CheckpointError> {
+        self.pieces = from.hand_over(&self.pieces, to)?;
+        self.scales = from.hand_over(&self.scales, to)?;
+        Ok(())
     }
 
     /// Puts the tensors of a quantized layer into a file; its scheme and their names.
     pub(crate) fn store(
-        self,
+        mut self,
         sink: &mut Sink,
         name: &str,
-        weights: (Dtype, &[u64]),
+        (dtype, shape): (Dtype, &[u64]),
     ) -> Result<(String, Vec<String>), CheckpointError> {
-        let text = self.scheme.unwrap_or_default();
-        let scheme = parsed(name, &text)?;
-        let points = self.zero_points.as_deref();
-        let stored = stored(module_of(name), &scheme, weights, &self.scales, points, self.global_scale);
-        let mut tensors = vec![stored.codes.0.clone()];
-        sink.spooled(stored.codes, self.pieces)?;
-        for (entry, bytes) in stored.beside {
+        let unanswered = || CheckpointError::Ours(format!("layer `{name}` was answered without a scheme"));
+        let (scheme, text) = self.scheme.ok_or_else(unanswered)?;
+        sink.spool(&mut self.scales, &self.last_scales)?;
+        let (mut codes, mut scales) = (Some(self.pieces), Some(self.scales));
+        let mut tensors = Vec::new();
+        for (part, entry) in layout(module_of(name), &scheme, (dtype, shape)) {
             tensors.push(entry.0.clone());
-            sink.here(entry, &bytes)?;
+            match part {
+                Part::Codes => sink.spooled(entry, codes.take().unwrap_or_default())?,
+                Part::Scales => sink.spooled(entry, scales.take().unwrap_or_default())?,
+                Part::Shape => {
+                    let bytes = shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes());
+                    sink.here(entry, &Vec::from_iter(bytes))?;
+                }
+                // What lacks does not fit its shape, and is an error when the file is put together.
+                Part::Global => {
+                    let bytes = self.global_scale.map(|global| global.to_le_bytes().to_vec()).unwrap_or_default();
+                    sink.here(entry, &bytes)?;
+                }
+                Part::ZeroPoints => {
+                    let points = self.zero_points.as_deref().unwrap_or_default();
+                    sink.here(entry, &stored_points(&scheme, shape, points))?;
+                }
+            }
         }
         Ok((text, tensors))
     }

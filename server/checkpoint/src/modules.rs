@@ -34,6 +34,8 @@ pub struct Module {
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
     global: Option<Tensor>,
+    /// What goes with the codes where activations are quantized too: of no use without them.
+    activations: Vec<Tensor>,
 }
 
 /// Finds them, in the order of their codes.
@@ -140,9 +142,13 @@ impl Module {
     /// The names of all tensors that it is made of.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
         let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref(), self.global.as_ref()];
-        [Some(&self.codes), Some(&self.scales)].into_iter().chain(others).flatten().map(|part| part.name.as_str())
+        let parts = [Some(&self.codes), Some(&self.scales)].into_iter().chain(others).flatten();
+        parts.chain(&self.activations).map(|part| part.name.as_str())
     }
 }
+
+/// What a module has beside its weights where activations are quantized with scales that are known before.
+const ACTIVATIONS: [&str; 4] = ["input_scale", "input_global_scale", "input_zero_point", "output_scale"];
 
 /// What FP8 of DeepSeek has for scales: of blocks of 128 x 128, and multiplied as `weight_scale` is.
 const DEEPSEEK_SCALES: &str = "weight_scale_inv";
@@ -169,6 +175,7 @@ struct Parts {
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
     global: Option<Tensor>,
+    activations: Vec<Tensor>,
     shape: Vec<u64>,
     is_dense: bool,
     name: String,
@@ -210,8 +217,9 @@ impl Parts {
         }
         let zero_points = part("weight_zero_point");
         let global = part("weight_global_scale");
+        let activations = ACTIVATIONS.iter().filter_map(|name| part(name)).collect();
         let (codes, name) = (codes.clone(), module.to_owned());
-        Ok(Parts { codes, scales, zero_points, shape_tensor, global, shape, is_dense, name })
+        Ok(Parts { codes, scales, zero_points, shape_tensor, global, activations, shape, is_dense, name })
     }
 
     fn module(self, said: Option<&Scheme>) -> Result<Module, String> {
@@ -220,7 +228,7 @@ impl Parts {
             None => self.told()?,
         };
         self.check(&scheme)?;
-        let Parts { codes, scales, zero_points, shape_tensor, global, shape, name, .. } = self;
+        let Parts { codes, scales, zero_points, shape_tensor, global, activations, shape, name, .. } = self;
         // Scales of one byte do not tell the weights' type; bf16 is what compressed-tensors decompresses them to.
         // So is what DeepSeek's FP8 was, whose scales are f32.
         let dtype = match scheme.format().scaling {
@@ -228,7 +236,7 @@ impl Parts {
             Scaling::Weights => scales.dtype,
             Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
         };
-        Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global })
+        Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global, activations })
     }
 
     /// The scheme that types and shapes tell.

@@ -3,7 +3,7 @@
 //! Nobody goes on with half of it: whoever sends the layers sends all of them again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     hash::{BuildHasher, RandomState},
     path::Path,
     time::Instant,
@@ -35,11 +35,13 @@ use crate::{
 };
 
 /// What is remembered of layers until the end: names, shapes and numbers.
-const REMEMBERED_BYTES_MAX: usize = 64 << 20;
+const REMEMBERED_BYTES_MAX: usize = 256 << 20;
 /// Of each, beside its names.
-const LAYER_BYTES: usize = 1 << 10;
-/// Names of what a layer becomes, and its own.
-const NAMES: usize = 6;
+const LAYER_BYTES: usize = 4 << 10;
+/// How often names are there, of what a layer becomes and its own: in entries, indices and reports.
+const NAMES: usize = 40;
+/// Of one layer while it comes.
+const HELD_BYTES_MAX: usize = 64 << 20;
 
 /// A model in the making.
 #[derive(Debug)]
@@ -56,6 +58,8 @@ pub struct Put {
     open: Option<Layer>,
     shared: Shared,
     remembered: usize,
+    /// The names of all tensors that are stored.
+    tensors: HashSet<String>,
     layers: Vec<LayerReport>,
     records: Vec<Record>,
 }
@@ -124,6 +128,7 @@ impl Put {
             open: None,
             shared: Shared::default(),
             remembered: 0,
+            tensors: HashSet::new(),
             layers: Vec::new(),
             records: Vec::new(),
         })
@@ -145,7 +150,15 @@ impl Put {
             let asked = Asked { name, begins, completes: false, done: 0 };
             let answered = answers::one(batch, row, &mut [asked].into_iter())?;
             if let (Some(open), Some(file)) = (&mut self.open, &mut self.file) {
-                open.coming.take(&mut file.sink, &open.name, answered.outcome)?;
+                open.coming.take(&mut file.sink, (&open.name, open.dtype), answered.outcome)?;
+                if open.coming.held() > HELD_BYTES_MAX {
+                    let message = format!(
+                        "layer `{}` has more than {HELD_BYTES_MAX} zero points, which are packed together: use larger groups, or a \
+                         symmetric scheme",
+                        open.name
+                    );
+                    return Err(CheckpointError::Layer { reason: Reason::SpanTooLarge, message });
+                }
                 open.report.metrics = answered.metrics.or(open.report.metrics);
             }
         }
@@ -160,6 +173,10 @@ impl Put {
                 self.layers.len() + 1
             );
             return Err(CheckpointError::Layer { reason: Reason::LayersExceeded, message });
+        }
+        if name == "__metadata__" {
+            let message = format!("layer `{name}` cannot be stored: safetensors keeps that name for itself");
+            return Err(CheckpointError::Layer { reason: Reason::NotAWeight, message });
         }
         let (dtype, report) = (answers::dtype(batch, row)?, LayerReport::of_row(batch, row)?);
         if self.file.is_none() {
@@ -209,20 +226,24 @@ impl Put {
         };
         let Some(file) = &mut self.file else { return Ok(None) };
         if let Some(full) = &mut closed {
-            coming.pieces = full.sink.hand_over(&coming.pieces, &mut file.sink)?;
+            coming.hand_over(&mut full.sink, &mut file.sink)?;
         }
         match coming.not.take() {
             Some((status, reason, message)) => {
                 (report.status, report.reason, report.message) = (status, Some(reason), Some(message));
                 report.tensors = vec![report.name.clone()];
                 let pieces = std::mem::take(&mut coming.pieces);
-                file.sink.spooled((report.name.clone(), dtype, shape), pieces)?;
+                file.sink.spooled((report.name.clone(), dtype, shape), pieces).map_err(repeated(&report))?;
             }
             None => {
-                let (scheme, tensors) = coming.store(&mut file.sink, &report.name, (dtype, &shape))?;
+                let stored = coming.store(&mut file.sink, &report.name, (dtype, &shape));
+                let (scheme, tensors) = stored.map_err(repeated(&report))?;
                 file.schemes.insert(module_of(&report.name).to_owned(), scheme.clone());
                 (report.scheme, report.tensors) = (Some(scheme), tensors);
             }
+        }
+        if let Some(name) = report.tensors.iter().find(|tensor| !self.tensors.insert((*tensor).clone())).cloned() {
+            return Err(repeated(&report)(CheckpointError::Twice { name }));
         }
         self.layers.push(report);
         Ok(closed.map(|shard| Closed { shard }))
@@ -276,16 +297,17 @@ impl Put {
         let bytes = self.records.iter().map(|record| record.bytes).sum();
         let totals = Totals::of(&self.layers, source_bytes, bytes);
         let destination = self.site.path().display().to_string();
-        let layers = self.layers.clone();
+        let layers = std::mem::take(&mut self.layers);
         let report = Report::of_stream((source, destination), &self.command, (totals, layers), by, self.began);
         report.write(&self.site.target(Path::new(REPORT))?)?;
+        self.site.are_as_written(&self.records)?;
         self.site.is_ours()?;
         if !stop.commit() {
             return Err(CheckpointError::stopped());
         }
         self.records.sort_by(|a, b| a.file.cmp(&b.file));
         self.site.put(Path::new(INDEX), &text(&index(&Map::new(), &self.records))?)?;
-        let config = quantized_config(config, &decided(&self.layers)?);
+        let config = quantized_config(config, &decided(&report.layers)?);
         self.site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
         self.site.done()?;
         Ok(report)
@@ -297,6 +319,17 @@ impl Put {
     }
 }
 
+/// The error of a layer that would be stored under a name that is there, whatever else is passed on.
+fn repeated(layer: &LayerReport) -> impl Fn(CheckpointError) -> CheckpointError {
+    move |error| match error {
+        CheckpointError::Twice { name } => {
+            let message = format!("layer `{}` would be stored as `{name}`, which is there already", layer.name);
+            CheckpointError::Layer { reason: Reason::LayerRepeated, message }
+        }
+        other => other,
+    }
+}
+
 impl Closed {
     /// Writes the file, which may take as long as a store likes. Stopped before its end, it leaves nothing behind.
     ///
@@ -305,8 +338,10 @@ impl Closed {
     pub fn write(self, stop: &Stop) -> Result<Written, CheckpointError> {
         let Shard { name, sink, schemes, .. } = self.shard;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let tensors = sink.tensors();
+        let (tensors, target) = (sink.tensors(), sink.target().clone());
         let (bytes, _) = sink.seal(&with_schemes(metadata, &schemes), false, stop)?;
-        Ok(Written(Record { file: name, bytes, crc32c: 0, stored: None, tensors, layers: Vec::new() }))
+        // In a store another server may write to the same place.
+        let stored = target.location().path().is_none().then(|| target.identity()).transpose()?;
+        Ok(Written(Record { file: name, bytes, crc32c: 0, stored, tensors, layers: Vec::new() }))
     }
 }

@@ -256,7 +256,7 @@ impl LayerReport {
             reason: None,
             message: None,
             dtype: format!("{dtype:?}"),
-            bytes: shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8,
+            bytes: elements(&shape) * dtype.bitsize() as u64 / 8,
             shape,
             scheme: None,
             from: None,
@@ -264,6 +264,11 @@ impl LayerReport {
             tensors: Vec::new(),
         })
     }
+}
+
+/// How many elements a shape has, which may be none of however many.
+fn elements(shape: &[u64]) -> u64 {
+    if shape.contains(&0) { 0 } else { shape.iter().product() }
 }
 
 /// Sums of a report.

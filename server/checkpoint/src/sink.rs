@@ -39,6 +39,8 @@ pub(crate) struct Sink {
     expected: Expected,
     end: u64,
     entries: Vec<Filled>,
+    /// Bytes of those.
+    filled: u64,
     names: HashSet<String>,
     flush: Flush,
 }
@@ -123,7 +125,12 @@ impl Sink {
 
     fn of(target: Target, making: Making, expected: Expected, end: u64) -> Sink {
         let flush = Flush::default();
-        Sink { target, making, expected, end, entries: Vec::new(), names: HashSet::new(), flush }
+        Sink { target, making, expected, end, entries: Vec::new(), filled: 0, names: HashSet::new(), flush }
+    }
+
+    /// Where the file is to appear.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
     }
 
     /// Nothing yet of the tensor of that name.
@@ -138,6 +145,9 @@ impl Sink {
     /// [`CheckpointError::Io`].
     pub(crate) fn spool(&mut self, pieces: &mut Pieces, bytes: &[u8]) -> Result<(), CheckpointError> {
         let length = bytes.len() as u64;
+        if length == 0 {
+            return Ok(());
+        }
         let start = match pieces.place.end - pieces.place.start >= length {
             true => pieces.place.start,
             false => self.end,
@@ -199,7 +209,7 @@ impl Sink {
 
     /// Bytes of the tensors so far.
     pub(crate) fn bytes(&self) -> u64 {
-        self.entries.iter().map(Filled::bytes).sum()
+        self.filled
     }
 
     /// The tensors so far, and their bytes.
@@ -212,6 +222,7 @@ impl Sink {
         if !self.names.insert(name.clone()) {
             return Err(CheckpointError::Twice { name: name.clone() });
         }
+        self.filled += filled.bytes();
         self.entries.push(filled);
         Ok(())
     }

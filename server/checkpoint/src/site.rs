@@ -41,6 +41,8 @@ pub(crate) struct Site {
     state: Location,
     /// Held until the process ends or the site is dropped.
     lock: Option<File>,
+    /// Whether the folder was not there before.
+    is_made: bool,
     /// What the job is.
     identity: Value,
     /// Complete units, by file.
@@ -79,10 +81,14 @@ impl Site {
         let path = location.shown();
         let writing = |error| CheckpointError::Io { what: "cannot write", path: path.clone(), error };
         location.may_write()?;
+        let mut is_made = false;
         match location.kind() {
             Ok(Kind::Folder) => {}
             Ok(_) => return Err(CheckpointError::NoFolder { path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => location.make_folder().map_err(writing)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                location.make_folder().map_err(writing)?;
+                is_made = true;
+            }
             Err(error) => return Err(writing(error)),
         }
         let state = location.join(Path::new(STATE));
@@ -97,7 +103,8 @@ impl Site {
             None => None,
         };
         let is_empty = |names: Vec<String>| names.iter().all(|name| name == STATE);
-        let mut site = Site { location: location.clone(), state, lock, identity: job, records: BTreeMap::new() };
+        let mut site =
+            Site { location: location.clone(), state, lock, is_made, identity: job, records: BTreeMap::new() };
         let is_of_a_stream = |job: &Value| job[STREAM].is_string();
         match (site.read::<Value>(JOB)?, replace) {
             // What another stream has left is of no use to this one.
@@ -200,6 +207,22 @@ impl Site {
         fs::remove_dir_all(&gone).map_err(CheckpointError::io("cannot remove", &gone))
     }
 
+    /// Whether files in a store are still those that were written.
+    pub(crate) fn are_as_written(&self, records: &[Record]) -> Result<(), CheckpointError> {
+        for record in records.iter().filter(|record| record.stored.is_some()) {
+            let file = self.location.join(Path::new(&record.file));
+            let found = match file.identity() {
+                Ok(found) => Some(found),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(CheckpointError::Io { what: "cannot read", path: file.shown(), error }),
+            };
+            if found != record.stored {
+                return Err(CheckpointError::JobChanged { path: file.shown(), what: "what is there now".to_owned() });
+            }
+        }
+        Ok(())
+    }
+
     /// Takes back all that is there, unless it is somebody else's by now.
     pub(crate) fn abandon(self) {
         if self.is_ours().is_err() || self.clear().is_err() {
@@ -208,8 +231,9 @@ impl Site {
         let _ = self.remove(&self.location, REPORT);
         let folder = self.location.path().map(Path::to_owned);
         let _ = self.done();
-        // Whoever made the folder may want it: only an empty one goes.
-        folder.map(fs::remove_dir);
+        if self.is_made {
+            folder.map(fs::remove_dir);
+        }
     }
 
     /// Records whose files are as they were written. A file that is not is made again.

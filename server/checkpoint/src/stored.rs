@@ -10,15 +10,6 @@ use safetensors::Dtype;
 
 use crate::bits::pack_down;
 
-/// The tensors of one quantized layer.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Stored {
-    /// The tensor that holds the codes as they come from the engine, channel after channel: its name, type and shape.
-    pub(crate) codes: Entry,
-    /// The others, with their bytes.
-    pub(crate) beside: Vec<(Entry, Vec<u8>)>,
-}
-
 /// A tensor that is still to be filled: its name, type and shape.
 pub(crate) type Entry = (String, Dtype, Vec<u64>);
 
@@ -41,7 +32,7 @@ pub(crate) fn layout(module: &str, scheme: &Scheme, (dtype, shape): (Dtype, &[u6
     let (part, codes_type, codes_shape) = codes_stored(scheme, shape, channels, columns);
     let mut parts = vec![
         (Part::Codes, (name(part), codes_type, codes_shape)),
-        (Part::Scales, (name("weight_scale"), stored_type(scheme, dtype), per_scale.clone())),
+        (Part::Scales, (name(SCALES_PART), stored_type(scheme, dtype), per_scale.clone())),
     ];
     if let Codes::Int { packing: Packing::Dense, .. } = scheme.codes() {
         parts.push((Part::Shape, (name("weight_shape"), Dtype::I64, vec![shape.len() as u64])));
@@ -54,39 +45,6 @@ pub(crate) fn layout(module: &str, scheme: &Scheme, (dtype, shape): (Dtype, &[u6
         parts.push((Part::ZeroPoints, (name("weight_zero_point"), dtype, shape)));
     }
     parts
-}
-
-/// What the layer `NAME.weight` becomes.
-///
-/// `shape` is the weights' own and `dtype` their type; `scales` are all of the layer's, row-major over channels and groups,
-/// or blocks; so are `zero_points`, in the signed domain of the codes. `global` is what the scales are divided by.
-pub(crate) fn stored(
-    module: &str,
-    scheme: &Scheme,
-    (dtype, shape): (Dtype, &[u64]),
-    scales: &[f32],
-    zero_points: Option<&[i32]>,
-    global: Option<f32>,
-) -> Stored {
-    let mut codes = (String::new(), dtype, Vec::new());
-    let mut beside = Vec::new();
-    let dims = (scheme.channel_dims().get() as usize).min(shape.len());
-    let per_scale = scale_shape(scheme, &shape[..dims], shape[dims..].iter().product());
-    for (part, entry) in layout(module, scheme, (dtype, shape)) {
-        let bytes = match part {
-            Part::Codes => {
-                codes = entry;
-                continue;
-            }
-            Part::Scales => narrowed(scales, entry.1),
-            Part::Shape => shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes()).collect(),
-            // What lacks here does not fit its shape, and is an error when the file is put together.
-            Part::Global => global.map(|global| global.to_le_bytes().to_vec()).unwrap_or_default(),
-            Part::ZeroPoints => stored_points(scheme.codes(), &per_scale, zero_points.unwrap_or_default()),
-        };
-        beside.push((entry, bytes));
-    }
-    Stored { codes, beside }
 }
 
 /// Bytes of such a tensor.
@@ -110,6 +68,9 @@ pub(crate) fn codes_stored(
     };
     (codes_part(scheme), dtype, shape)
 }
+
+/// What the tensor of a layer's scales is called.
+pub(crate) const SCALES_PART: &str = "weight_scale";
 
 /// What the tensor of a layer's codes is called.
 pub(crate) fn codes_part(scheme: &Scheme) -> &'static str {
@@ -147,7 +108,7 @@ pub(crate) fn stored_type(scheme: &Scheme, dtype: Dtype) -> Dtype {
 }
 
 /// Scales as bytes of their stored type. The engine rounded them to it, so nothing is lost here.
-fn narrowed(scales: &[f32], dtype: Dtype) -> Vec<u8> {
+pub(crate) fn narrowed(scales: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F16 => scales.iter().flat_map(|scale| f16::from_f32(*scale).to_le_bytes()).collect(),
         Dtype::BF16 => scales.iter().flat_map(|scale| bf16::from_f32(*scale).to_le_bytes()).collect(),
@@ -158,14 +119,17 @@ fn narrowed(scales: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// Zero points: bytes of their own, or, beside dense codes of channels and groups, packed along the channels.
-fn stored_points(codes: Codes, per_scale: &[u64], points: &[i32]) -> Vec<u8> {
-    match (codes, per_scale) {
+/// Zero points: bytes of their own, or, beside dense codes of channels and groups, packed along the channels. They are all of the layer's, row-major over
+/// channels and groups, in the signed domain of the codes.
+pub(crate) fn stored_points(scheme: &Scheme, shape: &[u64], points: &[i8]) -> Vec<u8> {
+    let dims = (scheme.channel_dims().get() as usize).min(shape.len());
+    let per_scale = scale_shape(scheme, &shape[..dims], shape[dims..].iter().product());
+    match (scheme.codes(), per_scale.as_slice()) {
         (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) => {
             let size = (channels * groups).max(1) as usize;
             points.chunks(size).flat_map(|matrix| pack_down(matrix, *groups as usize, bits)).collect()
         }
-        _ => points.iter().map(|point| *point as i8 as u8).collect(),
+        _ => points.iter().map(|point| *point as u8).collect(),
     }
 }
 

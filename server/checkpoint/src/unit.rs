@@ -231,7 +231,9 @@ impl Unit {
             // The first, or the first again because its stream broke.
             *open = Coming::default();
         }
-        open.take(&mut self.sink, &row.name, row.outcome)?;
+        // What nobody asked for is told when it is complete.
+        let dtype = self.waiting.get(&row.name).map_or(Dtype::F32, |at| self.source.tensors()[*at].dtype);
+        open.take(&mut self.sink, (&row.name, dtype), row.outcome)?;
         if row.completes {
             self.finish(&row.name, row.metrics)?;
         }

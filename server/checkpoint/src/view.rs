@@ -4,6 +4,8 @@
 mod decoded;
 mod experts;
 
+use std::collections::HashMap;
+
 use quarrel_proto::v1;
 
 pub(crate) use self::decoded::Decoded;
@@ -19,6 +21,15 @@ pub(crate) fn view(mut model: Model, command: &v1::Quantize) -> Result<Model, Ch
     let config = folder.config.clone().unwrap_or_default();
     let mut shards = decoded::files(&model)?;
     shards = shards.iter().map(|shard| experts::file(shard, &plan, &config)).collect();
+    // Names that come of a layer may be those of others.
+    let mut homes = HashMap::new();
+    for (shard, tensor) in shards.iter().flat_map(|shard| shard.tensors().iter().map(move |tensor| (shard, tensor))) {
+        if let Some(other) = homes.insert(tensor.name.as_str(), shard.path()) {
+            let (one, other) = (shard.path().display(), other.display());
+            let detail = format!("layer `{}` is in `{one}` and, in another form, in `{other}`", tensor.name);
+            return Err(CheckpointError::Model { path: model.path(), detail });
+        }
+    }
     model.replace_shards(shards);
     Ok(model)
 }

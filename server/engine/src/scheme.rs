@@ -4,8 +4,7 @@
 //! scheme  = (preset ["/g" N] | "int" N ["-asym"] ["/tensor" | "/channel" | "/g" N] | "fp8/" ("tensor" | "channel" | "b" R "x" C))
 //!           [";channel_dims=" N] [";mx=" ("floor" | "rceil" | "even")] [";solver=" ("absmax" | "mse")]
 //! ```
-//! The canonical form drops what is the default (`/channel` of `intN`, a preset's own group, one channel dimension) and
-//! parses back to itself. Formulas and layouts: `proto/SPEC.md`, section "Schemes".
+//! The canonical form drops what is the default (`/channel` of `intN`, a preset's own group, one channel dimension) and parses back to itself. Formulas, layouts: `proto/SPEC.md`.
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
@@ -204,6 +203,11 @@ impl Scheme {
             _ => return Err(SchemeError::NotGrouped { scheme: self.to_string(), group_size }),
         }
         Ok(Scheme { granularity: Granularity::Group(size), ..self })
+    }
+
+    /// The same for a matrix, whose channels are its rows.
+    pub fn of_matrices(self) -> Scheme {
+        Scheme { channel_dims: NonZeroU32::MIN, ..self }
     }
 
     /// The scheme with output channels over `channel_dims` dimensions.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,6 +21,7 @@ use quarrel_proto::{
     v1::{self, command::Verb},
 };
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
     time::{interval, timeout},
@@ -64,10 +66,27 @@ where
     Ok(stream::unfold(results, |mut results| async { Some((results.recv().await?, results)) }).boxed())
 }
 
-/// What a stream writes to.
+/// What a stream writes to; taken back if nobody takes it.
 struct Opened {
-    put: Put,
-    claim: Claim,
+    put: Option<Put>,
+    command: Bytes,
+    claim: Option<Claim>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let (put, claim) = (self.put.take(), self.claim.take());
+        let take_back = move || {
+            if let Some(put) = put {
+                put.abandon();
+            }
+            drop(claim);
+        };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(take_back)),
+            Err(_) => take_back(),
+        }
+    }
 }
 
 /// A client's messages as a stream of DoExchange has them: the first without its sink, which is opened; the last said to be it.
@@ -110,7 +129,7 @@ where
     let of = Arc::clone(shared);
     let opening = spawn_blocking(move || sink(&of, &command));
     let opened = opening.await.map_err(|_| Broken::Fault(Fault::ours()))?.map_err(Broken::Fault)?;
-    first.command = Some(Bytes::from(to_json(&opened.put.command)));
+    first.command = Some(opened.command.clone());
     Ok((first, opened))
 }
 
@@ -133,7 +152,8 @@ fn sink(shared: &Shared, command: &[u8]) -> Result<Opened, Fault> {
     }
     let (sink, claim) = shared.jobs.sink(uri, "a stream".to_owned())?;
     let put = Put::open(&sink, quantize, shared.config.shard_bytes_max, Replace::Never, &Stop::default())?;
-    Ok(Opened { put, claim })
+    let command = Bytes::from(to_json(&put.command));
+    Ok(Opened { put: Some(put), command, claim: Some(claim) })
 }
 
 /// Messages up to the one that says the end, which it must.
@@ -186,7 +206,7 @@ impl Sealing {
         let ended = {
             let sealed = async {
                 match begins.await {
-                    Ok(Opened { put, claim }) => self.write(put, claim, &gone).await,
+                    Ok(mut opened) => self.write(opened.put.take(), opened.claim.take(), &gone).await,
                     // Whoever does not send it has said why to the stream.
                     Err(_) => self.refused().await,
                 }
@@ -227,8 +247,12 @@ impl Sealing {
     }
 
     /// Writes what comes, and seals it; or takes back all of it.
-    async fn write(&mut self, put: Put, claim: Claim, gone: &CancellationToken) -> Result<v1::Summary, Fault> {
-        let mut put = Some(put);
+    async fn write(
+        &mut self,
+        mut put: Option<Put>,
+        claim: Option<Claim>,
+        gone: &CancellationToken,
+    ) -> Result<v1::Summary, Fault> {
         let mut writing = None;
         let sealed = self.seal(&mut put, &mut writing, gone).await;
         if sealed.is_err() {
@@ -258,7 +282,7 @@ impl Sealing {
             match answer.ok_or_else(Fault::ours)?? {
                 Answered::Rows(answer) => {
                     let quarrel_engine::Answer { batch, progress } = answer;
-                    let closed = at(put, move |put| put.take(&batch)).await?;
+                    let closed = self.at(put, move |put| put.take(&batch)).await?;
                     self.start(put, writing, closed).await?;
                     // Whoever does not read them need not.
                     let _ = self.results.try_send(Ok(message(json::progress(&progress))));
@@ -267,16 +291,39 @@ impl Sealing {
             }
         };
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(Fault::ours)?;
-        let closed = at(put, move |put| put.end(Some(end.layers))).await?;
+        let closed = self.at(put, move |put| put.end(Some(end.layers))).await?;
         self.start(put, writing, closed).await?;
         self.written(put, writing).await?;
         let by = by(&self.shared);
         let stop = self.stop.hold();
-        let report = at(put, move |put| put.finish("a stream".to_owned(), end.config, by, &stop)).await?;
+        let report = self.at(put, move |put| put.finish("a stream".to_owned(), end.config, by, &stop)).await?;
         summary.total_seconds = report.seconds;
         summary.bytes_out = report.totals.destination_bytes;
         tracing::info!(sink = report.destination, seconds = report.seconds, "sealed");
         Ok(*summary)
+    }
+
+    /// Does something with what is written to, on a thread that may block, for as long as it takes.
+    async fn at<T: Send + 'static>(
+        &mut self,
+        put: &mut Option<Put>,
+        act: impl FnOnce(&mut Put) -> Result<T, CheckpointError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let mut taken = put.take().ok_or_else(Fault::ours)?;
+        let mut acting = spawn_blocking(move || {
+            // It comes back even so: what there is of it is to be taken back.
+            let done = catch_unwind(AssertUnwindSafe(|| act(&mut taken)));
+            (taken, done)
+        });
+        let mut tell = interval(TELL);
+        let (back, done) = loop {
+            tokio::select! {
+                acted = &mut acting => break acted.map_err(|_| Fault::ours())?,
+                _ = tell.tick() => self.answers.still_takes(),
+            }
+        };
+        *put = Some(back);
+        Ok(done.map_err(|_| Fault::ours())??)
     }
 
     /// Has files written that are full, one after the other.
@@ -309,21 +356,6 @@ impl Sealing {
         }
         Ok(())
     }
-}
-
-/// Does something with what is written to, on a thread that may block.
-async fn at<T: Send + 'static>(
-    put: &mut Option<Put>,
-    act: impl FnOnce(&mut Put) -> Result<T, CheckpointError> + Send + 'static,
-) -> Result<T, Fault> {
-    let mut taken = put.take().ok_or_else(Fault::ours)?;
-    let acting = spawn_blocking(move || {
-        let done = act(&mut taken);
-        (taken, done)
-    });
-    let (back, done) = acting.await.map_err(|_| Fault::ours())?;
-    *put = Some(back);
-    Ok(done?)
 }
 
 /// A message of the response.

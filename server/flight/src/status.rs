@@ -103,15 +103,15 @@ fn code(reason: Reason) -> Code {
         Reason::Busy | Reason::StreamsExceeded | Reason::JobsExceeded => Code::ResourceExhausted,
         Reason::Stopping | Reason::StorageFailed => Code::Unavailable,
         Reason::Internal => Code::Internal,
+        // Rows say these, and what becomes a checkpoint may end with them.
+        Reason::NotAWeight | Reason::AlreadyQuantized => Code::InvalidArgument,
         // Rows say these; no stream ends with them.
         Reason::Ignored
         | Reason::Unmatched
         | Reason::Rank1
         | Reason::Empty
         | Reason::BelowThreshold
-        | Reason::NotFloat
-        | Reason::NotAWeight
-        | Reason::AlreadyQuantized => Code::Internal,
+        | Reason::NotFloat => Code::Internal,
     }
 }
 

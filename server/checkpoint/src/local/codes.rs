@@ -78,12 +78,23 @@ impl Scales {
         Ok(Scales { scales, zero_points, global: module.global_scale(source)?, of_span })
     }
 
+    /// Bytes that they take.
+    pub(crate) fn bytes(&self) -> usize {
+        4 * (self.scales.len() + self.zero_points.as_ref().map_or(0, Vec::len))
+    }
+
     /// Those of a part of the layer that can be decoded alone.
     fn part(&self, module: &Module, channels: &Range<u64>) -> (Vec<f32>, Option<Vec<i32>>) {
         let range = match module.scheme.granularity() {
             // One for all of it.
             Granularity::Tensor => 0..self.scales.len(),
-            Granularity::Channel | Granularity::Group(_) | Granularity::Block { .. } => self.of(module, channels),
+            Granularity::Channel | Granularity::Group(_) => self.of(module, channels),
+            // Of those blocks that the channels are in.
+            Granularity::Block { rows, .. } => {
+                let rows = u64::from(rows.get());
+                let end = (channels.end.div_ceil(rows) * self.of_span) as usize;
+                (channels.start / rows * self.of_span) as usize..end.min(self.scales.len())
+            }
         };
         (self.scales[range.clone()].to_vec(), self.zero_points.as_ref().map(|points| points[range].to_vec()))
     }
@@ -168,7 +179,7 @@ fn row(
     RecordBatch::try_new(Arc::clone(schema), columns).map_err(broken)
 }
 
-/// The values of some channels, of the type that the weights had, in this thread: whole blocks, and all channels where they have several dimensions.
+/// The values of some channels, of the type that the weights had, in this thread. Of blocks they are in one row of them, or all.
 pub(crate) fn decode(
     source: &Source,
     module: &Module,
@@ -178,14 +189,17 @@ pub(crate) fn decode(
     let (all, channel) = module.channels();
     let range = channels.start * channel..channels.end * channel;
     let codes = source.read(&module.codes, range).map_err(|error| unread(source, &module.name, error))?;
-    // A layer of its own.
-    let mut shape = module.shape.clone();
+    // A layer of its own, whose channels lie one behind the other.
+    let mut part = module.clone();
     if channels != (0..all) {
-        shape[0] = channels.end - channels.start;
+        let dims = (module.scheme.channel_dims().get() as usize).min(module.shape.len());
+        let columns = module.shape[dims..].iter().product();
+        part.shape = vec![channels.end - channels.start, columns];
+        part.scheme = module.scheme.of_matrices();
     }
     let (numbers, points) = scales.part(module, &channels);
     let schema = Arc::new(CodesRun::schema());
-    let row = row(&schema, module, &shape, codes, (numbers, points, scales.global))?;
+    let row = row(&schema, &part, &part.shape, codes, (numbers, points, scales.global))?;
     let mut dense = BytesMut::new();
     for batch in super::computed_here(&dequantize(module.dtype_word())?, &row)? {
         let weights = of(&batch, column::WEIGHTS)?;

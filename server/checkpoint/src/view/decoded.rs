@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use quarrel_engine::Granularity;
 use safetensors::Dtype;
 
@@ -22,15 +22,21 @@ use crate::{
 
 /// Where decoded tensors lie: behind any file.
 const BEHIND: u64 = 1 << 62;
-/// Of so many layers scales are remembered: those that are read at once.
+/// Of so many layers scales are remembered, those that are read at once; of fewer where they are large.
 const REMEMBERED: usize = 4;
+const REMEMBERED_BYTES: usize = 16 << 20;
 
 /// Decoded tensors of a file, by where they begin.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Decoded {
     layers: BTreeMap<u64, Module>,
-    scales: Mutex<VecDeque<(u64, Arc<Scales>)>>,
+    remembered: Arc<Remembered>,
+    /// Which of the model's files it is.
+    number: usize,
 }
+
+/// Scales of the layers of a model that were read last: by file, and where in it.
+type Remembered = Mutex<VecDeque<((usize, u64), Arc<Scales>)>>;
 
 /// The files of a model with dense tensors for quantized layers.
 ///
@@ -45,10 +51,12 @@ pub(super) fn files(model: &Model) -> Result<Vec<Source>, CheckpointError> {
     });
     let found = Result::<Vec<_>, _>::from_iter(found)?;
     refuse_scattered(model, &found)?;
-    Ok(model.shards().iter().zip(found).map(|(shard, modules)| file(shard, modules)).collect())
+    let remembered = Arc::new(Remembered::default());
+    let files = model.shards().iter().zip(found).enumerate();
+    Ok(files.map(|(number, (shard, modules))| file(shard, modules, number, &remembered)).collect())
 }
 
-fn file(shard: &Source, modules: Vec<Module>) -> Source {
+fn file(shard: &Source, modules: Vec<Module>, number: usize, remembered: &Arc<Remembered>) -> Source {
     if modules.is_empty() {
         return shard.clone();
     }
@@ -73,7 +81,7 @@ fn file(shard: &Source, modules: Vec<Module>) -> Source {
             tensors.push(tensor.clone());
         }
     }
-    shard.with(tensors, Some(Arc::new(Decoded { layers, scales: Mutex::default() })))
+    shard.with(tensors, Some(Arc::new(Decoded { layers, remembered: Arc::clone(remembered), number })))
 }
 
 /// The type that its weights had.
@@ -106,34 +114,54 @@ impl Decoded {
             return Ok(Bytes::new());
         };
         let wanted = at.start - start..at.end - start;
-        // Blocks are decoded whole, and what has several dimensions of channels.
-        let together = match module.scheme.granularity() {
-            _ if module.scheme.channel_dims().get() > 1 => channels,
-            Granularity::Block { rows, .. } => u64::from(rows.get()),
-            Granularity::Tensor | Granularity::Channel | Granularity::Group(_) => 1,
-        };
-        let first = wanted.start / channel / together * together;
-        let last = wanted.end.div_ceil(channel).next_multiple_of(together).min(channels);
+        let first = wanted.start / channel;
+        let last = wanted.end.div_ceil(channel);
         let scales = self.scales(source, *start, module).map_err(io::Error::other)?;
-        let decoded = decode(source, module, &scales, first..last).map_err(io::Error::other)?;
+        let mut dense = BytesMut::new();
+        let mut at = first;
+        while at < last {
+            let end = end_of_part(module, at, channels).min(last);
+            // Blocks of matrices that lie one behind the other are decoded together.
+            let part = if is_of_matrices(module) { 0..channels } else { at..end };
+            let decoded = decode(source, module, &scales, part.clone()).map_err(io::Error::other)?;
+            dense.extend_from_slice(
+                &decoded[((at - part.start) * channel) as usize..((end - part.start) * channel) as usize],
+            );
+            at = end;
+        }
         let skipped = first * channel;
-        Ok(decoded.slice((wanted.start - skipped) as usize..(wanted.end - skipped) as usize))
+        Ok(dense.freeze().slice((wanted.start - skipped) as usize..(wanted.end - skipped) as usize))
     }
 
     fn scales(&self, source: &Source, start: u64, module: &Module) -> Result<Arc<Scales>, CheckpointError> {
-        let known = |scales: &VecDeque<(u64, Arc<Scales>)>| {
-            scales.iter().find(|(of, _)| *of == start).map(|(_, scales)| Arc::clone(scales))
-        };
-        let lock = || self.scales.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(scales) = known(&lock()) {
-            return Ok(scales);
+        let key = (self.number, start);
+        // Two threads that want the same read it once.
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, scales)) = remembered.iter().find(|(of, _)| *of == key) {
+            return Ok(Arc::clone(scales));
         }
         let read = Arc::new(Scales::read(source, module)?);
-        let mut scales = lock();
-        if scales.len() >= REMEMBERED {
-            scales.pop_front();
+        remembered.push_back((key, Arc::clone(&read)));
+        let bytes =
+            |scales: &VecDeque<(_, Arc<Scales>)>| scales.iter().map(|(_, scales)| scales.bytes()).sum::<usize>();
+        while remembered.len() > REMEMBERED || remembered.len() > 1 && bytes(&remembered) > REMEMBERED_BYTES {
+            remembered.pop_front();
         }
-        scales.push_back((start, Arc::clone(&read)));
         Ok(read)
     }
+}
+
+/// Where the channels end that can be decoded with the one at `at`: of a block, or all.
+fn end_of_part(module: &Module, at: u64, channels: u64) -> u64 {
+    match module.scheme.granularity() {
+        Granularity::Block { rows, .. } if !is_of_matrices(module) => {
+            (at / u64::from(rows.get()) + 1) * u64::from(rows.get())
+        }
+        _ => channels,
+    }
+}
+
+/// Whether it is of blocks that begin anew in each of several matrices.
+fn is_of_matrices(module: &Module) -> bool {
+    matches!(module.scheme.granularity(), Granularity::Block { .. }) && module.scheme.channel_dims().get() > 1
 }

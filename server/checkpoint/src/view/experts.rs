@@ -14,6 +14,9 @@ use crate::{
 /// A tensor of experts, and the matrices that each has in it, one under the other.
 const FUSED: [(&str, &[&str]); 2] = [("gate_up_proj", &["gate_proj", "up_proj"]), ("down_proj", &["down_proj"])];
 
+/// More than any model has in one tensor.
+const MATRICES_MAX: u64 = 1 << 14;
+
 /// Models whose experts are stored transposed, where their shapes do not tell.
 const TRANSPOSED: [&str; 4] = ["gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe"];
 
@@ -38,8 +41,9 @@ fn experts(tensor: &Tensor, config: &Map<String, Value>) -> Option<Vec<Tensor>> 
     let (parent, last) = name.rsplit_once('.')?;
     let (fused, parts) = FUSED.iter().find(|(fused, _)| *fused == last)?;
     let [experts, rows, columns] = *tensor.shape.as_slice() else { return None };
-    let matrices = experts * parts.len() as u64;
-    let is_whole = matrices > 0 && rows % parts.len() as u64 == 0;
+    // A header may claim any number of them, of nothing.
+    let matrices = experts.checked_mul(parts.len() as u64).filter(|matrices| *matrices <= MATRICES_MAX)?;
+    let is_whole = tensor.bytes() > 0 && rows % parts.len() as u64 == 0;
     if !is_whole || is_transposed(fused, (rows, columns), config) {
         return None;
     }
