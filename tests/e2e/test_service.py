@@ -17,8 +17,8 @@ COMMAND = wire.command_bytes(W8)
 LIMITS = {
     "memory_bytes_max": 1 << 30, "message_bytes_max": 64 << 20, "layer_bytes_max": 512 << 20,
     "batch_rows_max": 1_000_000, "layers_max": 1_000_000, "name_bytes_max": 1024, "streams_max": 32,
-    "connections_max": 64, "connection_streams_max": 32, "jobs_max": 4, "header_seconds": 30, "stream_seconds": 86_400,
-    "idle_seconds": 60, "stall_seconds": 30, "discard_seconds": 300, "drain_seconds": 30,
+    "connections_max": 64, "connection_streams_max": 32, "jobs_max": 4, "shard_bytes_max": 5 << 30,
+    "header_seconds": 30, "stream_seconds": 86_400, "idle_seconds": 60, "stall_seconds": 30, "discard_seconds": 300, "drain_seconds": 30,
 }
 LAYER = np.linspace(-1, 1, 4 * 64, dtype=np.float32).reshape(4, 64)
 

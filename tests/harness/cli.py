@@ -95,13 +95,13 @@ class Running:
         return Ended(self._process.returncode, out, err)
 
     def spooled_bytes(self) -> int:
-        """Bytes of results that it holds in files without a name."""
+        """Bytes of results that it has written to files without their name yet, holes left out."""
         found = 0
         with contextlib.suppress(FileNotFoundError, PermissionError, ProcessLookupError):
             for entry in Path(f"/proc/{self.pid}/fd").iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    if os.readlink(entry).endswith(" (deleted)"):
-                        found += entry.stat().st_size
+                    if os.readlink(entry).endswith((" (deleted)", ".partial")):
+                        found += 512 * entry.stat().st_blocks
         return found
 
     def peak_rss_bytes(self) -> int:

@@ -185,6 +185,9 @@ impl Parts {
     fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, String> {
         let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
         let scales = scales_of(source, module).ok_or("it has codes but no `weight_scale`")?;
+        if scales.name.ends_with("weight_scale") && part(DEEPSEEK_SCALES).is_some() {
+            return Err(format!("it has scales of two layouts, `weight_scale` and `{DEEPSEEK_SCALES}`"));
+        }
         let is_float = matches!(scales.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
         let is_small = matches!(scales.dtype, Dtype::U8 | Dtype::F8_E4M3);
         let is_known = match (is_dense, codes.dtype) {
