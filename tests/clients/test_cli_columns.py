@@ -1,6 +1,7 @@
 """Files of layers in columns, Arrow IPC: what a stream would be sent is read, and what it would answer is written."""
 
 import json
+import signal
 import struct
 
 import numpy as np
@@ -150,6 +151,20 @@ def test_compressed_bodies_are_told(tmp_path):
     source = write(tmp_path / "in.arrow", batches(LAYER), compression="lz4")
     ended = cli.run("quantize", source, tmp_path / "out", "-s", "int8")
     assert ended.code == 3 and "compress" in ended.err
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("sink", ["out", "out.arrow"])
+def test_a_stopped_run_leaves_nothing(sink, number, code, tmp_path):
+    layer = np.random.default_rng(0).normal(size=(1024, 4096)).astype(np.float32)
+    source = write(tmp_path / "in.arrow", batches({f"{at}.weight": layer for at in range(20)}, channels_per_row=128))
+    flags = ("-s", "int4/g32;solver=mse", "--cpu-level", "scalar", "--threads", "1")
+    with cli.Running("quantize", source, tmp_path / sink, *flags, env=cli.environment(QUARREL_SHARD_BYTES_MAX="3000000")) as running:
+        started = (lambda: list((tmp_path / sink).glob("*.safetensors"))) if sink == "out" else (lambda: running.spooled_bytes() > 1 << 20)
+        running.when(started, "some of it is written")
+        running.send(number)
+        ended = running.end()
+    assert (ended.code, [path.name for path in tmp_path.iterdir()]) == (code, ["in.arrow"]), ended.err
 
 
 def test_a_server_elsewhere_is_not_asked(tmp_path, server):

@@ -130,6 +130,22 @@ def test_from_columns_and_to_columns(client, folders, model, tmp_path):
     assert (job["state"], job["reason"]) == ("failed", "source_malformed") and not (folders / "write/bad").exists()
 
 
+def test_a_cancelled_job_of_columns_leaves_nothing(fresh_server, folders):
+    layer = wire.layer_batch("a.weight", np.ones((4096, 4096), np.float32), channels_per_row=128)
+    with pa.ipc.new_file(folders / "read/large.arrow", layer.schema) as writer:
+        for at in range(8):
+            writer.write_batch(layer.set_column(0, "layer_name", pa.array([f"{at}.weight"] * layer.num_rows)))
+    flags = "--allow-read", folders / "read", "--allow-write", folders / "write", "--cpu-level", "scalar", "--shard-bytes-max", 1 << 20
+    server = fresh_server(*flags, "--message-bytes-max", 1 << 27, "--threads", 1)
+    with wire.connect(server.location) as client:
+        how = {"quantize": {"scheme": "int4/g32;solver=mse"}}
+        job = submit(client, f"file://{folders}/read/large.arrow", f"file://{folders}/write/out", how)
+        eventually(lambda: list((folders / "write/out").glob("*.safetensors")), what="a file of it")
+        act(client, "job.cancel", {"job": job["job"]})
+        assert ended(client, job)["state"] == "cancelled"
+    assert not (folders / "write/out").exists()
+
+
 def test_columns_in_a_bucket(fresh_server, s3, tmp_path):
     (tmp_path / "layers").mkdir()
     columns(tmp_path / "layers/model.arrow")

@@ -88,11 +88,11 @@ async fn flow(args: Box<QuantizeArgs>, ends: Ends, stop: Arc<Stop>) -> Result<()
     let report_target = is_apart.then(|| Target::new(&report_at, replace(&args.files))).transpose()?;
     let (local, level) = here(&args.place)?;
     let config = environment(&args.place)?;
-    let limits = FlowLimits { layers: unlimited(), shard_bytes_max: config.shard_bytes_max };
+    let limits = FlowLimits { layers: Limits::NONE, shard_bytes_max: config.shard_bytes_max };
     let (source, destination) = (ends.source.clone(), ends.destination.clone());
     let asked = (replace(&args.files), Gate { sqnr_db_min: args.sqnr_db_min, cosine_min: args.cosine_min });
-    let held = stop.hold();
-    let flow = blocking(move || Flow::open((&source, &destination), command, asked, limits, &held)).await?;
+    let stopped = Arc::clone(&stop);
+    let flow = blocking(move || Flow::open((&source, &destination), command, asked, limits, &stopped)).await?;
     let mut progress = Progress::new(flow.bytes(), args.output);
     let by = By { server: None, contract: VERSION.to_owned(), cpu_level: level.name().to_owned() };
     let report = flow
@@ -108,18 +108,6 @@ async fn flow(args: Box<QuantizeArgs>, ends: Ends, stop: Arc<Stop>) -> Result<()
     drop(progress);
     table::close(&report, &report_path, args.output)?;
     failed(&report.layers)
-}
-
-/// Nobody need be protected from a file of one's own.
-fn unlimited() -> Limits {
-    const NO_LIMIT: usize = 1 << 48;
-    Limits {
-        message_bytes_max: NO_LIMIT,
-        span_bytes_max: NO_LIMIT,
-        batch_rows_max: NO_LIMIT,
-        layers_max: NO_LIMIT,
-        name_bytes_max: NO_LIMIT,
-    }
 }
 
 /// Opens the job, which may read much of the model, on a thread that may block.

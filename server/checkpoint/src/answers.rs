@@ -15,6 +15,7 @@ use safetensors::Dtype;
 
 use crate::{
     error::CheckpointError,
+    fate::dtype_of,
     report::{Metrics, Status},
     unit::{Outcome, Row},
 };
@@ -119,14 +120,7 @@ pub(crate) fn text(batch: &RecordBatch, name: &str, row: usize) -> Result<String
 
 /// The type of a row's weights.
 pub(crate) fn dtype(batch: &RecordBatch, row: usize) -> Result<Dtype, CheckpointError> {
-    Ok(match text(batch, column::DTYPE, row)?.as_str() {
-        "f16" => Dtype::F16,
-        "bf16" => Dtype::BF16,
-        "f64" => Dtype::F64,
-        "f8_e4m3" => Dtype::F8_E4M3,
-        "f8_e5m2" => Dtype::F8_E5M2,
-        _ => Dtype::F32,
-    })
+    Ok(dtype_of(&text(batch, column::DTYPE, row)?))
 }
 
 /// The shape of a row's layer.

@@ -13,7 +13,13 @@ use quarrel_proto::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::says_quantized, error::CheckpointError, fate::Fate, model::Model, modules::Module, storage::Location,
+    config::says_quantized,
+    error::CheckpointError,
+    fate::Fate,
+    model::Model,
+    modules::{DEEPSEEK_SCALES, Module},
+    storage::Location,
+    stored::SCALES_PART,
 };
 
 /// A model that is quantized in a way that is not read would be told to be quantized otherwise.
@@ -77,15 +83,14 @@ pub(crate) fn refuse_transposed(config: &Map<String, Value>, path: PathBuf) -> R
     Err(CheckpointError::Model { path, detail })
 }
 
-/// What the scales of a module are called.
-const SCALES: [&str; 2] = ["weight_scale", "weight_scale_inv"];
-
 /// A module of which parts are in different files would be taken for dense.
 pub(crate) fn refuse_scattered(model: &Model, modules: &[Vec<Module>]) -> Result<(), CheckpointError> {
     for (shard, modules) in model.shards().iter().zip(modules) {
         let known = HashSet::<&str>::from_iter(modules.iter().map(|module| module.name.as_str()));
         let names = shard.tensors().iter().map(|tensor| tensor.name.as_str());
-        let scales = names.filter_map(|name| SCALES.iter().find_map(|part| name.strip_suffix(part)?.strip_suffix('.')));
+        let scales = names.filter_map(|name| {
+            [SCALES_PART, DEEPSEEK_SCALES].iter().find_map(|part| name.strip_suffix(part)?.strip_suffix('.'))
+        });
         if let Some(module) = { scales }.find(|module| !known.contains(module)) {
             let detail = format!(
                 "its scales are in `{}` without its codes: this version wants both in one file",

@@ -84,6 +84,18 @@ pub(crate) fn float_word(dtype: Dtype) -> Option<&'static str> {
     }
 }
 
+/// The type of a word of the wire, the other way.
+pub(crate) fn dtype_of(word: &str) -> Dtype {
+    match word {
+        "f16" => Dtype::F16,
+        "bf16" => Dtype::BF16,
+        "f64" => Dtype::F64,
+        "f8_e4m3" => Dtype::F8_E4M3,
+        "f8_e5m2" => Dtype::F8_E5M2,
+        _ => Dtype::F32,
+    }
+}
+
 /// The plan of a command, as the engine makes it of a stream's.
 pub(crate) fn plan_of(command: &v1::Quantize) -> Result<Plan, CheckpointError> {
     let verb = Verb::Quantize(command.clone());

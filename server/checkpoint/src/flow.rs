@@ -2,7 +2,7 @@
 //!
 //! Its rows have no end that is known before, so nothing is gone on with: a run that was stopped leaves nothing, and is begun anew.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
@@ -11,24 +11,20 @@ use futures::{
     stream::{self, BoxStream},
 };
 use quarrel_engine::{Limits, Output};
-use quarrel_proto::{
-    VERSION,
-    command::to_json,
-    metadata,
-    v1::{self, command::Verb},
-};
+use quarrel_proto::v1::{self, command::Verb};
 use serde_json::Map;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use crate::{
     checks::{refuse_calibrated, refuse_overlap},
     columns::{Columns, ColumnsFile, is_columns},
     error::CheckpointError,
     fate::{of_checkpoint, plan_of},
+    filling::Filling,
     job::{Told, pass},
     local::Local,
     pull::Pull,
-    put::{Closed, Put, Written},
+    put::Put,
     report::{By, Gate, Layers, Report, Totals},
     storage::Location,
     target::{Replace, Stop, Target},
@@ -83,7 +79,7 @@ impl Flow {
         command: v1::Quantize,
         (replace, gate): (Replace, Gate),
         limits: FlowLimits,
-        stop: &Stop,
+        stop: &Arc<Stop>,
     ) -> Result<Flow, CheckpointError> {
         let began = Instant::now();
         refuse_overlap(source, destination)?;
@@ -127,7 +123,7 @@ impl Flow {
     /// Does it, and says what became of every layer.
     ///
     /// # Errors
-    /// [`CheckpointError`] of any kind: nothing is left then.
+    /// [`CheckpointError`] of any kind. Then nothing is left; nor is it if this is dropped, once `stop` is released.
     pub async fn run(
         self,
         local: &Local,
@@ -140,16 +136,10 @@ impl Flow {
             return Err(CheckpointError::Ours("a flow of another verb".to_owned()));
         };
         let plan = plan_of(quantize)?;
-        let entries = [
-            (metadata::COMMAND, to_json(&plan.effective)),
-            (metadata::VERSION, VERSION.to_owned()),
-            (metadata::LEVEL, by.cpu_level.clone()),
-        ];
-        let said: HashMap<String, String> = entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let answered = Arc::new(Output::schema(&plan).with_metadata(said));
+        let answered = Arc::new(Output::reply_schema(&plan, &by.cpu_level));
         let mut answers = local.answers_to(&plan, &schema, Arc::clone(&answered), rows);
         let mut sink = match into {
-            Into::Model(put) => Sink::Model { put, writing: None },
+            Into::Model(put) => Sink::Model(Box::new(Filling::new(*put, Arc::clone(stop)))),
             Into::File(target) => {
                 let path = target.path();
                 Sink::File { file: Box::new(ColumnsFile::new(target, &answered)?), layers: Layers::default(), path }
@@ -159,20 +149,19 @@ impl Flow {
             while let Some(answer) = answers.next().await {
                 let answer = answer?;
                 stop.check()?;
-                sink.take(&answer.batch, stop).await?;
+                sink.take(answer.batch).await?;
                 let name = sink.last_layer().unwrap_or_default().to_owned();
                 tell(Told::Layer { name: &name, bytes: answer.progress.bytes_in, completes: false });
             }
             tell(Told::Writes);
-            sink.end(gate, stop).await
+            sink.end((source, command), (by, gate), began, stop).await
         };
-        match took.await {
-            Ok(()) => sink.finish((source, command), by, began, stop),
-            Err(error) => {
-                sink.abandon().await;
-                Err(error)
-            }
+        let report = took.await;
+        if report.is_err() {
+            // What there is of it is being taken back.
+            stop.released().await;
         }
+        report
     }
 }
 
@@ -199,100 +188,54 @@ fn batches(columns: Columns) -> impl Stream<Item = Result<RecordBatch, Checkpoin
     })
 }
 
-type Writing = JoinHandle<Result<Written, CheckpointError>>;
-
 /// What takes the answers.
 enum Sink {
-    Model { put: Box<Put>, writing: Option<Writing> },
+    Model(Box<Filling>),
     File { file: Box<ColumnsFile>, layers: Layers, path: PathBuf },
 }
 
 impl Sink {
-    async fn take(&mut self, batch: &RecordBatch, stop: &Arc<Stop>) -> Result<(), CheckpointError> {
+    async fn take(&mut self, batch: RecordBatch) -> Result<(), CheckpointError> {
         match self {
-            Sink::Model { put, writing } => {
-                let closed = put.take(batch)?;
-                write(put, writing, closed, stop).await
-            }
+            Sink::Model(filling) => filling.take(batch).await,
             Sink::File { file, layers, .. } => {
-                layers.take(batch)?;
-                file.write(batch)
+                layers.take(&batch)?;
+                file.write(&batch)
             }
         }
     }
 
     fn last_layer(&self) -> Option<&str> {
         match self {
-            Sink::Model { put, .. } => put.last_layer(),
+            Sink::Model(filling) => filling.last_layer(),
             Sink::File { layers, .. } => layers.last_layer(),
         }
     }
 
-    /// All rows have come; nothing is kept of a model that is not good enough.
-    async fn end(&mut self, gate: Gate, stop: &Arc<Stop>) -> Result<(), CheckpointError> {
-        match self {
-            Sink::Model { put, writing } => {
-                let closed = put.end(None)?;
-                pass(gate, put.layers())?;
-                write(put, writing, closed, stop).await?;
-                written(put, writing).await
-            }
-            Sink::File { layers, .. } => pass(gate, layers.all()),
-        }
-    }
-
-    fn finish(
+    /// All rows have come; nothing is kept of what is not good enough.
+    async fn end(
         self,
         (source, command): (PathBuf, v1::Command),
-        by: By,
+        (by, gate): (By, Gate),
         began: Instant,
-        stop: &Stop,
+        stop: &Arc<Stop>,
     ) -> Result<Report, CheckpointError> {
+        let source = source.display().to_string();
         match self {
-            Sink::Model { mut put, .. } => match put.finish(source.display().to_string(), Map::new(), by, stop) {
-                Ok(report) => Ok(report),
-                Err(error) => {
-                    put.abandon();
-                    Err(error)
-                }
-            },
+            Sink::Model(mut filling) => {
+                filling.end(None, gate).await?;
+                filling.finish(source, Map::new(), by).await
+            }
             Sink::File { file, layers, path } => {
-                let bytes = file.seal(stop)?;
+                pass(gate, layers.all())?;
+                let stop = stop.hold();
+                let sealing = spawn_blocking(move || file.seal(&stop));
+                let bytes = sealing.await.map_err(|error| CheckpointError::Ours(error.to_string()))??;
                 let layers = layers.into_all();
                 let totals = Totals::of(&layers, layers.iter().map(|layer| layer.bytes).sum(), bytes);
-                let ends = (source.display().to_string(), path.display().to_string());
+                let ends = (source, path.display().to_string());
                 Ok(Report::of_stream(ends, &command, (totals, layers), by, began))
             }
         }
     }
-
-    async fn abandon(self) {
-        let Sink::Model { put, writing } = self else { return };
-        if let Some(writing) = writing {
-            let _: Result<_, _> = writing.await;
-        }
-        let _: Result<_, _> = spawn_blocking(move || put.abandon()).await;
-    }
-}
-
-/// Has files written that are full, one after the other, while more is computed.
-async fn write(
-    put: &mut Put,
-    writing: &mut Option<Writing>,
-    closed: Vec<Closed>,
-    stop: &Arc<Stop>,
-) -> Result<(), CheckpointError> {
-    for closed in closed {
-        written(put, writing).await?;
-        let stop = stop.hold();
-        *writing = Some(spawn_blocking(move || closed.write(&stop)));
-    }
-    Ok(())
-}
-
-/// Waits for the file that is being written.
-async fn written(put: &mut Put, writing: &mut Option<Writing>) -> Result<(), CheckpointError> {
-    let Some(file) = writing.take() else { return Ok(()) };
-    put.add(file.await.map_err(|error| CheckpointError::Ours(error.to_string()))??);
-    Ok(())
 }

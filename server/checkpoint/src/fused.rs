@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::CheckpointError,
     fate::{float_word, plan_of},
+    layer::module_of,
     source::{Source, Tensor},
     target::Stop,
 };
@@ -104,8 +105,7 @@ impl Shared {
     /// # Errors
     /// [`CheckpointError::Layer`] if another layer of the set has a different one.
     pub(crate) fn check(&mut self, layer: &str, scale: f32) -> Result<(), CheckpointError> {
-        let module = layer.strip_suffix(".weight").unwrap_or(layer);
-        let Some((parent, set)) = set_of(module) else { return Ok(()) };
+        let Some((parent, set)) = set_of(module_of(layer)) else { return Ok(()) };
         let first = self.0.entry((parent.to_owned(), set)).or_insert_with(|| (layer.to_owned(), scale));
         if first.1 == scale {
             return Ok(());

@@ -33,8 +33,6 @@ use crate::{
 
 /// Bytes of one run, where a channel is not larger: what is read at once, and fits into a core's cache or nearly so.
 pub(crate) const RUN_BYTES: u64 = 2 << 20;
-/// No layer of a file is refused for its size: there is nobody to protect.
-const NO_LIMIT: usize = 1 << 48;
 
 /// What a job in this process holds of weights and results, unless it is told otherwise.
 pub const JOB_BYTES: usize = 48 << 20;
@@ -77,7 +75,7 @@ impl Local {
     pub fn on(pool: Pool, level: Level, memory_bytes: usize) -> Local {
         // A run is read, waits, and is computed to results that are no larger than itself.
         let ahead = (memory_bytes / (4 * RUN_BYTES as usize)).max(1);
-        Local { pool, level, ahead, span_bytes_max: NO_LIMIT }
+        Local { pool, level, ahead, span_bytes_max: Limits::NONE.span_bytes_max }
     }
 
     /// The same, which refuses layers of which more must be in memory at once: those with scales per tensor, and ladders.
@@ -173,7 +171,7 @@ fn dequantize(dtype: &str) -> Result<Plan, CheckpointError> {
 
 /// The answers to a row that is a whole layer, computed in this thread.
 fn computed_here(plan: &Plan, row: &RecordBatch) -> Result<Vec<RecordBatch>, CheckpointError> {
-    let mut intake = Intake::new(plan, limits(NO_LIMIT), &row.schema())?;
+    let mut intake = Intake::new(plan, Limits::NONE, &row.schema())?;
     let mut output = Output::new(plan, Arc::new(Output::schema(plan)));
     intake.begin(row)?;
     let mut batches = Vec::new();
@@ -186,17 +184,6 @@ fn computed_here(plan: &Plan, row: &RecordBatch) -> Result<Vec<RecordBatch>, Che
         }
     }
     Ok(batches)
-}
-
-/// The limits of what nobody need be protected from.
-fn limits(span_bytes_max: usize) -> Limits {
-    Limits {
-        message_bytes_max: NO_LIMIT,
-        span_bytes_max,
-        batch_rows_max: NO_LIMIT,
-        layers_max: NO_LIMIT,
-        name_bytes_max: NO_LIMIT,
-    }
 }
 
 /// The rows of answers.
@@ -233,8 +220,9 @@ type Computing = BoxFuture<'static, Result<Vec<quarrel_engine::Result>, Checkpoi
 
 impl Work {
     fn new(local: &Local, plan: &Plan, schema: &Schema) -> Result<Work, CheckpointError> {
+        let limits = Limits { span_bytes_max: local.span_bytes_max, ..Limits::NONE };
         Ok(Work {
-            intake: Intake::new(plan, limits(local.span_bytes_max), schema)?,
+            intake: Intake::new(plan, limits, schema)?,
             lane: Arc::new(local.pool.lane()),
             level: local.level,
             cancel: StopWhenDropped::default(),

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use quarrel_proto::v1;
-use safetensors::Dtype;
 
 use crate::{
     error::CheckpointError,
-    fate::{Fate, plan_of},
+    fate::{Fate, dtype_of, plan_of},
     job::{Coded, Quantizer, Told, Weights},
     layer::module_of,
     modules::Module,
@@ -61,10 +60,9 @@ pub(crate) async fn dense<Q: Quantizer>(
     target: Target,
     tell: &mut impl FnMut(Told<'_>),
 ) -> Result<Unit, Q::Error> {
-    let typed = modules.iter().map(|module| match dtype.unwrap_or(module.dtype_word()) {
-        "bf16" => (module, ("bf16", Dtype::BF16)),
-        "f16" => (module, ("f16", Dtype::F16)),
-        _ => (module, ("f32", Dtype::F32)),
+    let typed = modules.iter().map(|module| {
+        let word = dtype.unwrap_or(module.dtype_word());
+        (module, (word, dtype_of(word)))
     });
     let typed = Vec::from_iter(typed);
     let becoming = Vec::from_iter(typed.iter().map(|(module, (_, stored))| (*module, *stored)));

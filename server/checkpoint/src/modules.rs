@@ -14,7 +14,7 @@ use crate::{
     error::CheckpointError,
     said::said,
     source::{Source, Tensor},
-    stored::{codes_stored, points_stored, scale_shape, stored_type},
+    stored::{SCALES_PART, codes_stored, points_stored, scale_shape, stored_type},
 };
 
 /// A quantized layer of a file.
@@ -151,12 +151,12 @@ impl Module {
 const ACTIVATIONS: [&str; 4] = ["input_scale", "input_global_scale", "input_zero_point", "output_scale"];
 
 /// What FP8 of DeepSeek has for scales: of blocks of 128 x 128, and multiplied as `weight_scale` is.
-const DEEPSEEK_SCALES: &str = "weight_scale_inv";
+pub(crate) const DEEPSEEK_SCALES: &str = "weight_scale_inv";
 
 /// The scales of a module.
 fn scales_of(source: &Source, module: &str) -> Option<Tensor> {
     let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
-    part("weight_scale").or_else(|| part(DEEPSEEK_SCALES))
+    part(SCALES_PART).or_else(|| part(DEEPSEEK_SCALES))
 }
 
 /// 2^(exponent - 127).
@@ -185,7 +185,7 @@ impl Parts {
     fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, String> {
         let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
         let scales = scales_of(source, module).ok_or("it has codes but no `weight_scale`")?;
-        if scales.name.ends_with("weight_scale") && part(DEEPSEEK_SCALES).is_some() {
+        if scales.name.ends_with(SCALES_PART) && part(DEEPSEEK_SCALES).is_some() {
             return Err(format!("it has scales of two layouts, `weight_scale` and `{DEEPSEEK_SCALES}`"));
         }
         let is_float = matches!(scales.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);

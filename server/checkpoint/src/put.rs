@@ -1,21 +1,24 @@
 //! Layers that a stream brings, to a model's folder: its files are closed as they are full, and what makes it a model comes last.
 //!
-//! Nobody goes on with half of it: whoever sends the layers sends all of them again.
+//! Nobody goes on with half of it: whoever sends the layers sends all of them again. So a [`Put`] that is dropped before it is a model takes back what there is.
+//! Its steps may block; [`Filling`](crate::Filling) does them where that may be.
 
 use std::{
     collections::{BTreeMap, HashSet},
     hash::{BuildHasher, RandomState},
     path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use arrow_array::RecordBatch;
 use quarrel_proto::{
-    Reason,
+    Reason, column,
     v1::{self, command::Verb},
 };
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
+use tokio::runtime::Handle;
 
 use crate::{
     answers::{self, Asked},
@@ -31,7 +34,7 @@ use crate::{
     sink::Sink,
     site::{Record, STREAM, Site},
     storage::Location,
-    target::{Replace, Stop},
+    target::{Held, Replace, Stop},
 };
 
 /// What is remembered of layers until the end: names, shapes and numbers.
@@ -43,10 +46,13 @@ const NAMES: usize = 40;
 /// Of one layer while it comes.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
-/// A model in the making.
+/// A model in the making. Dropped before it is finished, it leaves nothing.
 #[derive(Debug)]
 pub struct Put {
-    site: Site,
+    site: Arc<Site>,
+    writers: Arc<Writers>,
+    /// Until it is a model, or is taken back; none after that.
+    held: Option<Held>,
     /// What its layers are quantized with: of a stream, without URIs.
     pub command: v1::Command,
     shard_bytes_max: u64,
@@ -64,6 +70,16 @@ pub struct Put {
     records: Vec<Record>,
 }
 
+/// Who writes files: one at a time, and nobody once the model is given up.
+#[derive(Debug, Default)]
+struct Writers(Mutex<bool>);
+
+impl Writers {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A file that is being filled.
 #[derive(Debug)]
 struct Shard {
@@ -74,13 +90,14 @@ struct Shard {
 
 /// A file that is full.
 #[derive(Debug)]
-pub struct Closed {
+pub(crate) struct Closed {
     shard: Shard,
+    writers: Arc<Writers>,
 }
 
 /// A file that is written.
 #[derive(Debug)]
-pub struct Written(Record);
+pub(crate) struct Written(Record);
 
 #[derive(Debug)]
 struct Layer {
@@ -100,7 +117,7 @@ impl Put {
         command: v1::Quantize,
         shard_bytes_max: u64,
         replace: Replace,
-        stop: &Stop,
+        stop: &Arc<Stop>,
     ) -> Result<Put, CheckpointError> {
         if sink.shown().extension().is_some_and(|extension| extension == "safetensors") {
             let detail = "a stream of layers becomes a model's folder: expected one".to_owned();
@@ -121,7 +138,9 @@ impl Put {
         Ok(Put {
             file: None,
             files: 0,
-            site,
+            site: Arc::new(site),
+            writers: Arc::default(),
+            held: Some(stop.hold()),
             command,
             shard_bytes_max,
             began: Instant::now(),
@@ -138,10 +157,10 @@ impl Put {
     ///
     /// # Errors
     /// [`CheckpointError`] for a layer that cannot be stored, and for a disk that cannot be written to.
-    pub fn take(&mut self, batch: &RecordBatch) -> Result<Vec<Closed>, CheckpointError> {
+    pub(crate) fn take(&mut self, batch: &RecordBatch) -> Result<Vec<Closed>, CheckpointError> {
         let mut closed = Vec::new();
         for row in 0..batch.num_rows() {
-            let name = answers::text(batch, "layer_name", row)?;
+            let name = answers::text(batch, column::LAYER_NAME, row)?;
             let begins = self.open.as_ref().is_none_or(|open| open.name != name);
             if begins {
                 closed.extend(self.finish_layer()?);
@@ -184,6 +203,10 @@ impl Put {
         }
         self.open = Some(Layer { name, dtype, report, coming: Coming::default() });
         Ok(())
+    }
+
+    fn closed(&self, shard: Shard) -> Closed {
+        Closed { shard, writers: Arc::clone(&self.writers) }
     }
 
     /// The next file.
@@ -246,7 +269,7 @@ impl Put {
             return Err(repeated(&report)(CheckpointError::Twice { name }));
         }
         self.layers.push(report);
-        Ok(closed.map(|shard| Closed { shard }))
+        Ok(closed.map(|shard| self.closed(shard)))
     }
 
     /// The layer that came last.
@@ -263,7 +286,7 @@ impl Put {
     ///
     /// # Errors
     /// [`CheckpointError::Command`] if not as many have come.
-    pub fn end(&mut self, layers: Option<u64>) -> Result<Vec<Closed>, CheckpointError> {
+    pub(crate) fn end(&mut self, layers: Option<u64>) -> Result<Vec<Closed>, CheckpointError> {
         let mut closed = Vec::from_iter(self.finish_layer()?);
         let came = self.layers.len();
         let said = layers.unwrap_or(came as u64);
@@ -271,12 +294,13 @@ impl Put {
             let message = format!("the end says {said} layers, and {came} came: expected as many, and one at least");
             return Err(CheckpointError::Command { reason: Reason::EndInvalid, message });
         }
-        closed.extend(self.file.take().map(|shard| Closed { shard }));
+        let last = self.file.take();
+        closed.extend(last.map(|shard| self.closed(shard)));
         Ok(closed)
     }
 
     /// Remembers a file that is written.
-    pub fn add(&mut self, written: Written) {
+    pub(crate) fn add(&mut self, written: Written) {
         self.records.push(written.0);
     }
 
@@ -285,7 +309,7 @@ impl Put {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], of kind `Interrupted` if `stop` was first; [`CheckpointError`] for a configuration that no loader could use.
-    pub fn finish(
+    pub(crate) fn finish(
         &mut self,
         source: String,
         config: Map<String, Value>,
@@ -310,12 +334,27 @@ impl Put {
         let config = quantized_config(config, &decided(&report.layers)?);
         self.site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
         self.site.done()?;
+        self.held = None;
         Ok(report)
     }
+}
 
-    /// Takes back what there is of it. It may block.
-    pub fn abandon(self) {
-        self.site.abandon();
+impl Drop for Put {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        // What is open goes first.
+        (self.file, self.open) = (None, None);
+        let (site, writers) = (Arc::clone(&self.site), Arc::clone(&self.writers));
+        let take_back = move || {
+            *writers.lock() = true;
+            site.abandon();
+            drop(held);
+        };
+        // It may block, and whoever drops it may not.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(take_back)),
+            Err(_) => take_back(),
+        }
     }
 }
 
@@ -335,8 +374,12 @@ impl Closed {
     ///
     /// # Errors
     /// [`CheckpointError::Io`].
-    pub fn write(self, stop: &Stop) -> Result<Written, CheckpointError> {
-        let Shard { name, sink, schemes, .. } = self.shard;
+    pub(crate) fn write(self, stop: &Stop) -> Result<Written, CheckpointError> {
+        let given_up = self.writers.lock();
+        if *given_up {
+            return Err(CheckpointError::stopped());
+        }
+        let Shard { name, sink, schemes } = self.shard;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let (tensors, target) = (sink.tensors(), sink.target().clone());
         let (bytes, _) = sink.seal(&with_schemes(metadata, &schemes), false, stop)?;

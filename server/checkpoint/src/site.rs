@@ -224,7 +224,7 @@ impl Site {
     }
 
     /// Takes back all that is there, unless it is somebody else's by now.
-    pub(crate) fn abandon(self) {
+    pub(crate) fn abandon(&self) {
         if self.is_ours().is_err() || self.clear().is_err() {
             return;
         }

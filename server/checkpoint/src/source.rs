@@ -177,7 +177,7 @@ impl Source {
     }
 
     fn read_at(&self, at: &Range<u64>) -> io::Result<Bytes> {
-        match self.0.decoded.as_ref().filter(|decoded| decoded.holds(at.start)) {
+        match self.0.decoded.as_ref().filter(|_| Decoded::holds(at.start)) {
             Some(decoded) => decoded.read(self, at),
             None => self.0.file.read(at.clone()),
         }
@@ -198,7 +198,7 @@ impl Source {
 
     /// Copies a range of the file to the end of another.
     pub(crate) fn copy(&self, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
-        if self.0.decoded.as_ref().is_none_or(|decoded| !decoded.holds(range.start)) {
+        if self.0.decoded.as_ref().is_none_or(|_| !Decoded::holds(range.start)) {
             return self.0.file.copy(range, to, stop);
         }
         for start in range.clone().step_by(DECODED_BYTES as usize) {

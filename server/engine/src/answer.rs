@@ -148,11 +148,6 @@ impl Answers {
         (answers, ended)
     }
 
-    /// The schema of the answers.
-    pub fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
     /// The totals of the stream so far.
     pub fn tally(&self) -> &Tally {
         &self.tally

@@ -71,11 +71,6 @@ impl DecodedAnswers {
         DecodedAnswers { decoded, schema, tally: Tally::default() }
     }
 
-    /// The schema of the answers.
-    pub fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
     /// The totals of the stream so far.
     pub fn tally(&self) -> &Tally {
         &self.tally

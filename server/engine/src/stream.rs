@@ -1,12 +1,12 @@
 //! A stream of one verb: [`Intake`] turns batches into units, [`Unit::compute`] computes them anywhere, [`Output`] makes
 //! answers of results in order. Both verbs go the same way, so that whoever moves the data knows only this.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
 use quarrel_kernels::{Decoded, Level};
-use quarrel_proto::v1;
+use quarrel_proto::{VERSION, command, metadata, v1};
 
 use crate::{
     answer::{Answer, Answers},
@@ -178,6 +178,17 @@ impl Output {
         }
     }
 
+    /// The same with what a reply says of itself: the effective command, the contract's version and the CPU level that computes.
+    pub fn reply_schema(plan: &Plan, level: &str) -> Schema {
+        let entries = [
+            (metadata::COMMAND, command::to_json(&plan.effective)),
+            (metadata::VERSION, VERSION.to_owned()),
+            (metadata::LEVEL, level.to_owned()),
+        ];
+        let entries = entries.into_iter().map(|(key, value)| (key.to_owned(), value));
+        Output::schema(plan).with_metadata(HashMap::<String, String>::from_iter(entries))
+    }
+
     /// Before the first unit. `schema` is that of [`Output::schema`], with whatever metadata.
     pub fn new(plan: &Plan, schema: SchemaRef) -> Output {
         Output(match &plan.verb {
@@ -195,14 +206,6 @@ impl Output {
             (Out::Weights(_), Done::Codes(_)) | (Out::Codes(_), Done::Weights(_)) => {
                 unreachable!("one plan makes units, results and answers of one kind")
             }
-        }
-    }
-
-    /// The schema of the answers, as it was given.
-    pub fn schema_ref(&self) -> &SchemaRef {
-        match &self.0 {
-            Out::Weights(answers) => answers.schema(),
-            Out::Codes(answers) => answers.schema(),
         }
     }
 

@@ -8,11 +8,12 @@ use arrow_flight::{
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use bytes::Bytes;
+use quarrel_engine::Output;
 use quarrel_proto::{Reason, VERSION, command, json, metadata, v1};
 use tonic::Status;
 
 use crate::{
-    command::{plan_of_any, reply_schema},
+    command::plan_of_any,
     shared::Shared,
     status::{Fault, unsupported},
 };
@@ -69,7 +70,7 @@ fn results(shared: &Arc<Shared>, action: &Action) -> Result<Vec<String>, Status>
 /// The schema of a command's answers.
 pub(crate) async fn schema(shared: &Shared, descriptor: FlightDescriptor) -> Result<SchemaResult, Status> {
     let (plan, _) = plan_of_any(shared, descriptor.cmd).await?;
-    let schema = reply_schema(&plan, shared.level);
+    let schema = Output::reply_schema(&plan, shared.level.name());
     SchemaResult::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).map_err(encoding)
 }
 
@@ -77,7 +78,7 @@ pub(crate) async fn schema(shared: &Shared, descriptor: FlightDescriptor) -> Res
 /// checkpoint has one, here, whose ticket is the command.
 pub(crate) async fn flight_info(shared: &Shared, descriptor: FlightDescriptor) -> Result<FlightInfo, Status> {
     let (plan, is_stored) = plan_of_any(shared, descriptor.cmd.clone()).await?;
-    let schema = reply_schema(&plan, shared.level);
+    let schema = Output::reply_schema(&plan, shared.level.name());
     let message = IpcMessage::try_from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default())).map_err(encoding)?;
     let ticket = Ticket { ticket: descriptor.cmd.clone() };
     let endpoint = is_stored.then(|| FlightEndpoint { ticket: Some(ticket), ..FlightEndpoint::default() });

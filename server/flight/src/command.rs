@@ -1,9 +1,8 @@
-//! A command's plan, and what a reply says of it before any row.
+//! A command's plan.
 
-use arrow_schema::Schema;
 use bytes::Bytes;
-use quarrel_engine::{Output, Plan};
-use quarrel_proto::{VERSION, command, metadata};
+use quarrel_engine::Plan;
+use quarrel_proto::command;
 
 use crate::{shared::Shared, status::Fault};
 
@@ -24,16 +23,4 @@ pub(crate) async fn plan_of_any(shared: &Shared, bytes: Bytes) -> Result<(Plan, 
         Ok((Plan::new(&command)?, is_stored))
     });
     made.await.map_err(Fault::from)?
-}
-
-/// The schema of the answers, with the effective command, the contract's version and the CPU level.
-pub(crate) fn reply_schema(plan: &Plan, level: quarrel_engine::Level) -> Schema {
-    let entries = [
-        (metadata::COMMAND, command::to_json(&plan.effective)),
-        (metadata::VERSION, VERSION.to_owned()),
-        (metadata::LEVEL, level.name().to_owned()),
-    ];
-    let metadata: std::collections::HashMap<String, String> =
-        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Output::schema(plan).with_metadata(metadata)
 }

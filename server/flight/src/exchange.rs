@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug_span, info_span};
 
 use crate::{
-    command::{plan_of, reply_schema},
+    command::plan_of,
     frame::FrameIn,
     outbox::{Outbox, Responses, outbox},
     reader::Reader,
@@ -155,7 +155,7 @@ impl<R: Replies> Stream<R> {
         F: futures::Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
     {
         let (plan, first) = self.plan(frames).await?;
-        let schema = Arc::new(reply_schema(&plan, self.shared.level));
+        let schema = Arc::new(Output::reply_schema(&plan, self.shared.level.name()));
         let (replies, first_replies) = R::begin(&schema)?;
         self.outbox.push(first_replies, None);
         let sequence = Sequence::new(Output::new(&plan, schema), replies, self.outbox.clone());

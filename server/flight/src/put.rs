@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,7 +10,8 @@ use arrow_flight::PutResult;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use prost::Message;
-use quarrel_checkpoint::{CheckpointError, Closed, Put, Replace, Stop, Written};
+use quarrel_checkpoint::{CheckpointError, Filling, Gate, Put, Replace, Stop};
+use quarrel_engine::Answer;
 use quarrel_pool::Share;
 use quarrel_proto::{
     Reason,
@@ -21,9 +21,8 @@ use quarrel_proto::{
     v1::{self, command::Verb},
 };
 use tokio::{
-    runtime::Handle,
     sync::{mpsc, oneshot},
-    task::{JoinHandle, spawn_blocking},
+    task::spawn_blocking,
     time::{interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -56,51 +55,35 @@ where
 {
     let (opened, begins) = oneshot::channel();
     let end = Arc::new(Mutex::new(None));
-    let frames = layers(Arc::clone(shared), frames, opened, Arc::clone(&end));
+    let stop = Arc::<Stop>::default();
+    let frames = layers(Arc::clone(shared), frames, (opened, Arc::clone(&stop)), Arc::clone(&end));
     // Its first word waits for a store.
     let patience = Duration::from_secs(shared.config.stream_seconds);
     let answers = exchange::open::<Answers, _>(Arc::clone(shared), frames, share, peer, patience)?;
     let (sender, results) = mpsc::channel(1);
-    let sealing = Sealing { shared: Arc::clone(shared), answers, end, results: sender, stop: Arc::default() };
+    let sealing = Sealing { shared: Arc::clone(shared), answers, end, results: sender, stop };
     tokio::spawn(sealing.run(begins));
     Ok(stream::unfold(results, |mut results| async { Some((results.recv().await?, results)) }).boxed())
 }
 
-/// What a stream writes to; taken back if nobody takes it.
+/// What a stream writes to; a [`Put`] that nobody takes is taken back.
 struct Opened {
-    put: Option<Put>,
-    command: Bytes,
-    claim: Option<Claim>,
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        let (put, claim) = (self.put.take(), self.claim.take());
-        let take_back = move || {
-            if let Some(put) = put {
-                put.abandon();
-            }
-            drop(claim);
-        };
-        match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(take_back)),
-            Err(_) => take_back(),
-        }
-    }
+    put: Put,
+    claim: Claim,
 }
 
 /// A client's messages as a stream of DoExchange has them: the first without its sink, which is opened; the last said to be it.
 fn layers<F>(
     shared: Arc<Shared>,
     mut frames: F,
-    opened: oneshot::Sender<Opened>,
+    (opened, stop): (oneshot::Sender<Opened>, Arc<Stop>),
     end: Arc<Mutex<Option<End>>>,
 ) -> impl Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static
 where
     F: Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
 {
     let first = async move {
-        let first = match begin(&shared, &mut frames).await {
+        let first = match begin(&shared, &mut frames, stop).await {
             Ok((first, put)) => {
                 let _ = opened.send(put);
                 Ok(first)
@@ -114,7 +97,7 @@ where
 }
 
 /// The first message, with the command that the stream is of.
-async fn begin<F>(shared: &Arc<Shared>, frames: &mut F) -> Result<(FrameIn, Opened), Broken>
+async fn begin<F>(shared: &Arc<Shared>, frames: &mut F, stop: Arc<Stop>) -> Result<(FrameIn, Opened), Broken>
 where
     F: Stream<Item = Result<FrameIn, Broken>> + Send + Unpin + 'static,
 {
@@ -127,14 +110,14 @@ where
     let mut first = first.ok_or_else(missing)??;
     let command = first.command.take().ok_or_else(missing)?;
     let of = Arc::clone(shared);
-    let opening = spawn_blocking(move || sink(&of, &command));
+    let opening = spawn_blocking(move || sink(&of, &command, &stop));
     let opened = opening.await.map_err(|_| Broken::Fault(Fault::ours()))?.map_err(Broken::Fault)?;
-    first.command = Some(opened.command.clone());
+    first.command = Some(Bytes::from(to_json(&opened.put.command)));
     Ok((first, opened))
 }
 
 /// Opens what a command writes to.
-fn sink(shared: &Shared, command: &[u8]) -> Result<Opened, Fault> {
+fn sink(shared: &Shared, command: &[u8], stop: &Arc<Stop>) -> Result<Opened, Fault> {
     let command = parse(command)?;
     let unsupported = |what: &str| Fault::new(Reason::VerbUnsupported, what);
     let conflict = |what: &str| Fault::new(Reason::OptionConflict, what);
@@ -151,9 +134,8 @@ fn sink(shared: &Shared, command: &[u8]) -> Result<Opened, Fault> {
         return Err(conflict("`return_kept` has no effect on a checkpoint: what is kept is stored"));
     }
     let (sink, claim) = shared.jobs.sink(uri, "a stream".to_owned())?;
-    let put = Put::open(&sink, quantize, shared.config.shard_bytes_max, Replace::Never, &Stop::default())?;
-    let command = Bytes::from(to_json(&put.command));
-    Ok(Opened { put: Some(put), command, claim: Some(claim) })
+    let put = Put::open(&sink, quantize, shared.config.shard_bytes_max, Replace::Never, stop)?;
+    Ok(Opened { put, claim })
 }
 
 /// Messages up to the one that says the end, which it must.
@@ -193,9 +175,6 @@ struct Sealing {
     stop: Arc<Stop>,
 }
 
-/// A file that is being written.
-type Writing = JoinHandle<Result<Written, CheckpointError>>;
-
 impl Sealing {
     async fn run(mut self, begins: oneshot::Receiver<Opened>) {
         let gone = CancellationToken::new();
@@ -206,7 +185,7 @@ impl Sealing {
         let ended = {
             let sealed = async {
                 match begins.await {
-                    Ok(mut opened) => self.write(opened.put.take(), opened.claim.take(), &gone).await,
+                    Ok(Opened { put, claim }) => self.write(put, claim, &gone).await,
                     // Whoever does not send it has said why to the stream.
                     Err(_) => self.refused().await,
                 }
@@ -247,43 +226,27 @@ impl Sealing {
     }
 
     /// Writes what comes, and seals it; or takes back all of it.
-    async fn write(
-        &mut self,
-        mut put: Option<Put>,
-        claim: Option<Claim>,
-        gone: &CancellationToken,
-    ) -> Result<v1::Summary, Fault> {
-        let mut writing = None;
-        let sealed = self.seal(&mut put, &mut writing, gone).await;
+    async fn write(&mut self, put: Put, claim: Claim, gone: &CancellationToken) -> Result<v1::Summary, Fault> {
+        let mut filling = Filling::new(put, Arc::clone(&self.stop));
+        let sealed = self.seal(&mut filling, gone).await;
         if sealed.is_err() {
             self.stop.stop();
-            if let Some(writing) = writing.take() {
-                let _: Result<_, _> = writing.await;
-            }
-            if let Some(put) = put.take() {
-                let _: Result<_, _> = spawn_blocking(move || put.abandon()).await;
-            }
+            drop(filling);
+            self.stop.released().await;
         }
         drop(claim);
         sealed
     }
 
-    async fn seal(
-        &mut self,
-        put: &mut Option<Put>,
-        writing: &mut Option<Writing>,
-        gone: &CancellationToken,
-    ) -> Result<v1::Summary, Fault> {
+    async fn seal(&mut self, filling: &mut Filling, gone: &CancellationToken) -> Result<v1::Summary, Fault> {
         let mut summary = loop {
             let answer = tokio::select! {
                 answer = self.answers.next() => answer,
                 () = gone.cancelled() => return Err(CheckpointError::stopped().into()),
             };
             match answer.ok_or_else(Fault::ours)?? {
-                Answered::Rows(answer) => {
-                    let quarrel_engine::Answer { batch, progress } = answer;
-                    let closed = self.at(put, move |put| put.take(&batch)).await?;
-                    self.start(put, writing, closed).await?;
+                Answered::Rows(Answer { batch, progress }) => {
+                    self.telling(filling.take(batch)).await?;
                     // Whoever does not read them need not.
                     let _ = self.results.try_send(Ok(message(json::progress(&progress))));
                 }
@@ -291,70 +254,25 @@ impl Sealing {
             }
         };
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(Fault::ours)?;
-        let closed = self.at(put, move |put| put.end(Some(end.layers))).await?;
-        self.start(put, writing, closed).await?;
-        self.written(put, writing).await?;
-        let by = by(&self.shared);
-        let stop = self.stop.hold();
-        let report = self.at(put, move |put| put.finish("a stream".to_owned(), end.config, by, &stop)).await?;
+        self.telling(filling.end(Some(end.layers), Gate::default())).await?;
+        let sealed = filling.finish("a stream".to_owned(), end.config, by(&self.shared));
+        let report = self.telling(sealed).await?;
         summary.total_seconds = report.seconds;
         summary.bytes_out = report.totals.destination_bytes;
         tracing::info!(sink = report.destination, seconds = report.seconds, "sealed");
         Ok(*summary)
     }
 
-    /// Does something with what is written to, on a thread that may block, for as long as it takes.
-    async fn at<T: Send + 'static>(
-        &mut self,
-        put: &mut Option<Put>,
-        act: impl FnOnce(&mut Put) -> Result<T, CheckpointError> + Send + 'static,
-    ) -> Result<T, Fault> {
-        let mut taken = put.take().ok_or_else(Fault::ours)?;
-        let mut acting = spawn_blocking(move || {
-            // It comes back even so: what there is of it is to be taken back.
-            let done = catch_unwind(AssertUnwindSafe(|| act(&mut taken)));
-            (taken, done)
-        });
+    /// Waits for a step, however slow a store is: that is no standstill of the stream.
+    async fn telling<T>(&self, step: impl Future<Output = T>) -> T {
+        tokio::pin!(step);
         let mut tell = interval(TELL);
-        let (back, done) = loop {
+        loop {
             tokio::select! {
-                acted = &mut acting => break acted.map_err(|_| Fault::ours())?,
+                done = &mut step => return done,
                 _ = tell.tick() => self.answers.still_takes(),
             }
-        };
-        *put = Some(back);
-        Ok(done.map_err(|_| Fault::ours())??)
-    }
-
-    /// Has files written that are full, one after the other.
-    async fn start(
-        &mut self,
-        put: &mut Option<Put>,
-        writing: &mut Option<Writing>,
-        closed: Vec<Closed>,
-    ) -> Result<(), Fault> {
-        for closed in closed {
-            self.written(put, writing).await?;
-            let stop = self.stop.hold();
-            *writing = Some(spawn_blocking(move || closed.write(&stop)));
         }
-        Ok(())
-    }
-
-    /// Waits for the file that is being written.
-    async fn written(&mut self, put: &mut Option<Put>, writing: &mut Option<Writing>) -> Result<(), Fault> {
-        let Some(mut file) = writing.take() else { return Ok(()) };
-        let mut tell = interval(TELL);
-        let written = loop {
-            tokio::select! {
-                written = &mut file => break written.map_err(|_| Fault::ours())??,
-                _ = tell.tick() => self.answers.still_takes(),
-            }
-        };
-        if let Some(put) = put {
-            put.add(written);
-        }
-        Ok(())
     }
 }
 

@@ -8,15 +8,18 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    backtrace::Backtrace,
     env,
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
+    panic,
     path::{Path, PathBuf},
     process,
 };
 
-use quarrel_checkpoint::{CheckpointError, Estimate, Gate, Job, Location, Model, Replace, Source, Stop};
+use quarrel_checkpoint::{CheckpointError, Estimate, Gate, Job, Limits, Location, Model, Replace, Source, Stop};
+use quarrel_engine::panics_are_contained;
 use quarrel_proto::v1;
 use serde_json::{Map, Value};
 
@@ -180,6 +183,24 @@ impl Folder {
         out.write_all_at(&bytes.first, 0).expect("a file of an input");
         out.set_len(bytes.length).expect("a file of an input");
     }
+}
+
+/// Small ones: what is larger would only take longer.
+pub const LIMITS: Limits = Limits {
+    message_bytes_max: 1 << 20,
+    span_bytes_max: 1 << 20,
+    batch_rows_max: 1 << 10,
+    layers_max: 1 << 10,
+    name_bytes_max: 1 << 10,
+};
+
+/// libFuzzer's crate ends the process at every panic: those that the decoder turns into errors are none.
+pub fn contain() {
+    panic::set_hook(Box::new(|panicked| {
+        if !panics_are_contained() {
+            eprintln!("{panicked}\n{}", Backtrace::force_capture());
+        }
+    }));
 }
 
 /// Opens a file.

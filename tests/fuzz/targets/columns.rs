@@ -3,20 +3,9 @@
 #![forbid(unsafe_code)]
 #![no_main]
 
-use std::{backtrace::Backtrace, panic};
-
 use libfuzzer_sys::fuzz_target;
-use quarrel_checkpoint::{Columns, Limits, Location};
-use quarrel_engine::panics_are_contained;
-use quarrel_fuzz::Folder;
-
-const LIMITS: Limits = Limits {
-    message_bytes_max: 1 << 20,
-    span_bytes_max: 1 << 20,
-    batch_rows_max: 1 << 10,
-    layers_max: 1 << 10,
-    name_bytes_max: 1 << 10,
-};
+use quarrel_checkpoint::{Columns, Location};
+use quarrel_fuzz::{Folder, LIMITS, contain};
 
 fuzz_target!(init: contain(), |input: &[u8]| {
     let folder = Folder::default();
@@ -26,12 +15,3 @@ fuzz_target!(init: contain(), |input: &[u8]| {
         assert!(batch.num_rows() <= LIMITS.batch_rows_max);
     }
 });
-
-/// libFuzzer's crate ends the process at every panic: those that the decoder turns into errors are none.
-fn contain() {
-    panic::set_hook(Box::new(|panicked| {
-        if !panics_are_contained() {
-            eprintln!("{panicked}\n{}", Backtrace::force_capture());
-        }
-    }));
-}

@@ -5,24 +5,13 @@
 #![forbid(unsafe_code)]
 #![no_main]
 
-use std::{backtrace::Backtrace, panic, sync::Arc};
+use std::sync::Arc;
 
 use arrow_buffer::Buffer;
 use libfuzzer_sys::fuzz_target;
-use quarrel_engine::{
-    Cancel, Decoded, Decoder, Intake, LayerError, Level, Limits, Need, Output, Plan, Unit, is_light,
-    panics_are_contained,
-};
-use quarrel_fuzz::parts;
+use quarrel_engine::{Cancel, Decoded, Decoder, Intake, LayerError, Level, Need, Output, Plan, Unit, is_light};
+use quarrel_fuzz::{LIMITS, contain, parts};
 use quarrel_proto::command::parse;
-
-const LIMITS: Limits = Limits {
-    message_bytes_max: 1 << 20,
-    span_bytes_max: 1 << 20,
-    batch_rows_max: 1 << 10,
-    layers_max: 1 << 10,
-    name_bytes_max: 1 << 10,
-};
 
 fuzz_target!(init: contain(), |input: &[u8]| {
     let mut parts = parts(input);
@@ -57,15 +46,6 @@ fuzz_target!(init: contain(), |input: &[u8]| {
     }
     let _ = intake.map(|intake| intake.end());
 });
-
-/// libFuzzer's crate ends the process at every panic: those that the decoder turns into errors are none.
-fn contain() {
-    panic::set_hook(Box::new(|panicked| {
-        if !panics_are_contained() {
-            eprintln!("{panicked}\n{}", Backtrace::force_capture());
-        }
-    }));
-}
 
 /// Answers all rows of the batch that was begun.
 fn answer(intake: &mut Intake, output: &mut Output) -> Result<(), LayerError> {

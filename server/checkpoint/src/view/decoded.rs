@@ -1,7 +1,7 @@
 //! Quantized layers, decoded where they are read.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     io,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
@@ -14,6 +14,7 @@ use safetensors::Dtype;
 use crate::{
     checks::{already_quantized, refuse_scattered},
     error::CheckpointError,
+    fate::dtype_of,
     local::{Scales, decode},
     model::Model,
     modules::{Module, modules},
@@ -61,7 +62,7 @@ fn file(shard: &Source, modules: Vec<Module>, number: usize, remembered: &Arc<Re
         return shard.clone();
     }
     let by_codes = BTreeMap::from_iter(modules.iter().map(|module| (module.codes.name.as_str(), module)));
-    let parts = std::collections::HashSet::<&str>::from_iter(modules.iter().flat_map(Module::parts));
+    let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(Module::parts));
     let mut layers = BTreeMap::new();
     let mut end = BEHIND;
     let mut tensors = Vec::new();
@@ -86,11 +87,7 @@ fn file(shard: &Source, modules: Vec<Module>, number: usize, remembered: &Arc<Re
 
 /// The type that its weights had.
 fn dense_type(module: &Module) -> Dtype {
-    match module.dtype_word() {
-        "bf16" => Dtype::BF16,
-        "f16" => Dtype::F16,
-        _ => Dtype::F32,
-    }
+    dtype_of(module.dtype_word())
 }
 
 /// Bytes of an element of them.
@@ -100,7 +97,7 @@ fn width(module: &Module) -> u64 {
 
 impl Decoded {
     /// Whether a place is one of a decoded tensor.
-    pub(crate) fn holds(&self, at: u64) -> bool {
+    pub(crate) fn holds(at: u64) -> bool {
         at >= BEHIND
     }
 

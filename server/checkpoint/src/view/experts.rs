@@ -22,13 +22,14 @@ const TRANSPOSED: [&str; 4] = ["gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe
 
 /// A file with such tensors split, but for those of which the command quantizes nothing.
 pub(super) fn file(shard: &Source, plan: &Plan, config: &Map<String, Value>) -> Source {
-    let split =
-        |tensor: &Tensor| experts(tensor, config).filter(|parts| parts.iter().any(|part| is_quantized(part, plan)));
-    if !shard.tensors().iter().any(|tensor| split(tensor).is_some()) {
-        return shard.clone();
-    }
-    let parts = shard.tensors().iter().flat_map(|tensor| split(tensor).unwrap_or_else(|| vec![tensor.clone()]));
-    shard.with(parts.collect(), None)
+    let mut is_split = false;
+    let parts = shard.tensors().iter().flat_map(|tensor| {
+        let parts = experts(tensor, config).filter(|parts| parts.iter().any(|part| is_quantized(part, plan)));
+        is_split |= parts.is_some();
+        parts.unwrap_or_else(|| vec![tensor.clone()])
+    });
+    let parts = parts.collect();
+    if is_split { shard.with(parts, None) } else { shard.clone() }
 }
 
 fn is_quantized(tensor: &Tensor, plan: &Plan) -> bool {

@@ -53,32 +53,25 @@ impl Work {
 
     async fn until_cancelled(self) -> Result<v1::Summary, Fault> {
         let (stop, cancelled) = (Arc::clone(&self.entry.stop), self.entry.cancelled.clone());
-        let is_flow = self.is_flow();
         let done = tokio::select! {
             done = self.done() => done,
-            // A flow takes back what it has written.
-            () = cancelled.cancelled(), if !is_flow => Err(CheckpointError::stopped()),
+            () = cancelled.cancelled() => Err(CheckpointError::stopped()),
         };
         if stop.is_stopped() {
-            // A file that is being written is taken back.
+            // What is being written is taken back.
             stop.released().await;
         }
         Ok(done?)
     }
 
-    /// Whether an end of it is a file of columns, and it quantizes.
-    fn is_flow(&self) -> bool {
-        let verb = self.request.command.as_ref().and_then(|command| command.verb.as_ref());
-        matches!(verb, Some(Verb::Quantize(_))) && Flow::is_for(&self.ends.0, &self.ends.1)
-    }
-
+    /// Layers in columns, from a file or to one.
     async fn flow(self, command: v1::Quantize) -> Result<v1::Summary, CheckpointError> {
         let Work { shared, entry, request, ends: (source, sink) } = self;
         let asked = (request.replacing(), request.gate());
         let layers = shared.config.layer_limits();
         let limits = FlowLimits { layers, shard_bytes_max: shared.config.shard_bytes_max };
-        let stopped = entry.stop.hold();
-        let opening = move || Flow::open((&source, &sink), command, asked, limits, &stopped);
+        let stop = Arc::clone(&entry.stop);
+        let opening = move || Flow::open((&source, &sink), command, asked, limits, &stop);
         let opened = tokio::task::spawn_blocking(opening).await;
         let flow = opened.map_err(|error| CheckpointError::Ours(error.to_string()))??;
         entry.begins(flow.bytes(), Some(flow.command()));
@@ -87,9 +80,9 @@ impl Work {
     }
 
     async fn done(self) -> Result<v1::Summary, CheckpointError> {
-        if let (true, Some(Verb::Quantize(command))) =
-            (self.is_flow(), self.request.command.as_ref().and_then(|command| command.verb.clone()))
-        {
+        let verb = self.request.command.as_ref().and_then(|command| command.verb.as_ref());
+        if let (Some(Verb::Quantize(command)), true) = (verb, Flow::is_for(&self.ends.0, &self.ends.1)) {
+            let command = command.clone();
             return self.flow(command).await;
         }
         let Work { shared, entry, request, ends: (source, sink) } = self;
