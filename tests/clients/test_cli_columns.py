@@ -1,4 +1,4 @@
-"""Files of layers in columns, Arrow IPC: what a stream would be sent is read, and what it would answer is written."""
+"""Files of layers in columns, Arrow IPC and Parquet: what a stream would be sent is read, and what it would answer is written."""
 
 import json
 import signal
@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from golden.model_free import digests
@@ -18,6 +19,9 @@ def batches(layers: dict[str, np.ndarray], **options) -> list[pa.RecordBatch]:
 
 
 def write(path, sent: list[pa.RecordBatch], **options):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_batches(sent), path, **options)
+        return path
     make = pa.ipc.new_stream if path.suffix == ".arrows" else pa.ipc.new_file
     with make(path, sent[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         for batch in sent:
@@ -26,6 +30,8 @@ def write(path, sent: list[pa.RecordBatch], **options):
 
 
 def read(path) -> pa.Table:
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
     return pa.ipc.open_file(path).read_all()
 
 
@@ -34,7 +40,7 @@ def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("source") / "model", shards=1)
 
 
-@pytest.mark.parametrize("ending", ["arrow", "arrows", "ipc"])
+@pytest.mark.parametrize("ending", ["arrow", "arrows", "ipc", "parquet"])
 @pytest.mark.parametrize("scheme", ["W4A16", "FP8_BLOCK", "int8/tensor"])
 def test_layers_of_a_file_become_the_model_that_their_folder_becomes(scheme, ending, model, tmp_path):
     source = write(tmp_path / f"layers.{ending}", batches(tensors(), channels_per_row=100))
@@ -51,10 +57,12 @@ def test_layers_of_a_file_become_the_model_that_their_folder_becomes(scheme, end
         layer["name"]: layer["metrics"] for layer in expected["layers"]}
 
 
+@pytest.mark.parametrize("ending", ["arrow", "parquet"])
 @pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "NVFP4A16"])
-def test_a_model_becomes_a_file_of_what_a_stream_answers(scheme, model, tmp_path, server):
-    cli.quantize(model, tmp_path / "out.arrow", "-s", scheme)
-    table = read(tmp_path / "out.arrow")
+def test_a_model_becomes_a_file_of_what_a_stream_answers(scheme, ending, model, tmp_path, server):
+    out = tmp_path / f"out.{ending}"
+    cli.quantize(model, out, "-s", scheme)
+    table = read(out)
     command = json.loads(table.schema.metadata[b"quarrel.command"])
     answered = wire.exchange(server.location, command, batches(tensors()))
     assert table.schema.metadata.keys() == {b"quarrel.command", b"quarrel.version", b"quarrel.level"}
@@ -62,15 +70,16 @@ def test_a_model_becomes_a_file_of_what_a_stream_answers(scheme, model, tmp_path
     found = {row["layer_name"]: row for row in table.to_pylist()}
     for row in answered.table.to_pylist():
         assert found[row["layer_name"]] == row
-    told = json.loads((tmp_path / "out.arrow.report.json").read_bytes())
+    told = json.loads((tmp_path / f"out.{ending}.report.json").read_bytes())
     assert {layer["name"] for layer in told["layers"]} == tensors().keys() == found.keys()
 
 
-def test_from_columns_to_columns_and_back_to_weights(tmp_path, server):
+@pytest.mark.parametrize("ending", ["arrow", "parquet"])
+def test_from_columns_to_columns_and_back_to_weights(ending, tmp_path, server):
     layers = {"a.weight": np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32), "b": np.ones(3, np.float32)}
-    source = write(tmp_path / "in.arrow", batches(layers, channels_per_row=8))
-    cli.quantize(source, tmp_path / "out.arrow", "-s", "int8", "--report", tmp_path / "report.json")
-    table = read(tmp_path / "out.arrow")
+    source = write(tmp_path / f"in.{ending}", batches(layers, channels_per_row=8))
+    cli.quantize(source, tmp_path / f"out.{ending}", "-s", "int8", "--report", tmp_path / "report.json")
+    table = read(tmp_path / f"out.{ending}")
     assert table.num_rows == 9 and set(table["status"].to_pylist()) == {"quantized", "kept"}
     dense = wire.exchange(server.location, {"dequantize": {}}, table.to_batches())
     weights = np.concatenate([np.array(row["weights"], np.float32) for row in dense.rows if row["layer_name"] == "a.weight"])
@@ -80,7 +89,7 @@ def test_from_columns_to_columns_and_back_to_weights(tmp_path, server):
 
 def test_a_gate_that_is_missed_leaves_nothing(tmp_path):
     source = write(tmp_path / "in.arrow", batches(tensors()))
-    for sink in ["out", "out.arrow"]:
+    for sink in ["out", "out.arrow", "out.parquet"]:
         ended = cli.run("quantize", source, tmp_path / sink, "-s", "int2/g64", "--sqnr-db-min", 60)
         assert ended.code == 7 and "SQNR" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["in.arrow"]
@@ -154,7 +163,7 @@ def test_compressed_bodies_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("sink", ["out", "out.arrow"])
+@pytest.mark.parametrize("sink", ["out", "out.arrow", "out.parquet"])
 def test_a_stopped_run_leaves_nothing(sink, number, code, tmp_path):
     layer = np.random.default_rng(0).normal(size=(1024, 4096)).astype(np.float32)
     source = write(tmp_path / "in.arrow", batches({f"{at}.weight": layer for at in range(20)}, channels_per_row=128))

@@ -9,6 +9,7 @@ import socket
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import flight
 
@@ -130,6 +131,45 @@ def test_from_columns_and_to_columns(client, folders, model, tmp_path):
     assert (job["state"], job["reason"]) == ("failed", "source_malformed") and not (folders / "write/bad").exists()
 
 
+CLAIMS = {
+    # Runs of one index of a dictionary: a page of a few bytes.
+    "a page": ({"compression": "none"}, "a page has 20000000 values"),
+    "a page that is compressed": ({"compression": "zstd", "use_dictionary": False}, "a page has 80000020 bytes"),
+    "a page of version 2": ({"compression": "snappy", "data_page_version": "2.0"}, "a page has"),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_small_file_of_a_large_row_is_told_before_it_is_in_memory(case, client, folders):
+    options, said = CLAIMS[case]
+    layer = wire.layer_batch("a.weight", np.ones((1, 20_000_000), np.float32))
+    pq.write_table(pa.Table.from_batches([layer]), folders / "read/in.parquet", **options)
+    assert (folders / "read/in.parquet").stat().st_size < 1 << 20
+    for sink in ["out", "out.parquet"]:
+        job = ended(client, submit(client, f"file://{folders}/read/in.parquet", f"file://{folders}/write/{sink}"))
+        assert (job["state"], job["reason"]) == ("failed", "source_malformed") and said in job["message"], job
+    assert not list((folders / "write").iterdir())
+
+
+def test_a_folder_of_columns_and_what_it_has_beside_them(client, folders):
+    source = folders / "read/layers"
+    source.mkdir()
+    pq.write_table(pa.Table.from_batches([wire.layer_batch(*layer) for layer in tensors().items()]), source / "a.parquet")
+    shutil.copy(folders / "read/model/config.json", source)
+    (source / "tokenizer.json").write_text("{}")
+    done(client, f"file://{source}", f"file://{folders}/write/out")
+    done(client, f"file://{folders}/read/model", f"file://{folders}/write/expected")
+    made, expected = folders / "write/out", folders / "write/expected"
+    assert digests(made) == digests(expected)
+    assert json.loads((made / "config.json").read_bytes()) == json.loads((expected / "config.json").read_bytes())
+    assert (made / "tokenizer.json").read_text() == "{}"
+    (folders / "secret.json").write_text("secret")
+    (source / "merges.json").symlink_to(folders / "secret.json")
+    job = ended(client, submit(client, f"file://{source}", f"file://{folders}/write/link"))
+    assert (job["state"], job["reason"]) == ("failed", "uri_not_allowed"), job
+    assert not (folders / "write/link").exists()
+
+
 def test_a_cancelled_job_of_columns_leaves_nothing(fresh_server, folders):
     layer = wire.layer_batch("a.weight", np.ones((4096, 4096), np.float32), channels_per_row=128)
     with pa.ipc.new_file(folders / "read/large.arrow", layer.schema) as writer:
@@ -149,14 +189,19 @@ def test_a_cancelled_job_of_columns_leaves_nothing(fresh_server, folders):
 def test_columns_in_a_bucket(fresh_server, s3, tmp_path):
     (tmp_path / "layers").mkdir()
     columns(tmp_path / "layers/model.arrow")
+    pq.write_table(pa.ipc.open_file(tmp_path / "layers/model.arrow").read_all(), tmp_path / "layers/model.parquet")
     source = s3.put(tmp_path / "layers", "columns")
     server = fresh_server("--allow-read", source, "--allow-write", "s3://models/made", env=s3.environment())
     with wire.connect(server.location) as client:
         done(client, f"{source}/model.arrow", "s3://models/made/columns", {"quantize": {"scheme": "W8A16"}})
+        done(client, f"{source}/model.parquet", "s3://models/made/again", {"quantize": {"scheme": "W8A16"}})
+        done(client, f"{source}/model.parquet", "s3://models/made/columns.parquet", {"quantize": {"scheme": "W8A16"}})
         done(client, f"{source}/model.arrow", "s3://models/made/columns.arrow", {"quantize": {"scheme": "W8A16"}})
     cli.quantize(tmp_path / "layers/model.arrow", tmp_path / "expected", "-s", "W8A16")
     assert digests(s3.fetch("made/columns", tmp_path / "out")) == digests(tmp_path / "expected")
+    assert digests(s3.fetch("made/again", tmp_path / "again")) == digests(tmp_path / "expected")
     table = pa.ipc.open_file(pa.BufferReader(s3.get("made/columns.arrow"))).read_all()
+    assert pq.read_table(pa.BufferReader(s3.get("made/columns.parquet"))).equals(table)
     assert set(table["layer_name"].to_pylist()) == tensors().keys()
 
 

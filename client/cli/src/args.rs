@@ -39,7 +39,8 @@ pub(crate) enum Command {
     /// Quantize a checkpoint: a safetensors file or a model's folder in, the same in the layout of compressed-tensors out
     ///
     /// Of a folder, all other files are copied, and `config.json` says what transformers and vLLM must know. Stopped, the
-    /// same command goes on where it was. Every layer is measured; a report in JSON is written beside the result. With `--scheme`, embeddings, output heads,
+    /// same command goes on where it was. Every layer is measured; a report in JSON is written beside the result. Either end may be a file of layers in columns,
+    /// Parquet or Arrow IPC, the source a folder of such files. With `--scheme`, embeddings, output heads,
     /// norms and routers stay as they are, and so do layers whose columns a group does not divide.
     #[command(after_help = EXIT_CODES)]
     Quantize(Box<QuantizeArgs>),
@@ -122,7 +123,7 @@ pub(crate) struct OutputArgs {
 /// What is read and written.
 #[derive(Debug, Group)]
 pub(crate) struct FileArgs {
-    /// The safetensors file, or the folder of a model, to read
+    /// The safetensors file, or the folder of a model, to read; for `quantize`, also a file or a folder of columns
     #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
 

@@ -127,7 +127,7 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Read { error, .. } => Failure::new(SYSTEM, sentence).advise(of_the_system(&error)),
             CheckpointError::NoFile { .. } => Failure::new(USAGE, sentence).advise("Name a file."),
             CheckpointError::Columns { .. } => Failure::new(INPUT, sentence)
-                .advise("Write it with Arrow, without compression, in the columns of SPEC.md, section \"Input\"."),
+                .advise("Write it as Arrow IPC without compression, or as Parquet, in the columns of SPEC.md, section \"Input\"."),
             CheckpointError::Malformed { .. } => {
                 Failure::new(INPUT, sentence).advise("Check that it was copied whole, and that it is safetensors.")
             }

@@ -29,7 +29,8 @@ use crate::{
 pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result<(), Failure> {
     let started = Instant::now();
     let ends = Ends::of(&args.files).await?;
-    if Flow::is_for(&ends.source, &ends.destination) {
+    let (source, destination) = (ends.source.clone(), ends.destination.clone());
+    if blocking(move || Ok(Flow::is_for(&source, &destination))).await? {
         return flow(args, ends, stop).await;
     }
     let command = command(&args.what, ends.is_folder)?;

@@ -62,10 +62,12 @@ pub enum CheckpointError {
         detail: String,
     },
     /// Not a file of columns, or a damaged one.
-    #[error("`{}` is no Arrow IPC that can be read: {detail}", path.display())]
+    #[error("`{}` is no {format} that can be read: {detail}", path.display())]
     Columns {
         /// The file.
         path: PathBuf,
+        /// What was expected.
+        format: &'static str,
         /// What is wrong with it.
         detail: String,
     },

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use serde_json::{Map, Value};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::{
+    beside::Beside,
     error::CheckpointError,
     job::pass,
     put::{Closed, Put, Written},
@@ -58,18 +58,13 @@ impl Filling {
         self.written().await
     }
 
-    /// Makes a model of its files, of a source that is called so; `config` says what is known of it beside its layers.
+    /// Makes a model of its files and what it has `beside` them, of a source that is called so.
     ///
     /// # Errors
     /// [`CheckpointError::Io`], of kind `Interrupted` if the [`Stop`] was first; [`CheckpointError`] for a configuration that no loader could use.
-    pub async fn finish(
-        &mut self,
-        source: String,
-        config: Map<String, Value>,
-        by: By,
-    ) -> Result<Report, CheckpointError> {
+    pub async fn finish(&mut self, source: String, beside: Beside, by: By) -> Result<Report, CheckpointError> {
         let stop = self.stop.hold();
-        self.step(move |put| put.finish(source, config, by, &stop)).await
+        self.step(move |put| put.finish(source, beside, by, &stop)).await
     }
 
     async fn step<T: Send + 'static>(

@@ -12,12 +12,12 @@ use futures::{
 };
 use quarrel_engine::{Limits, Output};
 use quarrel_proto::v1::{self, command::Verb};
-use serde_json::Map;
 use tokio::task::spawn_blocking;
 
 use crate::{
+    beside::Beside,
     checks::{refuse_calibrated, refuse_overlap},
-    columns::{Columns, ColumnsFile, is_columns},
+    columns::{Columns, ColumnsFile, holds_columns, is_columns},
     error::CheckpointError,
     fate::{of_checkpoint, plan_of},
     filling::Filling,
@@ -54,15 +54,15 @@ pub struct FlowLimits {
 
 /// Where a flow goes.
 enum Into {
-    Model(Box<Put>),
+    Model(Box<Put>, Beside),
     /// The file is begun with the first answer's schema.
     File(Target),
 }
 
 impl Flow {
-    /// Whether layers go so from the one to the other, and not as a job.
+    /// Whether layers go so from the one to the other, and not as a job. It may block.
     pub fn is_for(source: &Location, destination: &Location) -> bool {
-        is_columns(source) || is_columns(destination)
+        is_columns(destination) || holds_columns(source)
     }
 
     /// Whether a model comes of it, whose loaders look for codes in `Linear` layers.
@@ -85,7 +85,8 @@ impl Flow {
         refuse_overlap(source, destination)?;
         let command = of_checkpoint(command, Flow::makes_model(destination));
         refuse_calibrated(&plan_of(&command)?)?;
-        let (command, schema, rows, bytes) = match is_columns(source) {
+        let of_columns = holds_columns(source);
+        let (command, schema, rows, bytes) = match of_columns {
             true => {
                 let columns = Columns::open(source, limits.layers)?;
                 let (schema, bytes) = (Arc::clone(columns.schema()), columns.bytes());
@@ -103,7 +104,9 @@ impl Flow {
                 let Some(Verb::Quantize(quantize)) = command.verb.clone() else {
                     return Err(CheckpointError::Ours("a flow of another verb".to_owned()));
                 };
-                Into::Model(Box::new(Put::open(destination, quantize, limits.shard_bytes_max, replace, stop)?))
+                let beside = if of_columns { Beside::columns(source)? } else { Beside::default() };
+                let put = Put::open(destination, quantize, limits.shard_bytes_max, replace, stop)?;
+                Into::Model(Box::new(put), beside)
             }
             false => Into::File(Target::new(destination, replace)?),
         };
@@ -139,7 +142,7 @@ impl Flow {
         let answered = Arc::new(Output::reply_schema(&plan, &by.cpu_level));
         let mut answers = local.answers_to(&plan, &schema, Arc::clone(&answered), rows);
         let mut sink = match into {
-            Into::Model(put) => Sink::Model(Box::new(Filling::new(*put, Arc::clone(stop)))),
+            Into::Model(put, beside) => Sink::Model(Box::new(Filling::new(*put, Arc::clone(stop))), beside),
             Into::File(target) => {
                 let path = target.path();
                 Sink::File { file: Box::new(ColumnsFile::new(target, &answered)?), layers: Layers::default(), path }
@@ -190,14 +193,14 @@ fn batches(columns: Columns) -> impl Stream<Item = Result<RecordBatch, Checkpoin
 
 /// What takes the answers.
 enum Sink {
-    Model(Box<Filling>),
+    Model(Box<Filling>, Beside),
     File { file: Box<ColumnsFile>, layers: Layers, path: PathBuf },
 }
 
 impl Sink {
     async fn take(&mut self, batch: RecordBatch) -> Result<(), CheckpointError> {
         match self {
-            Sink::Model(filling) => filling.take(batch).await,
+            Sink::Model(filling, _) => filling.take(batch).await,
             Sink::File { file, layers, .. } => {
                 layers.take(&batch)?;
                 file.write(&batch)
@@ -207,7 +210,7 @@ impl Sink {
 
     fn last_layer(&self) -> Option<&str> {
         match self {
-            Sink::Model(filling) => filling.last_layer(),
+            Sink::Model(filling, _) => filling.last_layer(),
             Sink::File { layers, .. } => layers.last_layer(),
         }
     }
@@ -222,9 +225,9 @@ impl Sink {
     ) -> Result<Report, CheckpointError> {
         let source = source.display().to_string();
         match self {
-            Sink::Model(mut filling) => {
+            Sink::Model(mut filling, beside) => {
                 filling.end(None, gate).await?;
-                filling.finish(source, Map::new(), by).await
+                filling.finish(source, beside, by).await
             }
             Sink::File { file, layers, path } => {
                 pass(gate, layers.all())?;

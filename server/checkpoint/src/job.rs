@@ -20,7 +20,7 @@ use crate::{
     fate::{Fate, fates, plan_of},
     fused::{Fused, fused, with_shared_scales},
     make::{dense, quantized},
-    model::{Model, REPORT},
+    model::{CONFIG, Model, REPORT},
     modules::{Module, modules},
     report::{Gate, LayerReport},
     site::{Record, Site},
@@ -357,7 +357,7 @@ impl Job {
             if let Work::Quantize { .. } = self.work {
                 config = quantized_config(config, &decided(&made.layers)?);
             }
-            site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
+            site.put(Path::new(CONFIG), &text(&Value::Object(config))?)?;
         }
         site.done()
     }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod answers;
+mod beside;
 mod bits;
 mod checks;
 mod columns;
@@ -39,7 +40,8 @@ mod target;
 mod unit;
 mod view;
 
-pub use columns::{Columns, is_columns};
+pub use beside::Beside;
+pub use columns::{Columns, holds_columns, is_columns};
 pub use error::CheckpointError;
 pub use estimate::{Estimate, Estimated, estimate};
 pub use fate::{checkpoint_recipe, of_checkpoint};

@@ -32,6 +32,8 @@ const OTHER_WEIGHTS: [&str; 10] =
     ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data", "pt", "pth", "safetensors"];
 /// What the command line writes into a folder: of another model, if it is there.
 pub const REPORT: &str = "quarrel.report.json";
+/// What loaders know a model by.
+pub(crate) const CONFIG: &str = "config.json";
 /// Which tensor is in which file.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
@@ -92,14 +94,11 @@ impl Model {
                 vec![Source::open(&location.join(Path::new(file.ok_or_else(none)?)))?]
             }
         };
-        let config = match names.iter().any(|name| name == "config.json") {
-            true => Some(read_json(location, "config.json", CONFIG_BYTES_MAX)?),
-            false => None,
-        };
+        let config = names.iter().any(|name| name == CONFIG).then(|| config(location)).transpose()?;
         let files = location.below().map_err(CheckpointError::io("cannot read", &path))?;
         let is_known = |file: &Path| {
             let is_index = index.as_ref().is_some_and(|(name, _)| file == Path::new(name));
-            is_index || [Path::new("config.json"), Path::new(REPORT)].contains(&file)
+            is_index || [Path::new(CONFIG), Path::new(REPORT)].contains(&file)
         };
         let is_shard = |file: &Path| shards.iter().any(|shard| shard.path() == path.join(file));
         let files = files.into_iter().filter(|file| !is_known(file) && !is_shard(file));
@@ -226,8 +225,14 @@ fn metadata(path: &Path, said: Option<Box<RawValue>>) -> Result<Map<String, Valu
     found.map_err(|error| malformed(path, format!("its `metadata` is no JSON of the kind: {error}")))
 }
 
-fn is_weights(file: &Path) -> bool {
+/// Whether a file is, by its ending, of weights in a format that is no source of ours.
+pub(crate) fn is_weights(file: &Path) -> bool {
     file.extension().is_some_and(|ending| OTHER_WEIGHTS.iter().any(|other| ending == *other))
+}
+
+/// A folder's `config.json`.
+pub(crate) fn config(folder: &Location) -> Result<Map<String, Value>, CheckpointError> {
+    read_json(folder, CONFIG, CONFIG_BYTES_MAX)
 }
 
 fn read_json<T: for<'a> Deserialize<'a>>(folder: &Location, name: &str, bytes_max: u64) -> Result<T, CheckpointError> {

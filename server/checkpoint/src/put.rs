@@ -22,13 +22,14 @@ use tokio::runtime::Handle;
 
 use crate::{
     answers::{self, Asked},
+    beside::Beside,
     checks::{as_json, refuse_calibrated, refuse_transposed},
     config::{decided, index, quantized_config, text},
     error::CheckpointError,
     fate::{of_checkpoint, plan_of},
     fused::Shared,
     layer::{Coming, module_of},
-    model::{INDEX, REPORT},
+    model::{CONFIG, INDEX, REPORT},
     report::{By, LayerReport, Report, Totals},
     said::with_schemes,
     sink::Sink,
@@ -68,6 +69,8 @@ pub struct Put {
     tensors: HashSet<String>,
     layers: Vec<LayerReport>,
     records: Vec<Record>,
+    /// Names of files that were copied.
+    copied: Vec<String>,
 }
 
 /// Who writes files: one at a time, and nobody once the model is given up.
@@ -150,6 +153,7 @@ impl Put {
             tensors: HashSet::new(),
             layers: Vec::new(),
             records: Vec::new(),
+            copied: Vec::new(),
         })
     }
 
@@ -304,15 +308,14 @@ impl Put {
         self.records.push(written.0);
     }
 
-    /// Makes a model of its files: the report, the index, and last of all the configuration, of which `config` says what the
-    /// stream's client knows. It may block.
+    /// Makes a model of its files: the report, what it has `beside` them, the index, and last of all the configuration. It may block.
     ///
     /// # Errors
     /// [`CheckpointError::Io`], of kind `Interrupted` if `stop` was first; [`CheckpointError`] for a configuration that no loader could use.
     pub(crate) fn finish(
         &mut self,
         source: String,
-        config: Map<String, Value>,
+        Beside { config, others }: Beside,
         by: By,
         stop: &Stop,
     ) -> Result<Report, CheckpointError> {
@@ -324,6 +327,10 @@ impl Put {
         let layers = std::mem::take(&mut self.layers);
         let report = Report::of_stream((source, destination), &self.command, (totals, layers), by, self.began);
         report.write(&self.site.target(Path::new(REPORT))?)?;
+        for (name, from) in others {
+            self.copied.push(name.clone());
+            self.site.copy(&from, Path::new(&name), stop)?;
+        }
         self.site.are_as_written(&self.records)?;
         self.site.is_ours()?;
         if !stop.commit() {
@@ -332,7 +339,7 @@ impl Put {
         self.records.sort_by(|a, b| a.file.cmp(&b.file));
         self.site.put(Path::new(INDEX), &text(&index(&Map::new(), &self.records))?)?;
         let config = quantized_config(config, &decided(&report.layers)?);
-        self.site.put(Path::new("config.json"), &text(&Value::Object(config))?)?;
+        self.site.put(Path::new(CONFIG), &text(&Value::Object(config))?)?;
         self.site.done()?;
         self.held = None;
         Ok(report)
@@ -345,9 +352,10 @@ impl Drop for Put {
         // What is open goes first.
         (self.file, self.open) = (None, None);
         let (site, writers) = (Arc::clone(&self.site), Arc::clone(&self.writers));
+        let copied = std::mem::take(&mut self.copied);
         let take_back = move || {
             *writers.lock() = true;
-            site.abandon();
+            site.abandon(&copied);
             drop(held);
         };
         // It may block, and whoever drops it may not.

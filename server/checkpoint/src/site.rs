@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     error::CheckpointError,
-    model::REPORT,
+    model::{CONFIG, REPORT},
     report::LayerReport,
     storage::{Kind, Location, Opened},
     target::{Replace, Stop, Target},
@@ -223,12 +223,14 @@ impl Site {
         Ok(())
     }
 
-    /// Takes back all that is there, unless it is somebody else's by now.
-    pub(crate) fn abandon(&self) {
+    /// Takes back all that is there, copies of that name among it, unless it is somebody else's by now.
+    pub(crate) fn abandon(&self, copied: &[String]) {
         if self.is_ours().is_err() || self.clear().is_err() {
             return;
         }
-        let _ = self.remove(&self.location, REPORT);
+        for name in copied.iter().map(String::as_str).chain([REPORT]) {
+            let _ = self.remove(&self.location, name);
+        }
         let folder = self.location.path().map(Path::to_owned);
         let _ = self.done();
         if self.is_made {
@@ -266,7 +268,7 @@ impl Site {
         for name in self.location.names().map_err(reading(&self.location))? {
             let endings = [".safetensors", ".safetensors.index.json", ".bin"];
             let is_weights = endings.iter().any(|ending| name.ends_with(ending));
-            let is_model = is_weights || name == "config.json" || name == "adapter_config.json";
+            let is_model = is_weights || name == CONFIG || name == "adapter_config.json";
             if is_model && self.location.join(Path::new(&name)).kind().is_ok_and(|kind| kind == Kind::File) {
                 self.remove(&self.location, &name)?;
             }

@@ -1,11 +1,6 @@
 //! Arrow IPC in: messages to a schema and record batches. Bytes from outside, so a panic in here is an error.
 
-use std::{
-    cell::Cell,
-    collections::HashMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, cast::AsArray};
 use arrow_buffer::Buffer;
@@ -14,7 +9,7 @@ use arrow_schema::{DataType, Schema, SchemaRef};
 use flatbuffers::VerifierOptions;
 use quarrel_proto::Reason;
 
-use crate::{LayerError, Limits, Note, check_rows, shorten};
+use crate::{LayerError, Limits, Note, check_rows, contained, shorten};
 
 /// What is decoded and looked at where it came, and not on the pool: it takes microseconds.
 const LIGHT_HEADER_BYTES: usize = 16 << 10;
@@ -88,11 +83,9 @@ impl Decoder {
         if header.is_empty() {
             return Ok(Decoded::Nothing);
         }
-        CONTAINED.with(|contained| contained.set(true));
         // arrow-rs slices buffers by offsets that it trusts: a panic is the caller's bad offset.
-        let result = catch_unwind(AssertUnwindSafe(|| self.decode_unguarded(header, body)));
-        CONTAINED.with(|contained| contained.set(false));
-        result.unwrap_or_else(|_| Err(invalid("its offsets or lengths do not fit its body")))
+        contained(|| self.decode_unguarded(header, body))
+            .unwrap_or_else(|| Err(invalid("its offsets or lengths do not fit its body")))
     }
 
     fn decode_unguarded(&mut self, header: &[u8], body: &Buffer) -> Result<Decoded, LayerError> {
@@ -241,15 +234,6 @@ fn invalid(what: &str) -> LayerError {
 
 fn error(reason: Reason, message: String) -> LayerError {
     LayerError(Note { reason, message })
-}
-
-thread_local! {
-    static CONTAINED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether a panic on this thread is one that [`Decoder::decode`] turns into an error, and so no news for the log.
-pub fn panics_are_contained() -> bool {
-    CONTAINED.with(Cell::get)
 }
 
 #[cfg(test)]

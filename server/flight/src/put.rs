@@ -10,7 +10,7 @@ use arrow_flight::PutResult;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use prost::Message;
-use quarrel_checkpoint::{CheckpointError, Filling, Gate, Put, Replace, Stop};
+use quarrel_checkpoint::{Beside, CheckpointError, Filling, Gate, Put, Replace, Stop};
 use quarrel_engine::Answer;
 use quarrel_pool::Share;
 use quarrel_proto::{
@@ -255,7 +255,7 @@ impl Sealing {
         };
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(Fault::ours)?;
         self.telling(filling.end(Some(end.layers), Gate::default())).await?;
-        let sealed = filling.finish("a stream".to_owned(), end.config, by(&self.shared));
+        let sealed = filling.finish("a stream".to_owned(), Beside::of(end.config), by(&self.shared));
         let report = self.telling(sealed).await?;
         summary.total_seconds = report.seconds;
         summary.bytes_out = report.totals.destination_bytes;

@@ -7,10 +7,7 @@ use arrow_buffer::Buffer;
 use arrow_schema::SchemaRef;
 use quarrel_engine::{Decoded, Decoder, Limits, body_bytes};
 
-use crate::{
-    error::CheckpointError,
-    storage::{Kind, Location, Opened},
-};
+use crate::{error::CheckpointError, storage::Opened};
 
 /// How a file begins that is no stream; behind it a stream is all that is read.
 const MAGIC: &[u8; 8] = b"ARROW1\0\0";
@@ -21,7 +18,7 @@ const HEADER_BYTES_MAX: u64 = 4 << 20;
 
 /// A file's batches. Only one of them is in memory.
 #[derive(Debug)]
-pub struct Columns {
+pub(super) struct Ipc {
     path: PathBuf,
     file: Opened,
     /// Where the next message begins.
@@ -31,19 +28,10 @@ pub struct Columns {
     message_bytes_max: u64,
 }
 
-impl Columns {
-    /// Opens a file and reads its schema. A batch of more bytes than `message_bytes_max` is an error.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Io`]; [`CheckpointError::Columns`] for what is no Arrow IPC.
-    pub fn open(location: &Location, limits: Limits) -> Result<Columns, CheckpointError> {
-        let path = location.shown();
-        let kind = location.kind().map_err(CheckpointError::io("cannot open", &path))?;
-        if kind != Kind::File {
-            return Err(CheckpointError::Columns { path, detail: "it is no regular file".to_owned() });
-        }
-        let file = location.open().map_err(CheckpointError::io("cannot open", &path))?;
-        let mut columns = Columns {
+impl Ipc {
+    /// Reads the schema. A batch of more bytes than `message_bytes_max` is an error.
+    pub(super) fn open(path: PathBuf, file: Opened, limits: Limits) -> Result<Ipc, CheckpointError> {
+        let mut columns = Ipc {
             path,
             file,
             at: 0,
@@ -63,20 +51,12 @@ impl Columns {
     }
 
     /// The schema of its batches.
-    pub fn schema(&self) -> &SchemaRef {
+    pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// Bytes of the file.
-    pub fn bytes(&self) -> u64 {
-        self.file.bytes()
-    }
-
     /// The next batch; none at the end.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Io`], [`CheckpointError::Columns`].
-    pub fn next_batch(&mut self) -> Result<Option<RecordBatch>, CheckpointError> {
+    pub(super) fn next_batch(&mut self) -> Result<Option<RecordBatch>, CheckpointError> {
         loop {
             match self.message()? {
                 Some(Decoded::Batch(batch)) => return Ok(Some(batch)),
@@ -135,6 +115,6 @@ impl Columns {
     }
 
     fn malformed(&self, detail: &str) -> CheckpointError {
-        CheckpointError::Columns { path: self.path.clone(), detail: detail.to_owned() }
+        CheckpointError::Columns { path: self.path.clone(), format: "Arrow IPC", detail: detail.to_owned() }
     }
 }

@@ -80,10 +80,12 @@ impl Work {
     }
 
     async fn done(self) -> Result<v1::Summary, CheckpointError> {
-        let verb = self.request.command.as_ref().and_then(|command| command.verb.as_ref());
-        if let (Some(Verb::Quantize(command)), true) = (verb, Flow::is_for(&self.ends.0, &self.ends.1)) {
-            let command = command.clone();
-            return self.flow(command).await;
+        if let Some(Verb::Quantize(command)) = self.request.command.as_ref().and_then(|command| command.verb.clone()) {
+            let (source, sink) = self.ends.clone();
+            let looked = tokio::task::spawn_blocking(move || Flow::is_for(&source, &sink)).await;
+            if looked.map_err(|error| CheckpointError::Ours(error.to_string()))? {
+                return self.flow(command).await;
+            }
         }
         let Work { shared, entry, request, ends: (source, sink) } = self;
         let (replace, gate) = (request.replacing(), request.gate());

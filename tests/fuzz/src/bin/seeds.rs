@@ -11,6 +11,12 @@ use arrow_array::{
     types::{Float32Type, Int64Type},
 };
 use arrow_schema::{DataType, Field};
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, Encoding, GzipLevel, ZstdLevel},
+    file::properties::{WriterProperties, WriterVersion},
+    schema::types::ColumnPath,
+};
 use prost::Message;
 use quarrel_checkpoint::modules;
 use quarrel_engine::{Cancel, Intake, Level, Limits, Need, Output, PRESETS, Plan};
@@ -106,7 +112,8 @@ fn main() -> Result<(), Failed> {
     let streams = streams()?;
     put("frames", frames(&streams)?)?;
     put("stream", streams.iter().map(Stream::joined).collect())?;
-    put("columns", streams.iter().map(Stream::file).chain(streams.iter().map(Stream::messages)).collect())?;
+    let columns = streams.iter().map(Stream::file).chain(streams.iter().map(Stream::messages)).chain(tables()?);
+    put("columns", columns.collect())?;
     fs::write(Path::new(&folder).join("words"), words()?)?;
     Ok(())
 }
@@ -233,8 +240,8 @@ impl Stream {
     }
 }
 
-/// Weights in every command of the list, and the answers of some as codes.
-fn streams() -> Result<Vec<Stream>, Failed> {
+/// Weights: of a fixed size, and of shapes.
+fn weights() -> Result<(RecordBatch, RecordBatch), Failed> {
     let shapes = || {
         let shape = |rows: i64| Some(vec![Some(rows), Some(128)]);
         arrow_array::ListArray::from_iter_primitive::<Int64Type, _, _>([shape(2), shape(2), shape(1)])
@@ -252,6 +259,47 @@ fn streams() -> Result<Vec<Stream>, Failed> {
         ("layer_name", Arc::new(views) as ArrayRef),
         ("weights", Arc::new(fixed) as ArrayRef),
     ])?;
+    Ok((fixed, whole))
+}
+
+/// The same as Parquet: both versions of pages, every encoding and codec that a writer of ours knows.
+fn tables() -> Result<Vec<Vec<u8>>, Failed> {
+    let (fixed, whole) = weights()?;
+    let plain = || WriterProperties::builder().set_dictionary_enabled(false);
+    let compressed = |codec| WriterProperties::builder().set_compression(codec).build();
+    let column = ColumnPath::from("layer_name");
+    let written = [
+        WriterProperties::default(),
+        WriterProperties::builder().set_writer_version(WriterVersion::PARQUET_2_0).build(),
+        plain().build(),
+        plain().set_writer_version(WriterVersion::PARQUET_2_0).set_encoding(Encoding::BYTE_STREAM_SPLIT).build(),
+        plain().set_column_encoding(column.clone(), Encoding::DELTA_BYTE_ARRAY).build(),
+        plain().set_column_encoding(column, Encoding::DELTA_LENGTH_BYTE_ARRAY).build(),
+        compressed(Compression::SNAPPY),
+        compressed(Compression::LZ4_RAW),
+        compressed(Compression::ZSTD(ZstdLevel::default())),
+        compressed(Compression::GZIP(GzipLevel::default())),
+        plain().set_compression(Compression::SNAPPY).set_writer_version(WriterVersion::PARQUET_2_0).build(),
+    ];
+    let mut seeds = Vec::new();
+    for properties in written {
+        for batch in [&fixed, &whole] {
+            let Ok(mut writer) = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties.clone())) else {
+                continue;
+            };
+            // Not every encoding is for every type.
+            if writer.write(batch).is_ok() {
+                seeds.push(writer.into_inner()?);
+            }
+        }
+    }
+    assert!(seeds.len() > 12, "{} seeds of Parquet", seeds.len());
+    Ok(seeds)
+}
+
+/// Weights in every command of the list, and the answers of some as codes.
+fn streams() -> Result<Vec<Stream>, Failed> {
+    let (fixed, whole) = weights()?;
     let mut streams = vec![Stream::new(COMMANDS[0], std::slice::from_ref(&fixed))?];
     for command in STREAMED {
         streams.push(Stream::new(command, &[whole.slice(0, 1), whole.slice(1, 2)])?);
@@ -307,7 +355,7 @@ fn frames(streams: &[Stream]) -> Result<Vec<Vec<u8>>, Failed> {
 
 /// What a mutation may write: the words of the formats, as libFuzzer reads them.
 fn words() -> Result<String, Failed> {
-    let texts = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 F6_E2M3 F4 I64 I32 I8 U8 BOOL dtype shape data_offsets __metadata__ weight weight_packed \
+    let texts = "PAR1 ARROW:schema F64 F32 F16 BF16 F8_E4M3 F8_E5M2 F6_E2M3 F4 I64 I32 I8 U8 BOOL dtype shape data_offsets __metadata__ weight weight_packed \
                  weight_scale weight_shape weight_zero_point weight_global_scale weight_g_idx qweight q_proj k_proj v_proj gate_proj up_proj \
                  weight_map metadata a.safetensors b.safetensors config.json quantization_config model_type gpt2 \
                  quarrel.schemes quantize dequantize measure scheme recipe rules targets ignore fallback schemes sqnr_db_min \
