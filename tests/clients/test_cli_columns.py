@@ -180,3 +180,11 @@ def test_a_server_elsewhere_is_not_asked(tmp_path, server):
     source = write(tmp_path / "in.arrow", batches(LAYER))
     ended = cli.run("quantize", source, tmp_path / "out", "-s", "int8", "--server", server.location)
     assert ended.code == 2 and "job" in ended.err
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["estimate", "-s", "int8"], ["dequantize", "out"], ["measure"]])
+def test_commands_that_read_no_columns_say_who_does(command, tmp_path):
+    source = write(tmp_path / "in.parquet", batches(LAYER))
+    ends = [source, source] if command == ["measure"] else [source]
+    ended = cli.run(command[0], *ends, *command[1:])
+    assert ended.code == 3 and "`quantize` alone" in ended.err, ended.err

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import flight
 
@@ -78,6 +79,22 @@ def test_layers_that_are_quantized_already_are_pulled_as_what_they_decode_to(ser
     for name in tensors():
         assert found.layer(name).rows == expected.layer(name).rows, name
     assert found.summary["layers_quantized"] == expected.summary["layers_quantized"] == 14
+
+
+@pytest.mark.parametrize("names", [pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()], ids=str)
+def test_layers_in_columns_are_pulled_as_they_would_be_sent(names, server, model):
+    table = pa.Table.from_batches([wire.layer_batch(name, array, channels_per_row=50) for name, array in tensors().items()])
+    folder = model.parent / "columns"
+    folder.mkdir()
+    pq.write_table(table.set_column(0, "layer_name", table["layer_name"].cast(names)), folder / "layers.parquet")
+    with pa.ipc.new_file(model.parent / "layers.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for source in [folder, folder / "layers.parquet", model.parent / "layers.arrow"]:
+        pulled = pull(server, f"file://{source}", {"scheme": "W4A16"})
+        command = json.loads(pulled.schema_metadata["quarrel.command"])
+        assert pulled.rows == wire.exchange(server.location, command, table.to_batches()).rows
+    (folder / "layers.parquet").write_bytes(b"none")
+    assert "[source_malformed]" in refused(server, ticket(f"file://{folder}", {"scheme": "W4A16"}))
 
 
 def test_the_flight_of_a_stored_checkpoint_has_an_endpoint(server, model):

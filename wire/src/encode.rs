@@ -2,6 +2,8 @@
 //!
 //! The stock encoder hands out the arrays' own buffers, uncopied, and so they leave.
 
+use std::collections::VecDeque;
+
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, StreamEncoder};
@@ -37,17 +39,18 @@ impl Encoder {
         Ok(Encoder { encoder: StreamEncoder::try_new(schema)?, schema_pending: true })
     }
 
-    /// The frame of a batch.
+    /// The frames of a batch: dictionaries that the other end does not have yet, and last of all itself, with the metadata.
     ///
     /// # Errors
     /// What arrow-ipc says of the batch.
-    pub fn batch(&mut self, batch: &RecordBatch, metadata: impl Into<Bytes>) -> Result<FrameOut, ArrowError> {
+    pub fn batch(&mut self, batch: &RecordBatch, metadata: impl Into<Bytes>) -> Result<Vec<FrameOut>, ArrowError> {
         let mut frames = split(self.encoder.encode(batch)?)?;
         if std::mem::take(&mut self.schema_pending) {
-            frames.next();
+            frames.pop_front();
         }
-        let frame = frames.next().ok_or_else(|| malformed("no batch"))?;
-        Ok(FrameOut { metadata: metadata.into(), ..frame })
+        let batch = frames.back_mut().ok_or_else(|| malformed("no batch"))?;
+        batch.metadata = metadata.into();
+        Ok(frames.into())
     }
 }
 
@@ -60,10 +63,9 @@ pub fn schema_frame(schema: &Schema) -> FrameOut {
 }
 
 /// Cuts an encapsulated IPC stream (continuation, length, header, body) into frames, without copying bodies.
-fn split(buffers: Vec<Buffer>) -> Result<impl Iterator<Item = FrameOut>, ArrowError> {
-    let mut rest: std::collections::VecDeque<Buffer> =
-        buffers.into_iter().filter(|buffer| !buffer.is_empty()).collect();
-    let mut frames = Vec::new();
+fn split(buffers: Vec<Buffer>) -> Result<VecDeque<FrameOut>, ArrowError> {
+    let mut rest: VecDeque<Buffer> = buffers.into_iter().filter(|buffer| !buffer.is_empty()).collect();
+    let mut frames = VecDeque::new();
     while !rest.is_empty() {
         let prefix = take(&mut rest, 8)?;
         let prefix: Vec<u8> = prefix.iter().flat_map(|piece| piece.as_slice()).copied().collect();
@@ -78,13 +80,13 @@ fn split(buffers: Vec<Buffer>) -> Result<impl Iterator<Item = FrameOut>, ArrowEr
             usize::try_from(message.bodyLength()).map_err(|error| malformed(&error.to_string()))?
         };
         let body = take(&mut rest, body_length)?;
-        frames.push(FrameOut { header, body, ..FrameOut::default() });
+        frames.push_back(FrameOut { header, body, ..FrameOut::default() });
     }
-    Ok(frames.into_iter())
+    Ok(frames)
 }
 
 /// The next `length` bytes, in as many pieces as they lie in.
-fn take(rest: &mut std::collections::VecDeque<Buffer>, mut length: usize) -> Result<Vec<Buffer>, ArrowError> {
+fn take(rest: &mut VecDeque<Buffer>, mut length: usize) -> Result<Vec<Buffer>, ArrowError> {
     let mut taken = Vec::new();
     while length > 0 {
         let buffer = rest.pop_front().ok_or_else(|| malformed("it is too short"))?;

@@ -208,7 +208,9 @@ async fn flush<V: Verb>(
 ) -> Result<(), Stop> {
     if !rows.is_empty() {
         let batch = verb.batch(std::mem::take(rows))?;
-        out.push(encoder.batch(&batch, "").map_err(unencodable)?).await?;
+        for frame in encoder.batch(&batch, "").map_err(unencodable)? {
+            out.push(frame).await?;
+        }
     }
     Ok(())
 }

@@ -6,10 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use futures::{
-    Stream, StreamExt,
-    stream::{self, BoxStream},
-};
+use futures::{StreamExt, stream::BoxStream};
 use quarrel_engine::{Limits, Output};
 use quarrel_proto::v1::{self, command::Verb};
 use tokio::task::spawn_blocking;
@@ -17,7 +14,7 @@ use tokio::task::spawn_blocking;
 use crate::{
     beside::Beside,
     checks::{refuse_calibrated, refuse_overlap},
-    columns::{Columns, ColumnsFile, holds_columns, is_columns},
+    columns::{ColumnsFile, holds_columns, is_columns},
     error::CheckpointError,
     fate::{of_checkpoint, plan_of},
     filling::Filling,
@@ -85,26 +82,15 @@ impl Flow {
         refuse_overlap(source, destination)?;
         let command = of_checkpoint(command, Flow::makes_model(destination));
         refuse_calibrated(&plan_of(&command)?)?;
-        let of_columns = holds_columns(source);
-        let (command, schema, rows, bytes) = match of_columns {
-            true => {
-                let columns = Columns::open(source, limits.layers)?;
-                let (schema, bytes) = (Arc::clone(columns.schema()), columns.bytes());
-                (kept(command), schema, batches(columns).boxed(), bytes)
-            }
-            false => {
-                let pull = Pull::open(source, command, stop)?;
-                let (command, bytes) = (pull.command.clone(), pull.bytes());
-                let (schema, rows) = pull.rows();
-                (command, schema, rows, bytes)
-            }
-        };
+        let pull = Pull::open(source, command, limits.layers, stop)?;
+        let (command, bytes) = (pull.command.clone(), pull.bytes());
+        let (schema, rows) = pull.rows();
         let into = match Flow::makes_model(destination) {
             true => {
                 let Some(Verb::Quantize(quantize)) = command.verb.clone() else {
                     return Err(CheckpointError::Ours("a flow of another verb".to_owned()));
                 };
-                let beside = if of_columns { Beside::columns(source)? } else { Beside::default() };
+                let beside = if holds_columns(source) { Beside::columns(source)? } else { Beside::default() };
                 let put = Put::open(destination, quantize, limits.shard_bytes_max, replace, stop)?;
                 Into::Model(Box::new(put), beside)
             }
@@ -166,29 +152,6 @@ impl Flow {
         }
         report
     }
-}
-
-/// The command of rows whose kept layers are written too.
-fn kept(mut command: v1::Quantize) -> v1::Command {
-    command.return_kept = Some(true);
-    v1::Command { verb: Some(Verb::Quantize(command)), ..v1::Command::default() }
-}
-
-/// The batches of a file, each read on a thread that may block when the one before is taken.
-fn batches(columns: Columns) -> impl Stream<Item = Result<RecordBatch, CheckpointError>> + Send + 'static {
-    stream::unfold(Some(columns), |columns| async {
-        let mut columns = columns?;
-        let read = spawn_blocking(move || {
-            let next = columns.next_batch();
-            (columns, next)
-        });
-        match read.await {
-            Ok((columns, Ok(Some(batch)))) => Some((Ok(batch), Some(columns))),
-            Ok((_, Ok(None))) => None,
-            Ok((_, Err(error))) => Some((Err(error), None)),
-            Err(error) => Some((Err(CheckpointError::Ours(error.to_string())), None)),
-        }
-    })
 }
 
 /// What takes the answers.

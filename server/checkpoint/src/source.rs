@@ -15,6 +15,7 @@ use safetensors::Dtype;
 
 use crate::{
     SCHEMES_KEY,
+    columns::is_columns,
     error::CheckpointError,
     header,
     storage::{Kind, Location, Opened},
@@ -82,12 +83,16 @@ impl Source {
         let path = location.shown();
         // Before it is opened: opening a pipe waits for whoever writes into it.
         let what = match location.kind().map_err(CheckpointError::io("cannot open", &path))? {
+            Kind::File if is_columns(location) => Some("it holds layers in columns, which `quantize` alone reads"),
             Kind::File => None,
             Kind::Folder => Some("it is a folder"),
             Kind::Other => Some("it is no regular file"),
         };
         if let Some(what) = what {
-            return Err(CheckpointError::Malformed { path, detail: format!("{what}: expected one file") });
+            return Err(CheckpointError::Malformed {
+                path,
+                detail: format!("{what}: expected one file of safetensors"),
+            });
         }
         let file = location.open().map_err(CheckpointError::io("cannot open", &path))?;
         let read = |what: io::Error| CheckpointError::Io { what: "cannot read", path: path.clone(), error: what };

@@ -7,6 +7,7 @@ use arrow_flight::FlightData;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use quarrel_checkpoint::{CheckpointError, Location, Pull, Stop};
+use quarrel_engine::Limits;
 use quarrel_proto::{
     Reason,
     command::{parse, to_json},
@@ -37,7 +38,8 @@ pub(crate) async fn open(
     // Its first word may be long in coming: where layers share a scale, all of them are read before.
     let patience = Duration::from_secs(shared.config.stream_seconds);
     let share = Arc::new(shared.budget.share());
-    let frames = stream::once(pulled(source, quantize)).try_flatten().boxed();
+    let limits = shared.config.layer_limits();
+    let frames = stream::once(pulled(source, quantize, limits)).try_flatten().boxed();
     let responses = exchange::open::<Messages, _>(Arc::clone(shared), frames, share, peer, patience)?;
     Ok(responses.map(|frame| Ok(data(frame?))))
 }
@@ -69,20 +71,22 @@ fn asked(shared: &Shared, ticket: &[u8]) -> Result<(Location, v1::Quantize), Fau
 async fn pulled(
     source: Location,
     command: v1::Quantize,
+    limits: Limits,
 ) -> Result<impl Stream<Item = Result<FrameIn, Broken>> + Send + 'static, Broken> {
     let stop = StopWhenDropped::default();
     let stopped = Arc::clone(&stop.0);
-    let opened = tokio::task::spawn_blocking(move || Pull::open(&source, command, &stopped)).await;
+    let opened = tokio::task::spawn_blocking(move || Pull::open(&source, command, limits, &stopped)).await;
     let pull = opened.map_err(|error| broken(CheckpointError::Ours(error.to_string())))?.map_err(broken)?;
     let command = Bytes::from(to_json(&pull.command));
     let (schema, rows) = pull.rows();
     let mut encoder = Encoder::new(&schema).map_err(unencodable)?;
     let first = FrameIn { command: Some(command), header: schema_frame(&schema).header, ..FrameIn::default() };
     let rows = rows.map(move |row| {
-        let FrameOut { header, body, .. } = encoder.batch(&row.map_err(broken)?, "").map_err(unencodable)?;
-        Ok(FrameIn { header, body: joined(&body), ..FrameIn::default() })
+        let frames = encoder.batch(&row.map_err(broken)?, "").map_err(unencodable)?;
+        let came = |FrameOut { header, body, .. }| Ok(FrameIn { header, body: joined(&body), ..FrameIn::default() });
+        Ok(stream::iter(frames.into_iter().map(came)))
     });
-    Ok(stream::iter([Ok(first)]).chain(rows))
+    Ok(stream::iter([Ok(first)]).chain(rows.try_flatten()))
 }
 
 /// Whoever pulled has gone: nothing more is read for it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
+use bytes::Bytes;
 use quarrel_engine::Answer;
 use quarrel_proto::{Reason, json, v1};
 use quarrel_wire::{Encoder, FrameOut, schema_frame};
@@ -40,12 +41,20 @@ impl Replies for Messages {
     }
 
     fn answer(&mut self, answer: Answer) -> Result<FrameOut, Fault> {
-        self.encoder.batch(&answer.batch, json::progress(&answer.progress)).map_err(unencodable)
+        self.one(&answer.batch, json::progress(&answer.progress))
     }
 
     fn summary(&mut self, summary: v1::Summary) -> Result<FrameOut, Fault> {
         let empty = RecordBatch::new_empty(Arc::clone(&self.schema));
-        self.encoder.batch(&empty, json::summary(&summary)).map_err(unencodable)
+        self.one(&empty, json::summary(&summary))
+    }
+}
+
+impl Messages {
+    /// The frame of a batch: no column of an answer is a dictionary.
+    fn one(&mut self, batch: &RecordBatch, metadata: impl Into<Bytes>) -> Result<FrameOut, Fault> {
+        let frame = self.encoder.batch(batch, metadata).map_err(unencodable)?.pop();
+        frame.ok_or_else(Fault::ours)
     }
 }
 

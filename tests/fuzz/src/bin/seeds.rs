@@ -206,7 +206,7 @@ impl Stream {
         let mut encoder = Encoder::new(&schema)?;
         let mut frames = vec![schema_frame(&schema)];
         for batch in batches {
-            frames.push(encoder.batch(batch, Vec::new())?);
+            frames.extend(encoder.batch(batch, Vec::new())?);
         }
         let flat = |frame: FrameOut| {
             let body = frame.body.iter().flat_map(|buffer| buffer.as_slice()).copied().collect();
@@ -268,11 +268,15 @@ fn tables() -> Result<Vec<Vec<u8>>, Failed> {
     let plain = || WriterProperties::builder().set_dictionary_enabled(false);
     let compressed = |codec| WriterProperties::builder().set_compression(codec).build();
     let column = ColumnPath::from("layer_name");
+    let items = ColumnPath::new(["weights", "list", "item"].map(str::to_owned).to_vec());
     let written = [
         WriterProperties::default(),
         WriterProperties::builder().set_writer_version(WriterVersion::PARQUET_2_0).build(),
         plain().build(),
-        plain().set_writer_version(WriterVersion::PARQUET_2_0).set_encoding(Encoding::BYTE_STREAM_SPLIT).build(),
+        plain()
+            .set_writer_version(WriterVersion::PARQUET_2_0)
+            .set_column_encoding(items, Encoding::BYTE_STREAM_SPLIT)
+            .build(),
         plain().set_column_encoding(column.clone(), Encoding::DELTA_BYTE_ARRAY).build(),
         plain().set_column_encoding(column, Encoding::DELTA_LENGTH_BYTE_ARRAY).build(),
         compressed(Compression::SNAPPY),
