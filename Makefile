@@ -64,9 +64,10 @@ lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors
 proto: ## Regenerate proto/src/generated from proto/quarrel
 	QUARREL_REGENERATE=1 cargo test --release --locked --package quarrel-tidy checked_in_code
 
-test-interop: build ## Real torch, compressed-tensors and transformers on our tensors, files and models, in a fresh environment (4.3 GB, minutes); writes tests/interop/results
+test-interop: build ## Real torch, compressed-tensors, transformers and Azure's emulator on our tensors, files and models, in a fresh environment (4.5 GB, minutes); writes tests/interop/results
 	$(PYTHON) -m venv --clear $(VENV_INTEROP)
 	$(VENV_INTEROP)/bin/pip install --quiet --no-deps -r tests/golden/requirements.txt -r tests/interop/peers/requirements.txt
+	@if command -v npm >/dev/null; then npm install --silent --prefix $(VENV_INTEROP)/azurite azurite@3.35.0; else echo "no npm: without Azure's emulator"; fi
 	$(VENV_INTEROP)/bin/python tests/interop/peers/run.py
 
 golden: $(VENV)/installed $(VENV_PTQ)/installed ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment, and llm-compressor (9 GB, minutes)
