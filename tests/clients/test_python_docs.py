@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import quarrel
+from harness import cli
 from harness.server import binary
 
 PACKAGE = Path(__file__).resolve().parents[2] / "client/python"
@@ -37,11 +38,13 @@ DOCSTRINGS = {found.name: found for found in docstrings()}
 
 
 @pytest.mark.parametrize("name", DOCSTRINGS)
-def test_an_example_of_a_docstring_gives_what_it_says(server, name):
+def test_an_example_of_a_docstring_gives_what_it_says(fresh_server, tmp_path, name):
     model = {"q_proj": weights((128, 256), 0), "up_proj": weights((256, 128), 1)}
+    checkpoint = cli.write(tmp_path / "model.safetensors", {f"{layer}.weight": array for layer, array in model.items()})
+    server = fresh_server("--allow-read", tmp_path, "--allow-write", tmp_path)
     with quarrel.connect(server.location) as client:
         names = {"quarrel": quarrel, "np": np, "asyncio": asyncio, "client": client, "model": model,
-                 "address": server.location}
+                 "address": server.location, "checkpoint": checkpoint, "folder": tmp_path}
         example = DOCSTRINGS[name]
         example.globs = names
         printed = []

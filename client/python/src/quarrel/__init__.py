@@ -22,6 +22,7 @@ from quarrel.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from quarrel.jobs import Job
 from quarrel.layer import Metrics, QuantizedLayer, Run
 from quarrel.progress import Progress
 from quarrel.report import Scheme, ServerInfo, Summary
@@ -33,6 +34,7 @@ __all__ = [
     "Error",
     "IdleError",
     "InvalidInputError",
+    "Job",
     "Metrics",
     "Progress",
     "Quantized",

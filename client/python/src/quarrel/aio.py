@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -25,7 +26,9 @@ import numpy.typing as npt
 
 from quarrel import client as blocking
 from quarrel.collected import Quantized
+from quarrel.jobs import POLL_SECONDS, Job
 from quarrel.layer import QuantizedLayer, Run
+from quarrel.progress import Asked
 from quarrel.report import Scheme, ServerInfo, Summary
 from quarrel.results import Results, Weights
 
@@ -102,6 +105,49 @@ class AsyncClient:
         """As `Client.dequantize`."""
         return AsyncWeights(self._client.dequantize(quantized, **options), None)
 
+    def pull(self, source: str | os.PathLike[str], **options: Any) -> AsyncResults:
+        """As `Client.pull`."""
+        return AsyncResults(self._client.pull(source, **options), None)
+
+    async def put(
+        self,
+        layers: Any,
+        sink: str | os.PathLike[str],
+        *,
+        scheme: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        progress: Asked = None,
+        **options: Any,
+    ) -> Summary:
+        """As `Client.put`; `layers` may be an async iterable too. A task that is cancelled seals nothing."""
+        stop = threading.Event()
+        source = _FromLoop(layers) if isinstance(layers, AsyncIterable) else None
+        put = partial(self._client._put, source or layers, sink, stop, scheme, config, progress, options)
+        putting = asyncio.ensure_future(asyncio.to_thread(put))
+        try:
+            return await asyncio.shield(putting)
+        except asyncio.CancelledError:
+            stop.set()
+            if source is not None:
+                source.cancel()
+            await asyncio.wait([putting])
+            raise
+        finally:
+            if source is not None:
+                await source.close()
+
+    async def submit(self, source: str | os.PathLike[str], sink: str | os.PathLike[str], **options: Any) -> AsyncJob:
+        """As `Client.submit`."""
+        return AsyncJob(await asyncio.to_thread(partial(self._client.submit, source, sink, **options)))
+
+    async def job(self, name: str) -> AsyncJob:
+        """As `Client.job`."""
+        return AsyncJob(await asyncio.to_thread(self._client.job, name))
+
+    async def jobs(self) -> list[AsyncJob]:
+        """As `Client.jobs`."""
+        return list(map(AsyncJob, await asyncio.to_thread(self._client.jobs)))
+
     async def schemes(self) -> list[Scheme]:
         """As `Client.schemes`."""
         return await asyncio.to_thread(self._client.schemes)
@@ -109,6 +155,31 @@ class AsyncClient:
     def info(self) -> ServerInfo:
         """As `Client.info`."""
         return self._client.info()
+
+
+class AsyncJob:
+    """`quarrel.Job` for asyncio: what it knows is in `job`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        """As it was when the server was last asked."""
+
+    async def refresh(self) -> Self:
+        """As `Job.refresh`."""
+        await asyncio.to_thread(self.job.refresh)
+        return self
+
+    async def cancel(self) -> Self:
+        """As `Job.cancel`."""
+        await asyncio.to_thread(self.job.cancel)
+        return self
+
+    async def wait(self) -> Summary:
+        """As `Job.wait`; a time limit is `asyncio.timeout`'s."""
+        while self.job.state == "running":
+            await asyncio.sleep(POLL_SECONDS)
+            await self.refresh()
+        return self.job.wait()
 
 
 class _AsyncIterator(Generic[T]):

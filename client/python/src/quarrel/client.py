@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,13 @@ from quarrel import command, report
 from quarrel.child import Child
 from quarrel.collected import Quantized
 from quarrel.errors import InvalidInputError, UnavailableError, UnsupportedError, of_arrow
+from quarrel.jobs import Job
 from quarrel.layer import QuantizedLayer
 from quarrel.layers import coded_source_of, source_of
-from quarrel.progress import Asked
-from quarrel.report import Scheme, ServerInfo
+from quarrel.progress import Asked, checked
+from quarrel.pull import Pulled
+from quarrel.put import put
+from quarrel.report import Scheme, ServerInfo, Summary
 from quarrel.results import Answers, Results, Weights
 from quarrel.runs import Cuts, Source
 from quarrel.stream import Stream
@@ -28,6 +31,7 @@ from quarrel.stream import Stream
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+S = TypeVar("S", Stream, Pulled)
 CONTRACT_MAJOR = "1"
 HEARTBEATS = 4
 """In the server's `idle_seconds`: some may be late."""
@@ -65,21 +69,13 @@ def connect(
                 "`binary` and `flags` are for a server to start: expected none beside `address`",
                 advice="Leave them out, or leave out `address`.",
             )
-        return Client(_location(address), None, timeout)
+        return Client(command.location(address), None, timeout)
     child = Child(binary, flags, timeout)
     try:
         return Client(child.address, child, timeout)
     except BaseException:
         child.stop()
         raise
-
-
-def _location(address: str) -> str:
-    if not isinstance(address, str):
-        raise TypeError(f"`address` is a `{type(address).__name__}`: expected a text such as `grpc://HOST:PORT`")
-    if address.startswith("unix:"):
-        return "grpc+unix://" + os.path.abspath(address.removeprefix("unix:"))
-    return address if "://" in address else f"grpc://{address}"
 
 
 class Client:
@@ -101,7 +97,7 @@ class Client:
             ) from None
         self._closed = False
         self._opening = threading.Lock()
-        self._open: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._open: weakref.WeakSet[Stream | Pulled] = weakref.WeakSet()
         try:
             self._info = report.server_info(self._act("server.info", timeout))
             if self._info.contract.split(".")[0] != CONTRACT_MAJOR:
@@ -226,6 +222,132 @@ class Client:
         how = {"dequantize": {"dtype": dtype}}
         return Weights(Answers(self._begin(how), coded_source_of(quantized, self._cuts(how)), progress), dtype)
 
+    def pull(
+        self, source: str | os.PathLike[str], *, scheme: str | None = None, progress: Asked = None, **options: Any
+    ) -> Results:
+        """Quantizes a checkpoint that the server reads: what `quantize` would give for its layers.
+
+        Args:
+            source: a URI of a file or a model's folder under a prefix that the server may read (`--allow-read`), of
+                safetensors, or of layers in Parquet or Arrow IPC; or a path on the server's own disk.
+            scheme: for layers of rank 2 or more but `@standard`, where a model has such.
+            options: `recipe`, `profile`, `ignore`, `group_size`, `arith`, `on_error`, .. as for `quantize`. Kept layers
+                carry their weights.
+            progress: as for `quantize`.
+
+        Raises:
+            Error: `uri_not_allowed`, `source_malformed`, .. while iterating.
+
+        >>> [layer.name for layer in client.pull(checkpoint, scheme="int8")]
+        ['q_proj.weight', 'up_proj.weight']
+        """
+        how = command.stored(scheme, options) | {"source": command.uri(source)}
+        return Results(Answers(self._pulling(how), Source(pa.schema([]), iter(())), progress), self)
+
+    def put(
+        self,
+        layers: Any,
+        sink: str | os.PathLike[str],
+        *,
+        scheme: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        progress: Asked = None,
+        **options: Any,
+    ) -> Summary:
+        """Sends layers, of which the server makes a quantized checkpoint: a folder that vLLM and transformers load.
+
+        Nothing looks like a checkpoint before all layers have come and are written; whatever is raised, nothing does
+        afterwards.
+
+        Args:
+            layers: as for `quantize`. Names are those of a checkpoint: `model.layers.0.mlp.up_proj.weight`, ..
+            sink: a URI of a folder that is not there or empty, under a prefix that the server may write
+                (`--allow-write`), or a path on the server's own disk.
+            scheme: for `Linear` layers but `@standard`. Of NVFP4, layers that are fused need a rule of `recipe` with one
+                `amax`: the server sees each before the next.
+            config: the model's `config.json`, to which `quantization_config` is added.
+            options: `recipe`, `profile`, `ignore`, `group_size`, `arith`, .. as for `quantize`.
+            progress: as for `quantize`; of what was sent.
+
+        Raises:
+            TypeError, InvalidInputError, OSError: for layers that cannot be read. Any `Error`, of which `reason` is the
+                server's word; and what an iterable of yours raises.
+
+        >>> model = {"model.layers.0.mlp.up_proj.weight": np.ones((64, 128), np.float32)}
+        >>> client.put(model, folder / "quantized", scheme="W4A16", config={"model_type": "llama"}).layers_quantized
+        1
+        """
+        return self._put(layers, sink, threading.Event(), scheme, config, progress, options)
+
+    def _put(
+        self,
+        layers: Any,
+        sink: str | os.PathLike[str],
+        stop: threading.Event,
+        scheme: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        progress: Asked = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Summary:
+        """`put`, until another thread sets `stop`."""
+        how = command.stored(scheme, options or {})
+        source = source_of(layers, self._cuts(how))
+        words = json.dumps(how | {"sink": command.uri(sink)}, default=command.number).encode()
+        said = dict(command.written("config", config or {}))
+        self._check_open()
+        return put(self._connection, words, source, said, self._heartbeat, checked(progress), stop)
+
+    def submit(
+        self,
+        source: str | os.PathLike[str],
+        sink: str | os.PathLike[str],
+        *,
+        scheme: str | None = None,
+        dequantize: str | None = None,
+        replace: bool = False,
+        sqnr_db_min: float | None = None,
+        cosine_min: float | None = None,
+        **options: Any,
+    ) -> Job:
+        """Has the server make a quantized checkpoint of another. It returns at once; `Job.wait` waits.
+
+        Args:
+            source: a URI as for `pull`.
+            sink: a URI as for `put`; of a file, if the source is one.
+            scheme: for `Linear` layers of a model but `@standard`.
+            dequantize: `f32`, `bf16` or `f16`, to make a dense checkpoint of a quantized one instead.
+            replace: what is at `sink` is replaced, and a job that was begun there starts over.
+            sqnr_db_min, cosine_min: the least quality of the worst layer: a job that misses it fails.
+            options: `recipe`, `profile`, `ignore`, `group_size`, `arith`, .. as for `quantize`.
+
+        Raises:
+            Error: `uri_not_allowed`, `sink_taken`, .. at once, or from `Job.wait`.
+
+        >>> job = client.submit(checkpoint, folder / "int8.safetensors", scheme="int8", sqnr_db_min=30)
+        >>> job.wait().layers_quantized, job.state
+        (2, 'done')
+        """
+        if dequantize is None:
+            how = command.stored(scheme, options)
+        elif scheme is None and not options:
+            how = {"dequantize": {"dtype": dequantize}}
+        else:
+            raise InvalidInputError(
+                "options of `quantize` stand beside `dequantize`", advice="Leave out the one or the others."
+            )
+        body: dict[str, Any] = {"command": how | {"source": command.uri(source), "sink": command.uri(sink)}}
+        asked = {"replace": replace or None, "sqnr_db_min": sqnr_db_min, "cosine_min": cosine_min}
+        body |= {name: command.written(name, value) for name, value in asked.items() if value is not None}
+        return Job(self._ask, json.loads(self._ask("job.submit", body)))
+
+    def job(self, name: str) -> Job:
+        """The job that the server calls so."""
+        return Job(self._ask, json.loads(self._ask("job.status", {"job": name})))
+
+    def jobs(self) -> list[Job]:
+        """Jobs that the server remembers, the newest first."""
+        return [Job(self._ask, json.loads(said)) for said in self._acts("job.list")]
+
     def schemes(self) -> list[Scheme]:
         """Every scheme that the server knows."""
         return report.schemes(self._act("schemes.list"))
@@ -239,24 +361,39 @@ class Client:
 
     def _begin(self, how: dict[str, Any]) -> Callable[[Source], Stream]:
         words = json.dumps(how, default=command.number).encode()
-        heartbeat = self._info.limits["idle_seconds"] / HEARTBEATS
+        return lambda source: self._opened(lambda: Stream(self._connection, words, source, self._heartbeat))
 
-        def begin(source: Source) -> Stream:
-            with self._opening:
-                self._check_open()
-                stream = Stream(self._connection, words, source, heartbeat)
-                self._open.add(stream)
-            return stream
+    def _pulling(self, how: dict[str, Any]) -> Callable[[Source], Pulled]:
+        words = json.dumps(how, default=command.number).encode()
+        return lambda _: self._opened(lambda: Pulled(self._connection, words))
 
-        return begin
+    def _opened(self, begin: Callable[[], S]) -> S:
+        with self._opening:
+            self._check_open()
+            stream = begin()
+            self._open.add(stream)
+        return stream
+
+    @property
+    def _heartbeat(self) -> float:
+        return self._info.limits["idle_seconds"] / HEARTBEATS
+
+    def _ask(self, action: str, body: Mapping[str, Any]) -> bytes:
+        [said] = self._acts(action, json.dumps(body, default=command.number).encode())
+        return said
 
     def _act(self, action: str, timeout: float = 30.0) -> bytes:
+        [said] = self._acts(action, timeout=timeout)
+        return said
+
+    def _acts(self, action: str, body: bytes = b"", timeout: float = 30.0) -> list[bytes]:
         self._check_open()
         try:
-            [result] = self._connection.do_action(action, flight.FlightCallOptions(timeout=timeout))
+            options = flight.FlightCallOptions(timeout=timeout)
+            results = list(self._connection.do_action(flight.Action(action, body), options))
         except (pa.ArrowException, OSError) as error:
             raise of_arrow(error) from None
-        return bytes(result.body.to_pybytes())
+        return [bytes(result.body.to_pybytes()) for result in results]
 
     def _check_open(self) -> None:
         if self._closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -29,27 +30,28 @@ def quantize(
     recipe: Mapping[str, Any] | str | os.PathLike[str] | None,
     profile: str | None,
     ignore: Sequence[str] | None,
+    targets: Sequence[str] = ("*",),
     **options: Any,
 ) -> dict[str, Any]:
-    """The command, as a dict.
+    """The command, as a dict. `targets` are what a scheme goes to that stands beside `ignore`.
 
     Raises:
         InvalidInputError: `ignore` stands beside `recipe` or `profile`, which have their own.
     """
-    body = {name: _written(name, value) for name, value in options.items() if value is not None}
+    body = {name: written(name, value) for name, value in options.items() if value is not None}
     if profile is not None:
-        body["profile"] = _written("profile", profile)
+        body["profile"] = written("profile", profile)
     if recipe is not None:
-        body["recipe"] = _written("recipe", _recipe(recipe))
+        body["recipe"] = written("recipe", _recipe(recipe))
     if ignore is None and is_path and recipe is None and profile is None:
         ignore = STANDARD
     if ignore is not None and (isinstance(ignore, (str, bytes)) or not isinstance(ignore, Collection)):
         raise TypeError(cut(f"`ignore` is `{ignore!r}`, a `{type(ignore).__name__}`: expected a list of targets"))
     if scheme is not None and ignore:
-        rule = _rule(_written("scheme", scheme), body)
-        body["recipe"] = {"rules": [rule], "ignore": _written("ignore", list(ignore))}
+        rule = _rule(written("scheme", scheme), targets, body)
+        body["recipe"] = {"rules": [rule], "ignore": written("ignore", list(ignore))}
     elif scheme is not None:
-        body["scheme"] = _written("scheme", scheme)
+        body["scheme"] = written("scheme", scheme)
     elif ignore and not is_path or ignore and ignore is not STANDARD:
         raise InvalidInputError(
             "`ignore` stands beside `scheme`", reason="option_conflict", advice="Put it into the recipe."
@@ -57,7 +59,33 @@ def quantize(
     return {"quantize": body}
 
 
-def _written(name: str, value: Any) -> Any:
+def stored(scheme: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The command for a checkpoint. A bare scheme is left to the server, which knows whether it is a model's."""
+    options = {"recipe": None, "profile": None, "ignore": None, **options}
+    return quantize(is_path=False, scheme=scheme, targets=["Linear"], **options)
+
+
+def uri(place: str | os.PathLike[str]) -> str:
+    """A URI as it is; a path as that of this machine's disk, which a server on it shares."""
+    if isinstance(place, str) and "://" in place:
+        return place
+    return pathlib.Path(os.path.abspath(place)).as_uri()
+
+
+def location(address: str) -> str:
+    """An address as pyarrow has it.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(address, str):
+        raise TypeError(f"`address` is a `{type(address).__name__}`: expected a text such as `grpc://HOST:PORT`")
+    if address.startswith("unix:"):
+        return "grpc+unix://" + os.path.abspath(address.removeprefix("unix:"))
+    return address if "://" in address else f"grpc://{address}"
+
+
+def written(name: str, value: Any) -> Any:
     """The value, if JSON can hold it.
 
     Raises:
@@ -94,9 +122,9 @@ def _recipe(recipe: Any) -> dict[str, Any]:
     raise TypeError(f"`recipe` is a `{type(recipe).__name__}`: expected a dict of `rules` and `ignore`, or a path")
 
 
-def _rule(scheme: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The rule that gives every layer the scheme, with the options that `body` then no longer holds."""
-    rule: dict[str, Any] = {"targets": ["*"], "scheme": scheme}
+def _rule(scheme: str, targets: Sequence[str], body: dict[str, Any]) -> dict[str, Any]:
+    """The rule that gives the targets the scheme, with the options that `body` then no longer holds."""
+    rule: dict[str, Any] = {"targets": list(targets), "scheme": scheme}
     rule.update({name: body.pop(name) for name in _OF_A_RULE if name in body})
     fallback = rule.get("fallback")
     rungs = fallback.get("schemes") if isinstance(fallback, Mapping) else None

@@ -91,18 +91,23 @@ class StartError(Error):
 
 def of_arrow(error: BaseException) -> Error:
     """The error that pyarrow's exception stands for."""
-    from quarrel.reasons import REASONS  # which names the classes above
-
     found = _STATUS.fullmatch(str(error))
     text = found["text"] if found else str(error)
     said = _REASON.fullmatch(text)
     if said is None:
         return _without_reason(error, text)
-    layer = _LAYER.match(said["message"])
-    reason = REASONS.get(said["reason"])
+    return of_reason(said["reason"], said["message"])
+
+
+def of_reason(word: str | None, message: str) -> Error:
+    """The error that the server's word and sentence stand for."""
+    from quarrel.reasons import REASONS  # which names the classes above
+
+    layer = _LAYER.match(message)
+    reason = REASONS.get(word or "")
     kind = reason.error if reason and reason.error else ServerError
     advice = reason.advice if reason else "See the contract of the server's version."
-    return kind(said["message"], reason=said["reason"], layer=layer["layer"] if layer else None, advice=advice)
+    return kind(message, reason=word, layer=layer["layer"] if layer else None, advice=advice)
 
 
 def _without_reason(error: BaseException, text: str) -> Error:

@@ -23,6 +23,7 @@ from quarrel.elements import numpy_type
 from quarrel.errors import InvalidInputError, UnavailableError
 from quarrel.layer import QuantizedLayer, Run, bytes_of
 from quarrel.progress import Progress
+from quarrel.pull import Pulled
 from quarrel.report import Summary
 from quarrel.runs import Source, Unsent
 from quarrel.stream import Stream
@@ -52,12 +53,12 @@ class Part:
 class Answers:
     """The answers of one stream, which begins when the first is asked for."""
 
-    def __init__(self, begin: Callable[[Source], Stream], source: Source, shown: progress.Asked) -> None:
+    def __init__(self, begin: Callable[[Source], Stream | Pulled], source: Source, shown: progress.Asked) -> None:
         self._begin = begin
         self._source = source
         self._shown = progress.checked(shown)
         self._display: progress.Display | None = None
-        self._stream: Stream | None = None
+        self._stream: Stream | Pulled | None = None
         self._closed = False
         self._failure: BaseException | None = None
         self.summary: Summary | None = None
