@@ -31,7 +31,7 @@ test-rust: build
 	cargo test --release --locked --workspace
 
 test-python: build $(VENV)/installed
-	$(PY) -m pytest tests
+	$(PY) -m pytest -n 2 tests
 
 # The option is unstable, the sanitizer is not: it comes with every toolchain. The standard library is not instrumented.
 test-asan: ## The kernels' tests under AddressSanitizer, every CPU level (minutes)

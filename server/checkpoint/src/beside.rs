@@ -32,12 +32,15 @@ impl Beside {
     /// [`CheckpointError::Io`]; [`CheckpointError::Model`] for a `config.json` that is none.
     pub(crate) fn columns(location: &Location) -> Result<Beside, CheckpointError> {
         let mut beside = Beside::default();
-        if is_columns(location) {
+        if location.kind().map_err(CheckpointError::io("cannot open", location.shown()))? != Kind::Folder {
             return Ok(beside);
         }
         for name in location.names().map_err(CheckpointError::io("cannot read", location.shown()))? {
             let file = location.join(Path::new(&name));
-            let is_left_out = is_columns(&file) || is_weights(Path::new(&name)) || name == REPORT;
+            // Hidden as those of other tools: marks, checksums, their own metadata.
+            let is_hidden = name.starts_with(['.', '_']);
+            let is_of_weights = is_weights(Path::new(&name)) || name.ends_with(".index.json") || name == REPORT;
+            let is_left_out = is_hidden || is_columns(&file) || is_of_weights;
             if name == CONFIG {
                 beside.config = config(location)?;
             } else if !is_left_out

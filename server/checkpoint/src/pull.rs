@@ -11,7 +11,7 @@ use quarrel_proto::{
     Reason,
     v1::{self, command::Verb, quantize::How},
 };
-use tokio::task::spawn_blocking;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     columns::{Columns, holds_columns},
@@ -118,11 +118,17 @@ fn of_model(
     Ok((command, layers))
 }
 
+/// Batches of columns that are being read at a time, by whoever: one may take several times its size meanwhile.
+const READING_MAX: usize = 2;
+static READING: Semaphore = Semaphore::const_new(READING_MAX);
+
 /// The batches of a file, each read on a thread that may block when the one before is taken.
 fn batches(columns: Columns) -> impl Stream<Item = Result<RecordBatch, CheckpointError>> + Send + 'static {
     stream::unfold(Some(columns), |columns| async {
         let mut columns = columns?;
+        let permit = READING.acquire().await;
         let read = spawn_blocking(move || {
+            let _permit = permit;
             let next = columns.next_batch();
             (columns, next)
         });

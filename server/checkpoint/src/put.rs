@@ -69,7 +69,7 @@ pub struct Put {
     tensors: HashSet<String>,
     layers: Vec<LayerReport>,
     records: Vec<Record>,
-    /// Names of files that were copied.
+    /// Names of files that were written beside those of the model.
     copied: Vec<String>,
 }
 
@@ -327,9 +327,10 @@ impl Put {
         let layers = std::mem::take(&mut self.layers);
         let report = Report::of_stream((source, destination), &self.command, (totals, layers), by, self.began);
         report.write(&self.site.target(Path::new(REPORT))?)?;
+        self.copied.push(REPORT.to_owned());
         for (name, from) in others {
-            self.copied.push(name.clone());
             self.site.copy(&from, Path::new(&name), stop)?;
+            self.copied.push(name);
         }
         self.site.are_as_written(&self.records)?;
         self.site.is_ours()?;

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     error::CheckpointError,
-    model::{CONFIG, REPORT},
+    model::CONFIG,
     report::LayerReport,
     storage::{Kind, Location, Opened},
     target::{Replace, Stop, Target},
@@ -223,12 +223,12 @@ impl Site {
         Ok(())
     }
 
-    /// Takes back all that is there, copies of that name among it, unless it is somebody else's by now.
+    /// Takes back all that is there, also what it has of that name, unless it is somebody else's by now.
     pub(crate) fn abandon(&self, copied: &[String]) {
         if self.is_ours().is_err() || self.clear().is_err() {
             return;
         }
-        for name in copied.iter().map(String::as_str).chain([REPORT]) {
+        for name in copied {
             let _ = self.remove(&self.location, name);
         }
         let folder = self.location.path().map(Path::to_owned);

@@ -2,22 +2,30 @@
 
 use std::{
     cell::Cell,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe, catch_unwind},
+    sync::Once,
 };
 
 thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
 }
 
+static HUSHED: Once = Once::new();
+
 /// What `act` makes of bytes from outside; none if it panics over them. What it was changing then is not to be used again.
+///
+/// From the first call on, the process says nothing of such panics: its hook is asked about all others alone.
 pub fn contained<T>(act: impl FnOnce() -> T) -> Option<T> {
+    HUSHED.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !CONTAINED.with(Cell::get) {
+                before(panic);
+            }
+        }));
+    });
     CONTAINED.with(|contained| contained.set(true));
     let result = catch_unwind(AssertUnwindSafe(act));
     CONTAINED.with(|contained| contained.set(false));
     result.ok()
-}
-
-/// Whether a panic on this thread is one that [`contained`] turns into an error, and so no news for the log.
-pub fn panics_are_contained() -> bool {
-    CONTAINED.with(Cell::get)
 }

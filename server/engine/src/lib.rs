@@ -31,7 +31,7 @@ mod tally;
 pub use answer::Answer;
 pub use arrow_in::ColumnError;
 pub use compare::{Compared, to_f32};
-pub use contained::{contained, panics_are_contained};
+pub use contained::contained;
 pub use execute::{Cancel, Cancelled, amax};
 pub use ipc::{Decoded, Decoder, body_bytes, is_light};
 pub use layer::{Limits, Note};

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use quarrel_engine::panics_are_contained;
-
 use crate::status::Fault;
 
 /// How log lines look.
@@ -28,12 +26,6 @@ pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
-    let default = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !panics_are_contained() {
-            default(panic);
-        }
-    }));
     started.map_err(|error| error.to_string())
 }
 

@@ -19,7 +19,6 @@ use std::{
 };
 
 use quarrel_checkpoint::{CheckpointError, Estimate, Gate, Job, Limits, Location, Model, Replace, Source, Stop};
-use quarrel_engine::panics_are_contained;
 use quarrel_proto::v1;
 use serde_json::{Map, Value};
 
@@ -194,13 +193,9 @@ pub const LIMITS: Limits = Limits {
     name_bytes_max: 1 << 10,
 };
 
-/// libFuzzer's crate ends the process at every panic: those that the decoder turns into errors are none.
+/// libFuzzer's crate ends the process at every panic: those that readers turn into errors are none, and reach no hook.
 pub fn contain() {
-    panic::set_hook(Box::new(|panicked| {
-        if !panics_are_contained() {
-            eprintln!("{panicked}\n{}", Backtrace::force_capture());
-        }
-    }));
+    panic::set_hook(Box::new(|panicked| eprintln!("{panicked}\n{}", Backtrace::force_capture())));
 }
 
 /// Opens a file.

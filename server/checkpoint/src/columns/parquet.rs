@@ -10,7 +10,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use arrow_array::{Array, RecordBatch, RecordBatchReader};
 use arrow_buffer::Buffer;
-use arrow_schema::{Schema, SchemaRef};
+use arrow_schema::{DataType, Schema, SchemaRef};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use parquet::{
     arrow::{
@@ -31,9 +31,9 @@ const MAGIC: &[u8; 4] = b"PAR1";
 /// Of the length and the magic at the end.
 const TAIL_BYTES: u64 = 8;
 /// In memory it is some twenty times as large.
-const FOOTER_BYTES_MAX: u64 = 16 << 20;
+const FOOTER_BYTES_MAX: u64 = 4 << 20;
 /// Rows of more bytes are read if the file has bytes for them.
-const ROW_BYTES: u64 = 256 << 20;
+const ROW_BYTES: u64 = 64 << 20;
 /// Codecs and encodings make a file smaller, but weights not by more than that.
 const SHRUNK_MAX: u64 = 16;
 
@@ -45,8 +45,9 @@ pub(super) struct Parquet {
     columns: FieldLevels,
     schema: SchemaRef,
     meter: Meter,
-    /// The row group whose rows are read.
+    /// The row group whose rows are read, and how many of them have been.
     group: usize,
+    read: i64,
     rows: Option<ParquetRecordBatchReader>,
 }
 
@@ -58,8 +59,9 @@ impl Parquet {
             Footer::Io(error) => CheckpointError::Io { what: "cannot read", path: path.clone(), error },
             Footer::Wrong(detail) => wrong(detail),
         })?;
-        footer::check(&footer).map_err(wrong)?;
+        let footer = footer::anew(&footer).map_err(wrong)?;
         let metadata = guarded(|| ParquetMetaDataReader::decode_metadata(&footer)).map_err(wrong)?;
+        check_groups(&metadata, file.bytes()).map_err(wrong)?;
         let hint = arrow_schema(&metadata, limits).map_err(wrong)?;
         let tree = metadata.file_metadata().schema_descr();
         let columns =
@@ -72,14 +74,20 @@ impl Parquet {
             file: Arc::new(file),
             metadata: Arc::new(metadata),
             group: 0,
+            read: 0,
             rows: None,
             columns,
             path,
         };
         // The crate tells the schema of a reader alone.
-        match parquet.group()? {
-            Some(rows) => parquet.schema = rows.schema(),
-            None => return Err(malformed(&parquet.path, "it has no rows")),
+        parquet.schema = parquet.reader(None)?.schema();
+        let widest = parquet.schema.fields().iter().map(|field| fixed_values(field.data_type())).max().unwrap_or(0);
+        if widest.saturating_mul(8) > row_bytes_max {
+            // A null is as large as any other.
+            let detail = format!(
+                "a column has lists of a fixed size of {widest}: expected rows of at most {row_bytes_max} bytes"
+            );
+            return Err(malformed(&parquet.path, &detail));
         }
         Ok(parquet)
     }
@@ -90,33 +98,73 @@ impl Parquet {
 
     /// The next row; none at the end.
     pub(super) fn next_batch(&mut self) -> Result<Option<RecordBatch>, CheckpointError> {
-        loop {
-            let meter = self.meter.clone();
-            let Some(rows) = self.group()? else { return Ok(None) };
-            meter.next_row();
-            let batch = guarded(|| rows.next().map(|batch| batch.map_err(ParquetError::from)).transpose())
-                .and_then(|batch| batch.map(valid).transpose())
-                .map_err(|detail| malformed(&self.path, &detail))?;
-            match batch {
-                Some(batch) => return Ok(Some(batch)),
-                None => (self.rows, self.group) = (None, self.group + 1),
+        while self.group < self.metadata.num_row_groups() {
+            let expected = self.metadata.row_group(self.group).num_rows();
+            // Some writers leave groups of nothing, without pages.
+            if expected > 0 {
+                let mut rows = match self.rows.take() {
+                    Some(rows) => rows,
+                    None => self.reader(Some(self.group))?,
+                };
+                self.meter.next_row();
+                let batch = guarded(|| rows.next().transpose().map_err(ParquetError::from))
+                    .and_then(|batch| batch.map(valid).transpose())
+                    .map_err(|detail| malformed(&self.path, &detail))?;
+                if let Some(batch) = batch {
+                    (self.rows, self.read) = (Some(rows), self.read + batch.num_rows() as i64);
+                    return Ok(Some(batch));
+                }
+                if self.read != expected {
+                    let detail = format!("a row group says that it has {expected} rows, and has {}", self.read);
+                    return Err(malformed(&self.path, &detail));
+                }
             }
+            (self.group, self.read) = (self.group + 1, 0);
         }
+        Ok(None)
     }
 
-    /// The reader of the row group whose turn it is; none after the last.
-    fn group(&mut self) -> Result<Option<&mut ParquetRecordBatchReader>, CheckpointError> {
-        if self.rows.is_none() && self.group < self.metadata.num_row_groups() {
-            let group = Group {
-                file: Arc::clone(&self.file),
-                metadata: Arc::clone(&self.metadata),
-                meter: self.meter.clone(),
-                group: self.group,
-            };
-            let rows = guarded(|| ParquetRecordBatchReader::try_new_with_row_groups(&self.columns, &group, 1, None));
-            self.rows = Some(rows.map_err(|detail| malformed(&self.path, &detail))?);
+    /// A reader of the rows of a row group, or of none.
+    fn reader(&self, group: Option<usize>) -> Result<ParquetRecordBatchReader, CheckpointError> {
+        let group = Group {
+            file: Arc::clone(&self.file),
+            metadata: Arc::clone(&self.metadata),
+            meter: self.meter.clone(),
+            group,
+        };
+        guarded(|| ParquetRecordBatchReader::try_new_with_row_groups(&self.columns, &group, 1, None))
+            .map_err(|detail| malformed(&self.path, &detail))
+    }
+}
+
+/// Looks at how many rows and bytes there are said to be.
+fn check_groups(metadata: &ParquetMetaData, file_bytes: u64) -> Result<(), String> {
+    let said = metadata.file_metadata().num_rows();
+    let rows = metadata.row_groups().iter().map(RowGroupMetaData::num_rows).fold(0, i64::saturating_add);
+    if rows != said || metadata.row_groups().iter().any(|group| group.num_rows() < 0) {
+        return Err(format!("it says that it has {said} rows, and its row groups have {rows}"));
+    }
+    // Groups that share their pages would be work without end.
+    let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    let bytes = chunks.map(|chunk| u64::try_from(chunk.compressed_size()).unwrap_or(0)).fold(0, u64::saturating_add);
+    if bytes > file_bytes {
+        return Err(format!("its columns claim {bytes} bytes, of {file_bytes} of the file"));
+    }
+    Ok(())
+}
+
+/// Values of a row that its type fixes.
+fn fixed_values(data_type: &DataType) -> u64 {
+    match data_type {
+        DataType::FixedSizeList(item, size) => {
+            fixed_values(item.data_type()).saturating_mul(u64::try_from(*size).unwrap_or(0))
         }
-        Ok(self.rows.as_mut())
+        DataType::FixedSizeBinary(size) => u64::try_from(*size).unwrap_or(0),
+        DataType::List(item) | DataType::LargeList(item) => fixed_values(item.data_type()),
+        DataType::Struct(fields) => {
+            fields.iter().map(|field| fixed_values(field.data_type())).fold(0, u64::saturating_add)
+        }
+        _ => 1,
     }
 }
 
@@ -156,20 +204,39 @@ fn arrow_schema(metadata: &ParquetMetaData, limits: Limits) -> Result<Option<Sch
         _ => &message,
     };
     match Decoder::new(limits).decode(header, &Buffer::default()) {
-        Ok(Decoded::Schema(schema)) => Ok(Some(schema.as_ref().clone())),
+        Ok(Decoded::Schema(schema)) => Ok(Some(plain(&schema))),
         Ok(_) => Err(wrong("it is another message")),
         Err(error) => Err(wrong(&error.to_string())),
     }
+}
+
+/// The schema with what dictionaries stand for: each row would bring all of its column's.
+fn plain(schema: &Schema) -> Schema {
+    let fields = schema.fields().iter().map(|field| match field.data_type() {
+        DataType::Dictionary(_, values) => field.as_ref().clone().with_data_type(values.as_ref().clone()),
+        _ => field.as_ref().clone(),
+    });
+    Schema::new(fields.collect::<Vec<_>>())
 }
 
 /// What the `parquet` crate makes of the file's bytes, at which it may panic.
 fn guarded<T>(read: impl FnOnce() -> ParquetResult<T>) -> Result<T, String> {
     match contained(read) {
         Some(Ok(read)) => Ok(read),
-        Some(Err(error)) => Err(shorten(&error.to_string(), 500)),
+        Some(Err(error)) => Err(shorten(sentence(&error.to_string()), 500)),
         None => Err("its lengths or levels do not fit its pages".to_owned()),
     }
 }
+
+/// What an error says, without whose errors it has passed through.
+fn sentence(mut said: &str) -> &str {
+    while let Some(rest) = WRAPPED.iter().find_map(|wrapped| said.strip_prefix(wrapped)) {
+        said = rest;
+    }
+    said
+}
+
+const WRAPPED: [&str; 4] = ["External: ", "Arrow: ", "Parquet argument error: ", "Parquet error: "];
 
 /// A batch whose offsets and strings are as they must be: the crate builds some without a look at them.
 fn valid(batch: RecordBatch) -> Result<RecordBatch, String> {
@@ -188,22 +255,23 @@ struct Group {
     file: Arc<Opened>,
     metadata: Arc<ParquetMetaData>,
     meter: Meter,
-    group: usize,
+    /// None of a group of nothing.
+    group: Option<usize>,
 }
 
 impl RowGroups for Group {
     fn num_rows(&self) -> usize {
-        usize::try_from(self.metadata.row_group(self.group).num_rows()).unwrap_or(0)
+        self.row_groups().map(|group| usize::try_from(group.num_rows()).unwrap_or(0)).sum()
     }
 
     fn column_chunks(&self, column: usize) -> ParquetResult<Box<dyn PageIterator>> {
-        let chunk = self.metadata.row_group(self.group).column(column);
-        let pages = Pages::new(Arc::clone(&self.file), chunk, self.meter.clone())?;
+        let Some(group) = self.row_groups().next() else { return Ok(Box::new(Chunk(None))) };
+        let pages = Pages::new(Arc::clone(&self.file), group.column(column), self.meter.clone())?;
         Ok(Box::new(Chunk(Some(Box::new(pages)))))
     }
 
     fn row_groups(&self) -> Box<dyn Iterator<Item = &RowGroupMetaData> + '_> {
-        Box::new(std::iter::once(self.metadata.row_group(self.group)))
+        Box::new(self.group.map(|group| self.metadata.row_group(group)).into_iter())
     }
 
     fn metadata(&self) -> &ParquetMetaData {

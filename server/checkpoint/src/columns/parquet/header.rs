@@ -21,6 +21,8 @@ pub(super) struct Header {
     pub(super) rows: i64,
     pub(super) level_bytes: [i64; 2],
     pub(super) is_plain: bool,
+    /// Of the page as it is stored, if its writer took one.
+    pub(super) crc: Option<i64>,
 }
 
 pub(super) const DATA: i64 = 0;
@@ -35,6 +37,7 @@ impl Header {
             (1, Kind::I32) => into(thrift, &mut header.kind),
             (2, Kind::I32) => into(thrift, &mut header.size),
             (3, Kind::I32) => into(thrift, &mut header.stored),
+            (4, Kind::I32) => into(thrift, header.crc.insert(0)),
             (5 | 7 | 8, Kind::Struct) => {
                 let page = number;
                 thrift.fields(|thrift, number, kind| match (page, number, kind) {
@@ -66,15 +69,13 @@ fn into(thrift: &mut Thrift<'_>, number: &mut i64) -> Result<bool, Unread> {
     Ok(true)
 }
 
-/// An encoding of values or levels by its number in `parquet.thrift`.
+/// An encoding of values or levels by its number in `parquet.thrift`; none that is not read. Those of deltas say within a page how many
+/// values it has, and the crate believes them.
 pub(super) fn encoding(number: i64) -> Option<Encoding> {
     Some(match number {
         0 => Encoding::PLAIN,
         2 => Encoding::PLAIN_DICTIONARY,
         3 => Encoding::RLE,
-        5 => Encoding::DELTA_BINARY_PACKED,
-        6 => Encoding::DELTA_LENGTH_BYTE_ARRAY,
-        7 => Encoding::DELTA_BYTE_ARRAY,
         8 => Encoding::RLE_DICTIONARY,
         9 => Encoding::BYTE_STREAM_SPLIT,
         _ => return None,

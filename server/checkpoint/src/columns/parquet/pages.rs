@@ -25,8 +25,12 @@ use crate::storage::Opened;
 /// Headers of pages hold the least and the greatest value, of which a byte array may be long.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
 const HEADER_BYTES: u64 = 4 << 10;
+/// Of pages in which rows end and begin: writers that cut rows make small ones.
+const JOINED_BYTES: u64 = 4 << 20;
 /// What is read ahead of a column, which a store is asked for in one request.
 const AHEAD_BYTES: u64 = 4 << 20;
+
+const ENCODINGS: &str = "a page has another encoding: expected plain, dictionaries, runs or split bytes";
 
 /// Numbers that go up with each row: how much may come for each of them.
 #[derive(Debug, Clone)]
@@ -69,8 +73,9 @@ impl Pages {
     pub(super) fn new(file: Arc<Opened>, chunk: &ColumnChunkMetaData, meter: Meter) -> Result<Pages> {
         let column = chunk.column_path().string();
         codec::check(chunk.compression()).map_err(|sentence| wrong(&column, &sentence))?;
-        let start =
-            chunk.dictionary_page_offset().map_or(chunk.data_page_offset(), |at| at.min(chunk.data_page_offset()));
+        // Some writers say 0 for none.
+        let dictionary = chunk.dictionary_page_offset().filter(|at| *at != 0);
+        let start = dictionary.map_or(chunk.data_page_offset(), |at| at.min(chunk.data_page_offset()));
         let (start, bytes) = (u64::try_from(start), u64::try_from(chunk.compressed_size()));
         let (Ok(at), Ok(bytes)) = (start, bytes) else { return Err(wrong(&column, "it lies at a negative place")) };
         let end = at.saturating_add(bytes);
@@ -131,7 +136,7 @@ impl Pages {
             return Err(self.wrong(&format!("a page claims {stored} bytes, of {left} that are left")));
         }
         let most = self.meter.bytes_max;
-        let advice = "write smaller pages, or rows of fewer channels";
+        let advice = "write smaller pages (pyarrow: `write_batch_size=1`), or rows of fewer channels";
         if size < 0 || size as u64 > most {
             return Err(self.wrong(&format!("a page has {size} bytes: expected at most {most}; {advice}")));
         }
@@ -167,8 +172,8 @@ impl Pages {
             (self.row, self.values) = (row, 0);
         }
         let most = self.meter.bytes_max / self.width;
-        // The last page before may have begun this row: so it is by what came since that a row is too long.
-        if self.values > most {
+        // The last page before may have begun this row, and its last page may begin the next.
+        if self.values + values > most + JOINED_BYTES.min(self.meter.bytes_max) / self.width {
             return Err(self.wrong(&format!("a row has more than {most} values: write rows of fewer channels")));
         }
         self.values += values;
@@ -178,6 +183,9 @@ impl Pages {
     /// The page's bytes, not compressed.
     fn body(&mut self, header: &Header) -> Result<Bytes> {
         let stored = self.read(self.at + header.bytes, header.stored as u64)?;
+        if header.crc.is_some_and(|crc| crc as i32 != crc32fast::hash(&stored) as i32) {
+            return Err(self.wrong("a page is damaged: its checksum is another one"));
+        }
         // Levels of version 2 are never compressed.
         let [nulls, repeats] = header.level_bytes;
         let levels = match header.kind {
@@ -212,8 +220,7 @@ impl Pages {
         let buf = self.body(header)?;
         let number =
             |number: i64| u32::try_from(number).map_err(|_| wrong(&self.column, "a page has a negative number"));
-        let encoding =
-            |number: i64| encoding(number).ok_or_else(|| wrong(&self.column, "a page has an unknown encoding"));
+        let encoding = |number: i64| encoding(number).ok_or_else(|| wrong(&self.column, ENCODINGS));
         let (num_values, of_values) = (number(header.values)?, encoding(header.encoding)?);
         Ok(Some(match header.kind {
             DATA => Page::DataPage {
@@ -335,9 +342,9 @@ mod tests {
 
     #[test]
     fn a_row_takes_no_more_pages_than_its_bytes() {
-        // 250 values, in pages of 100.
+        // 250 values, in pages of 100; and as many of the rows before and after.
         let (mut pages, meter) = pages(1_000);
-        for _ in 0..3 {
+        for _ in 0..5 {
             assert_eq!(pages.get_next_page().unwrap().unwrap().num_values(), 100);
         }
         let said = pages.get_next_page().err().unwrap().to_string();

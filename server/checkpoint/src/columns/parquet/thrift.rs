@@ -103,7 +103,15 @@ impl<'a> Thrift<'a> {
         Err(Unread::Wrong("it has a number of more than 64 bits"))
     }
 
-    fn byte(&mut self) -> Result<u8, Unread> {
+    /// Bytes of which the length stands before them.
+    pub(super) fn binary(&mut self) -> Result<&'a [u8], Unread> {
+        let bytes = self.number()?;
+        let all = self.0;
+        self.pass(bytes)?;
+        Ok(&all[..all.len() - self.0.len()])
+    }
+
+    pub(super) fn byte(&mut self) -> Result<u8, Unread> {
         let (first, rest) = self.0.split_first().ok_or(Unread::CutShort)?;
         self.0 = rest;
         Ok(*first)
@@ -125,10 +133,7 @@ impl<'a> Thrift<'a> {
             Kind::Byte => self.pass(1),
             Kind::I16 | Kind::I32 | Kind::I64 => self.number().map(drop),
             Kind::Double => self.pass(8),
-            Kind::Binary => {
-                let bytes = self.number()?;
-                self.pass(bytes)
-            }
+            Kind::Binary => self.binary().map(drop),
             Kind::List | Kind::Set => {
                 let (elements, kind) = self.list()?;
                 self.elements(elements, &[kind], depth)
