@@ -161,6 +161,7 @@ def one_layer(folder: Path, shape, seed="one") -> Path:
     ((257, 32768), "FP8_BLOCK", "W4A16"),  # fewer rows are read at once than a block has
     ((257, 32768), "FP8_BLOCK", "NVFP4A16"),
     ((5, 384, 256), "W4A16;channel_dims=2", "W8A8"),
+    ((3, 130, 256), "FP8_BLOCK;channel_dims=2", "W4A16;channel_dims=2"),
     ((5, 384, 256), "int3-asym/g32;channel_dims=2", "int8;channel_dims=2"),
 ], ids=str)
 def test_parts_of_layers_are_decoded_as_their_whole(shape, before, after, tmp_path):

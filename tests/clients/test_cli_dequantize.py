@@ -231,3 +231,18 @@ def test_a_dense_file_has_nothing_to_dequantize(tmp_path):
 
     cli.check_refusal(cli.run("dequantize", source, tmp_path / "dense"), 3, str(source), "no quantized layers")
     assert not (tmp_path / "dense").exists()
+
+
+@pytest.mark.parametrize("shape", [(4, 130, 256), (3, 128, 200), (2, 2, 300, 64)])
+def test_blocks_begin_anew_in_each_matrix(shape, tmp_path):
+    weights = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    cli.write(tmp_path / "all.safetensors", {"x.weight": weights})
+    matrices = weights.reshape(-1, *shape[-2:])
+    cli.write(tmp_path / "each.safetensors", {f"{at}.weight": matrix for at, matrix in enumerate(matrices)})
+    dense = {}
+    for name, flags in [("all", ["--channel-dims", len(shape) - 1]), ("each", [])]:
+        cli.quantize(tmp_path / f"{name}.safetensors", tmp_path / f"{name}-fp8.safetensors", "-s", "FP8_BLOCK", *flags)
+        cli.done("dequantize", tmp_path / f"{name}-fp8.safetensors", tmp_path / f"{name}-dense.safetensors")
+        dense[name] = cli.read(tmp_path / f"{name}-dense.safetensors").tensors
+    for at, matrix in enumerate(dense["all"]["x.weight"].reshape(matrices.shape)):
+        assert matrix.tobytes() == dense["each"][f"{at}.weight"].tobytes()

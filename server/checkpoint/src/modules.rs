@@ -97,6 +97,20 @@ impl Module {
         }
     }
 
+    /// How many spans begin before a channel: blocks begin anew in each matrix.
+    pub(crate) fn spans_before(&self, channel: u64) -> u64 {
+        let height = self.span_channels().max(1);
+        let matrix = match self.scheme.granularity() {
+            Granularity::Block { .. } => {
+                let dims = (self.scheme.channel_dims().get() as usize).min(self.shape.len());
+                self.shape[..dims].last().copied().unwrap_or(1)
+            }
+            _ => self.channels().0,
+        };
+        let matrix = matrix.max(1);
+        channel / matrix * matrix.div_ceil(height) + (channel % matrix).div_ceil(height)
+    }
+
     /// Its scales, row-major.
     ///
     /// # Errors

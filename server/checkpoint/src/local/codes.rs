@@ -64,7 +64,7 @@ impl Scales {
     /// Reads them.
     pub(crate) fn read(source: &Source, module: &Module) -> Result<Scales, CheckpointError> {
         let scales = module.scales(source)?;
-        let spans = module.channels().0.div_ceil(module.span_channels().max(1));
+        let spans = module.spans_before(module.channels().0);
         let of_span = (scales.len() as u64).checked_div(spans).unwrap_or(0);
         let zero_points = module.zero_points(source)?;
         let points = zero_points.as_ref().map_or(scales.len(), Vec::len);
@@ -92,7 +92,7 @@ impl Scales {
             // Of those blocks that the channels are in.
             Granularity::Block { rows, .. } => {
                 let rows = u64::from(rows.get());
-                let end = (channels.end.div_ceil(rows) * self.of_span) as usize;
+                let end = (module.spans_before(channels.end) * self.of_span) as usize;
                 (channels.start / rows * self.of_span) as usize..end.min(self.scales.len())
             }
         };
@@ -101,7 +101,7 @@ impl Scales {
 
     /// Where those of the spans stand that begin within `channels`.
     fn of(&self, module: &Module, channels: &Range<u64>) -> Range<usize> {
-        let first = |channel: u64| (channel.div_ceil(module.span_channels().max(1)) * self.of_span) as usize;
+        let first = |channel: u64| (module.spans_before(channel) * self.of_span) as usize;
         first(channels.start)..first(channels.end).min(self.scales.len())
     }
 }
