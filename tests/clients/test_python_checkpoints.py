@@ -12,6 +12,7 @@ import quarrel
 from golden.model_free import digests
 from harness import cli
 from harness.model import files, tensors, write_model
+from harness.server import eventually
 
 
 @pytest.fixture
@@ -171,12 +172,9 @@ def test_what_goes_wrong_leaves_nothing(case, client, folder):
     _gone(folder)
 
 
-def _gone(folder, seconds=30):
+def _gone(folder):
     """The server takes back what there is when it hears of it."""
-    end = time.monotonic() + seconds
-    while list((folder / "write").iterdir()):
-        assert time.monotonic() < end, list((folder / "write").rglob("*"))
-        time.sleep(0.01)
+    eventually(lambda: not list((folder / "write").iterdir()), seconds=30, what="a folder without what was begun")
 
 
 def test_tensors_that_cannot_travel_are_told(client, folder):

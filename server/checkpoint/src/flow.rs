@@ -83,14 +83,14 @@ impl Flow {
         let command = of_checkpoint(command, Flow::makes_model(destination));
         refuse_calibrated(&plan_of(&command)?)?;
         let pull = Pull::open(source, command, limits.layers, stop)?;
-        let (command, bytes) = (pull.command.clone(), pull.bytes());
+        let (command, bytes, of_columns) = (pull.command.clone(), pull.bytes(), pull.is_of_columns());
         let (schema, rows) = pull.rows();
         let into = match Flow::makes_model(destination) {
             true => {
                 let Some(Verb::Quantize(quantize)) = command.verb.clone() else {
                     return Err(CheckpointError::Ours("a flow of another verb".to_owned()));
                 };
-                let beside = if holds_columns(source) { Beside::columns(source)? } else { Beside::default() };
+                let beside = if of_columns { Beside::columns(source)? } else { Beside::default() };
                 let put = Put::open(destination, quantize, limits.shard_bytes_max, replace, stop)?;
                 Into::Model(Box::new(put), beside)
             }

@@ -66,6 +66,11 @@ impl Pull {
         Ok(Pull { command, source })
     }
 
+    /// Whether it is of layers in columns.
+    pub(crate) fn is_of_columns(&self) -> bool {
+        matches!(self.source, Source::Columns(_))
+    }
+
     /// Bytes of its rows' weights, or of the files that they are in.
     pub(crate) fn bytes(&self) -> u64 {
         match &self.source {

@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Mapping
 from itertools import groupby
-from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from pyarrow import flight
 
 from quarrel import progress, report
 from quarrel.errors import InvalidInputError, UnavailableError, of_arrow
+from quarrel.heart import Heart
 from quarrel.progress import Asked, Progress
 from quarrel.report import Summary
 from quarrel.runs import Source
@@ -90,21 +90,18 @@ class _Put:
     def __init__(
         self, connection: flight.FlightClient, command: bytes, schema: pa.Schema, heartbeat: float
     ) -> None:
-        self._heartbeat = heartbeat
-        # Held while writing: the heartbeat writes too.
-        self._writing = threading.Lock()
-        self._stop_beating: SimpleQueue[None] = SimpleQueue()
+        self._heart = Heart(heartbeat)
         self._closed = False
         try:
             self._writer, self._reader = connection.do_put(flight.FlightDescriptor.for_command(command), schema)
         except (pa.ArrowException, OSError) as error:
             raise of_arrow(error) from None
-        self._beating = threading.Thread(target=self._beat, name="quarrel-beat", daemon=True)
+        self._beating = self._heart.thread(self._writer)
         self._beating.start()
 
     def write(self, batch: pa.RecordBatch) -> None:
         try:
-            with self._writing:
+            with self._heart.writing:
                 self._writer.write_batch(batch)
         except (pa.ArrowException, OSError) as error:
             self._fail(error)
@@ -114,9 +111,9 @@ class _Put:
         said = json.dumps(end).encode()
         last = b""
         try:
-            with self._writing:
+            with self._heart.writing:
+                self._heart.still = True
                 self._writer.write_metadata(said)
-            self._stop()
             # Only now: progress that nobody reads is not sent.
             while (metadata := self._reader.read()) is not None:
                 last = metadata.to_pybytes()
@@ -147,19 +144,5 @@ class _Put:
         raise of_arrow(error) from None
 
     def _stop(self) -> None:
-        self._stop_beating.put(None)
+        self._heart.stop()
         self._beating.join()
-
-    def _beat(self) -> None:
-        while True:
-            try:
-                return self._stop_beating.get(timeout=self._heartbeat)
-            except Empty:
-                pass
-            if self._writing.acquire(blocking=False):
-                try:
-                    self._writer.write_metadata(b"alive")
-                except (pa.ArrowException, OSError):
-                    return
-                finally:
-                    self._writing.release()

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from quarrel.errors import UnavailableError, of_arrow
+from quarrel.heart import Heart
 from quarrel.runs import Source
 
 UNTAKEN_BYTES_MAX = 4 << 20
@@ -52,7 +53,6 @@ class Stream:
 
     def __init__(self, connection: flight.FlightClient, command: bytes, source: Source, heartbeat: float) -> None:
         self._source = source
-        self._heartbeat = heartbeat
         self._answers: SimpleQueue[Answer | None] = SimpleQueue()
         self._schema: pa.Schema | None = None
         # Each counter has one thread that writes it.
@@ -70,11 +70,8 @@ class Stream:
         self._write_error: BaseException | None = None
         self._producing = False
         self._owner = os.getpid()
-        # Held while writing: the heartbeat writes too.
-        self._writing = threading.Lock()
+        self._heart = Heart(heartbeat)
         self._writer_closed = False
-        self._sent = False
-        self._stop_beating: SimpleQueue[None] = SimpleQueue()
         try:
             self._writer, self._reader = connection.do_exchange(flight.FlightDescriptor.for_command(command))
         except (pa.ArrowException, OSError) as error:
@@ -82,7 +79,7 @@ class Stream:
         self._sender = threading.Thread(target=self._send, name="quarrel-send", daemon=True)
         self._others = [
             threading.Thread(target=self._receive, name="quarrel-receive", daemon=True),
-            threading.Thread(target=self._beat, name="quarrel-beat", daemon=True),
+            self._heart.thread(self._writer),
         ]
         for thread in (*self._others, self._sender):  # the sender may wait for the receiver
             thread.start()
@@ -124,7 +121,7 @@ class Stream:
         self._closed = True
         self._reader.cancel()
         self._wake()
-        self._stop_beating.put(None)
+        self._heart.stop()
         if threading.current_thread() in (self._sender, *self._others):
             return  # the collector may run this in one of them, wherever it stands: they end by themselves
         for thread in self._others:
@@ -158,14 +155,14 @@ class Stream:
                 self._our_error = self._write_error
                 self._reader.cancel()
         finally:
-            self._stop_beating.put(None)
+            self._heart.stop()
             close = getattr(batches, "close", None)
             if close is not None:
                 with contextlib.suppress(Exception):  # nobody is left to hear of it
                     close()
 
     def _write_all(self) -> None:
-        with self._writing:
+        with self._heart.writing:
             self._writer.begin(self._source.schema)
         while True:
             # In this order, so that `close` knows whether it waits for us or for the caller's code.
@@ -185,11 +182,11 @@ class Stream:
                 break
             if not self._has_room():
                 return
-            with self._writing:
+            with self._heart.writing:
                 self._writer.write_batch(batch)
             del batch  # before the next one is made
-        with self._writing:
-            self._sent = True
+        with self._heart.writing:
+            self._heart.still = True
             # Not `done_writing`: where an error of the server reaches the other thread at that moment, both close the
             # request, and gRPC ends the process for it. The server takes this for the end as well.
             self._writer.write_metadata(END)
@@ -201,22 +198,6 @@ class Stream:
             self._wake_sender.get()
         self._sender_waits = False
         return not (self._ended or self._closed)
-
-    def _beat(self) -> None:
-        while True:
-            try:
-                return self._stop_beating.get(timeout=self._heartbeat)
-            except Empty:
-                pass
-            # Somebody who writes needs no heartbeat.
-            if self._writing.acquire(blocking=False):
-                try:
-                    if not self._sent:
-                        self._writer.write_metadata(b"alive")
-                except (pa.ArrowException, OSError):
-                    return
-                finally:
-                    self._writing.release()
 
     # -- the receiving thread -----------------------------------------------------------------------------------------
 

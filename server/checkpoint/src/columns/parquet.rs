@@ -109,7 +109,7 @@ impl Parquet {
                 self.meter.next_row();
                 let batch = guarded(|| rows.next().transpose().map_err(ParquetError::from))
                     .and_then(|batch| batch.map(valid).transpose())
-                    .map_err(|detail| malformed(&self.path, &detail))?;
+                    .map_err(|detail| self.fault(&detail))?;
                 if let Some(batch) = batch {
                     (self.rows, self.read) = (Some(rows), self.read + batch.num_rows() as i64);
                     return Ok(Some(batch));
@@ -133,7 +133,15 @@ impl Parquet {
             group,
         };
         guarded(|| ParquetRecordBatchReader::try_new_with_row_groups(&self.columns, &group, 1, None))
-            .map_err(|detail| malformed(&self.path, &detail))
+            .map_err(|detail| self.fault(&detail))
+    }
+
+    /// What is wrong: with the disk or the store, if reading failed, and else with the file.
+    fn fault(&self, detail: &str) -> CheckpointError {
+        match self.meter.unread() {
+            Some(error) => CheckpointError::Io { what: "cannot read", path: self.path.clone(), error },
+            None => malformed(&self.path, detail),
+        }
     }
 }
 
@@ -291,3 +299,32 @@ impl Iterator for Chunk {
 }
 
 impl PageIterator for Chunk {}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::fs;
+
+    use arrow_array::{ArrayRef, Int32Array};
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+    use crate::storage::Location;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_no_file_of_another_kind() {
+        let numbers: ArrayRef = Arc::new(Int32Array::from_iter_values(0..1_000));
+        let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("n.parquet");
+        let mut writer = ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let mut parquet = Parquet::open(path.clone(), Location::disk(&path).open().unwrap(), Limits::NONE).unwrap();
+        // Cut short between the footer and the pages: that is the disk's.
+        fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+        let error = parquet.next_batch().unwrap_err();
+        assert!(matches!(&error, CheckpointError::Io { what: "cannot read", .. }), "{error}");
+    }
+}

@@ -1,6 +1,6 @@
 //! A file of columns to write: complete under its name, or not there at all.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, io, path::Path};
 
 use arrow_array::RecordBatch;
 use arrow_ipc::writer::FileWriter;
@@ -46,7 +46,7 @@ impl ColumnsFile {
         let writer = match Format::of(&path) {
             Some(Format::Parquet) => {
                 let writer = ArrowWriter::try_new(file, SchemaRef::clone(schema), Some(properties()));
-                Writer::Parquet(Box::new(writer.map_err(|error| unwritten(&path, error.into()))?))
+                Writer::Parquet(Box::new(writer.map_err(|error| unwritten(&path, of_parquet(error)))?))
             }
             Some(Format::Ipc) | None => {
                 Writer::Ipc(Box::new(FileWriter::try_new(file, schema).map_err(|error| unwritten(&path, error))?))
@@ -62,7 +62,7 @@ impl ColumnsFile {
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), CheckpointError> {
         let written = match &mut self.writer {
             Writer::Ipc(writer) => writer.write(batch),
-            Writer::Parquet(writer) => write(writer, batch).map_err(ArrowError::from),
+            Writer::Parquet(writer) => write(writer, batch).map_err(of_parquet),
         };
         written.map_err(|error| unwritten(&self.target.path(), error))
     }
@@ -74,7 +74,7 @@ impl ColumnsFile {
     pub(crate) fn seal(mut self, stop: &Stop) -> Result<u64, CheckpointError> {
         let finished = match &mut self.writer {
             Writer::Ipc(writer) => writer.finish(),
-            Writer::Parquet(writer) => writer.finish().map(drop).map_err(ArrowError::from),
+            Writer::Parquet(writer) => writer.finish().map(drop).map_err(of_parquet),
         };
         finished.map_err(|error| unwritten(&self.target.path(), error))?;
         let bytes = self.making.file().metadata().map_err(self.target.writing())?.len();
@@ -107,5 +107,28 @@ fn unwritten(path: &Path, error: ArrowError) -> CheckpointError {
     match error {
         ArrowError::IoError(_, error) => CheckpointError::Io { what: "cannot write", path: path.to_owned(), error },
         other => CheckpointError::Ours(other.to_string()),
+    }
+}
+
+/// What is wrong with the disk is no fault of ours, however often it was wrapped.
+fn of_parquet(error: ParquetError) -> ArrowError {
+    match error {
+        ParquetError::External(error) => match error.downcast::<io::Error>() {
+            Ok(error) => ArrowError::IoError(error.to_string(), *error),
+            Err(error) => ArrowError::ExternalError(error),
+        },
+        other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_ours() {
+        let full = ParquetError::from(io::Error::from(io::ErrorKind::StorageFull));
+        let error = unwritten(Path::new("out.parquet"), of_parquet(full));
+        assert!(matches!(&error, CheckpointError::Io { what: "cannot write", .. }), "{error}");
     }
 }

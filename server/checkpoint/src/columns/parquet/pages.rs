@@ -2,9 +2,12 @@
 //!
 //! The `parquet` crate's own reader allocates what a page's header says of its size, and undoes compression to whatever comes of it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use ::parquet::{
@@ -32,21 +35,28 @@ const AHEAD_BYTES: u64 = 4 << 20;
 
 const ENCODINGS: &str = "a page has another encoding: expected plain, dictionaries, runs or split bytes";
 
-/// Numbers that go up with each row: how much may come for each of them.
+/// What a file's columns share: the number of the row that is being read, how much may come for it, and why they could not be read. The
+/// `parquet` crate passes errors on as texts.
 #[derive(Debug, Clone)]
 pub(super) struct Meter {
     row: Arc<AtomicU64>,
     bytes_max: u64,
+    unread: Arc<Mutex<Option<io::Error>>>,
 }
 
 impl Meter {
     pub(super) fn new(bytes_max: u64) -> Meter {
-        Meter { row: Arc::default(), bytes_max }
+        Meter { row: Arc::default(), bytes_max, unread: Arc::default() }
     }
 
     /// The next row is being read.
     pub(super) fn next_row(&self) {
         self.row.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Why the file itself could not be read, if that is what went wrong.
+    pub(super) fn unread(&self) -> Option<io::Error> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -153,7 +163,11 @@ impl Pages {
         let is_there = at >= *start && at + bytes <= start + data.len() as u64;
         if !is_there {
             let until = at + bytes.max(AHEAD_BYTES).min(self.end - at);
-            let data = self.file.read(at..until).map_err(|error| ParquetError::External(Box::new(error)))?;
+            let data = self.file.read(at..until).map_err(|error| {
+                let said = self.wrong(&error.to_string());
+                *self.meter.unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                said
+            })?;
             self.ahead = (at, data);
         }
         let (start, data) = &self.ahead;
