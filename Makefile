@@ -70,11 +70,12 @@ test-interop: build ## Real torch, compressed-tensors, transformers and Azure's 
 	@if command -v npm >/dev/null; then npm install --silent --prefix $(VENV_INTEROP)/azurite azurite@3.35.0; else echo "no npm: without Azure's emulator"; fi
 	$(VENV_INTEROP)/bin/python tests/interop/peers/run.py
 
-golden: $(VENV)/installed $(VENV_PTQ)/installed ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment, and llm-compressor (9 GB, minutes)
+golden: $(VENV)/installed $(VENV_PTQ)/installed ## Regenerate tests/golden/files with compressed-tensors, in a fresh environment, llm-compressor and ggml (9 GB, minutes)
 	$(PYTHON) -m venv --clear $(VENV_GOLDEN)
 	$(VENV_GOLDEN)/bin/pip install --quiet --no-deps -r tests/golden/requirements.txt
 	$(VENV_GOLDEN)/bin/python tests/golden/generate.py
 	$(PY) tests/golden/model_free.py --peer $(VENV_PTQ)/bin/python
+	$(PY) tests/golden/ggml.py
 	git diff --exit-code -- tests/golden
 	test -z "$$(git status --porcelain tests/golden)"
 

@@ -58,7 +58,7 @@ def test_layers_of_a_file_become_the_model_that_their_folder_becomes(scheme, end
 
 
 @pytest.mark.parametrize("ending", ["arrow", "parquet"])
-@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "NVFP4A16"])
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "NVFP4A16", "Q8_0", "Q4_K"])
 def test_a_model_becomes_a_file_of_what_a_stream_answers(scheme, ending, model, tmp_path, server):
     out = tmp_path / f"out.{ending}"
     cli.quantize(model, out, "-s", scheme)

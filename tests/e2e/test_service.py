@@ -66,7 +66,7 @@ def test_every_listed_scheme_is_served(server):
     schemes = {scheme["name"]: scheme for scheme in action(server, "schemes.list")["schemes"]}
     presets = {"W4A16", "W4A16_ASYM", "W8A16", "W8A8", "INT8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK"}
     assert presets | {f"int{bits}" for bits in range(2, 9)} <= set(schemes)
-    layer = np.linspace(-1, 1, 128 * 128, dtype=np.float32).reshape(128, 128)
+    layer = np.linspace(-1, 1, 128 * 256, dtype=np.float32).reshape(128, 256)
     for name, scheme in schemes.items():
         row, = wire.exchange(server.location, quantize(name), [wire.layer_batch("layer", layer)]).rows
         assert row["status"] == "quantized", name

@@ -226,18 +226,21 @@ def exchange(location: str, command, batches, *, schema: pa.Schema | None = None
                 # Not `done_writing`: when an error reaches the reading thread at that moment, gRPC ends the process.
                 _write_all(writer, batches, schema)
                 writer.write_metadata(END)
-            except Exception as error:  # handed to the reading side below
+            except Exception as error:  # handed to the reading side below, which would wait for the rest
                 failures.append(error)
+                reader.cancel()
 
         thread = threading.Thread(target=write)
         thread.start()
         try:
             reply = _read_all(reader)
-        except BaseException:
+        except BaseException as error:
             reader.cancel()
-            raise
-        finally:
             thread.join()
+            if failures and isinstance(error, flight.FlightCancelledError):
+                raise failures[0] from None
+            raise
+        thread.join()
         if failures:
             raise failures[0]
         return reply

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use quarrel_engine::Plan;
+use quarrel_engine::{Codes, Plan, Scheme};
 use quarrel_proto::{
     Reason, command,
     v1::{self, command::Verb},
@@ -67,6 +67,20 @@ pub(crate) fn refuse_calibrated(plan: &Plan) -> Result<(), CheckpointError> {
             "scheme `{scheme}` has static activation scales, which need calibration: a checkpoint without them does not load"
         );
         return Err(CheckpointError::Command { reason: Reason::NeedsCalibration, message });
+    }
+    Ok(())
+}
+
+/// What the files that a model is written to have no place for: ggml's blocks; and what needs more than weights.
+pub(crate) fn refuse_for_models(plan: &Plan) -> Result<(), CheckpointError> {
+    refuse_calibrated(plan)?;
+    let blocks = |scheme: &&Scheme| matches!(scheme.codes(), Codes::Block(_));
+    if let Some(scheme) = plan.schemes().iter().find(blocks) {
+        let message = format!(
+            "scheme `{scheme}` makes blocks of GGUF, which models in safetensors have no layout for: expected layers in columns \
+             (`.arrow` or `.parquet`) as the destination"
+        );
+        return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
     }
     Ok(())
 }

@@ -150,6 +150,8 @@ fn weights(scheme: &Scheme) -> Value {
         Codes::Fp8E4m3 => (8, "float", true),
         Codes::Fp6E2m3 => (6, "float", true),
         Codes::Fp4E2m1 => (4, "float", true),
+        // Refused before it comes to that: `checks.rs`.
+        Codes::Block(block) => (block.bits(), "int", true),
     };
     let mut weights = json!({ "num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": false });
     let mut put = |key: &str, value: Value| weights[key] = value;
@@ -167,7 +169,7 @@ fn weights(scheme: &Scheme) -> Value {
         }
     }
     let scale = match scheme.format().scaling {
-        Scaling::Weights => None,
+        Scaling::Weights | Scaling::InBlocks => None,
         Scaling::E8m0(_) => Some("torch.uint8"),
         Scaling::E4m3 => Some("torch.float8_e4m3fn"),
     };

@@ -135,7 +135,7 @@ fn bytes(scheme: &Scheme, tensor: &Tensor) -> u64 {
 fn bits(scheme: &Scheme, tensor: &Tensor) -> f64 {
     let width = match scheme.codes() {
         Codes::Int { bits, .. } => u64::from(bits),
-        Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 => 0,
+        Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => 0,
     };
     let parts = layout("", scheme, (tensor.dtype, &tensor.shape));
     let scales = parts.iter().find(|(part, _)| *part == Part::Scales);

@@ -14,7 +14,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    checks::{as_json, identity, name, refuse_overlap, refuse_quantized, refuse_scattered, refuse_transposed},
+    checks::{
+        as_json, identity, name, refuse_for_models, refuse_overlap, refuse_quantized, refuse_scattered,
+        refuse_transposed,
+    },
     config::{decided, dense_config, index, quantized_config, text},
     error::CheckpointError,
     fate::{Fate, fates, plan_of},
@@ -145,6 +148,7 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
+        refuse_for_models(&plan_of(&command)?)?;
         let model = view(Model::open(source)?, &command)?;
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;

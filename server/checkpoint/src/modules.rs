@@ -250,7 +250,7 @@ impl Parts {
         // So is what DeepSeek's FP8 was, whose scales are f32.
         let dtype = match scheme.format().scaling {
             Scaling::Weights if scales.name.ends_with(DEEPSEEK_SCALES) => Dtype::BF16,
-            Scaling::Weights => scales.dtype,
+            Scaling::Weights | Scaling::InBlocks => scales.dtype,
             Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
         };
         Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global, activations })
@@ -341,7 +341,7 @@ impl Parts {
         };
         expect(&self.codes, (codes_type, codes_shape))?;
         let scales_type = match scheme.format().scaling {
-            Scaling::Weights => self.scales.dtype,
+            Scaling::Weights | Scaling::InBlocks => self.scales.dtype,
             Scaling::E8m0(_) | Scaling::E4m3 => stored_type(scheme, self.scales.dtype),
         };
         expect(&self.scales, (scales_type, per_scale.clone()))?;

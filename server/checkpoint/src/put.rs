@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use crate::{
     answers::{self, Asked},
     beside::Beside,
-    checks::{as_json, refuse_calibrated, refuse_transposed},
+    checks::{as_json, refuse_for_models, refuse_transposed},
     config::{decided, index, quantized_config, text},
     error::CheckpointError,
     fate::{of_checkpoint, plan_of},
@@ -132,7 +132,7 @@ impl Put {
             return Err(CheckpointError::Command { reason: Reason::OptionConflict, message: message.to_owned() });
         }
         let mut command = of_checkpoint(command, true);
-        refuse_calibrated(&plan_of(&command)?)?;
+        refuse_for_models(&plan_of(&command)?)?;
         let stream = format!("{:016x}", RandomState::new().hash_one(0u8));
         let job = json!({ "version": env!("CARGO_PKG_VERSION"), STREAM: stream, "command": as_json(&command)? });
         let site = Site::open(sink, job, replace, stop)?;

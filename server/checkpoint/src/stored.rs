@@ -30,10 +30,10 @@ pub(crate) fn layout(module: &str, scheme: &Scheme, (dtype, shape): (Dtype, &[u6
     let per_scale = scale_shape(scheme, channels, columns);
     let name = |part: &str| format!("{module}.{part}");
     let (part, codes_type, codes_shape) = codes_stored(scheme, shape, channels, columns);
-    let mut parts = vec![
-        (Part::Codes, (name(part), codes_type, codes_shape)),
-        (Part::Scales, (name(SCALES_PART), stored_type(scheme, dtype), per_scale.clone())),
-    ];
+    let mut parts = vec![(Part::Codes, (name(part), codes_type, codes_shape))];
+    if scheme.format().scaling != Scaling::InBlocks {
+        parts.push((Part::Scales, (name(SCALES_PART), stored_type(scheme, dtype), per_scale.clone())));
+    }
     if let Codes::Int { packing: Packing::Dense, .. } = scheme.codes() {
         parts.push((Part::Shape, (name("weight_shape"), Dtype::I64, vec![shape.len() as u64])));
     }
@@ -64,7 +64,7 @@ pub(crate) fn codes_stored(
         Codes::Int { packing: Packing::Dense, .. } => (Dtype::I32, [channels, &[bytes / 4]].concat()),
         Codes::Int { packing: Packing::Plain, .. } => (Dtype::I8, shape.to_vec()),
         Codes::Fp8E4m3 => (Dtype::F8_E4M3, shape.to_vec()),
-        Codes::Fp6E2m3 | Codes::Fp4E2m1 => (Dtype::U8, [channels, &[bytes]].concat()),
+        Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => (Dtype::U8, [channels, &[bytes]].concat()),
     };
     (codes_part(scheme), dtype, shape)
 }
@@ -75,7 +75,7 @@ pub(crate) const SCALES_PART: &str = "weight_scale";
 /// What the tensor of a layer's codes is called.
 pub(crate) fn codes_part(scheme: &Scheme) -> &'static str {
     match scheme.codes() {
-        Codes::Int { packing: Packing::Plain, .. } | Codes::Fp8E4m3 => "weight",
+        Codes::Int { packing: Packing::Plain, .. } | Codes::Fp8E4m3 | Codes::Block(_) => "weight",
         Codes::Int { packing: Packing::Dense, .. } | Codes::Fp6E2m3 | Codes::Fp4E2m1 => "weight_packed",
     }
 }
@@ -103,7 +103,7 @@ pub(crate) fn stored_type(scheme: &Scheme, dtype: Dtype) -> Dtype {
         (Scaling::E8m0(_), _) => Dtype::U8,
         (Scaling::E4m3, _) => Dtype::F8_E4M3,
         (Scaling::Weights, Dtype::F16 | Dtype::BF16) => dtype,
-        (Scaling::Weights, _) => Dtype::F32,
+        (Scaling::Weights | Scaling::InBlocks, _) => Dtype::F32,
     }
 }
 

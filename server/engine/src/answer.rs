@@ -247,6 +247,7 @@ impl Answers {
         let present = NullBuffer::from(quantized.iter().map(Option::is_some).collect::<Vec<_>>());
         let asymmetric: Vec<bool> =
             quantized.iter().map(|rung| rung.is_some_and(|rung| !rung.codes().symmetric())).collect();
+        let scaled: Vec<bool> = quantized.iter().map(|rung| rung.is_some_and(|rung| rung.scaled())).collect();
         let codes: Vec<_> = lines.iter().map(|line| line.codes.clone()).collect();
         let scales: Vec<_> = lines.iter().map(|line| line.scales.clone()).collect();
         let zero_points: Vec<_> = lines.iter().map(|line| line.zero_points.clone()).collect();
@@ -261,8 +262,8 @@ impl Answers {
             Arc::new(StringArray::from_iter_values(lines.iter().map(|line| line.status.word()))),
             Arc::new(StringArray::from_iter(notes.iter().map(|note| note.map(|note| note.reason.word())))),
             Arc::new(StringArray::from_iter(notes.iter().map(|note| note.map(|note| note.message.as_str())))),
-            Arc::new(LargeBinaryArray::new(offsets(&codes), data, Some(present.clone()))),
-            Arc::new(list::<f32>(DataType::Float32, &scales, &buffers.scales, present.clone())),
+            Arc::new(LargeBinaryArray::new(offsets(&codes), data, Some(present))),
+            Arc::new(list::<f32>(DataType::Float32, &scales, &buffers.scales, NullBuffer::from(scaled))),
             Arc::new(list::<i32>(DataType::Int32, &zero_points, &buffers.zero_points, NullBuffer::from(asymmetric))),
             Arc::new(extra_tensors(lines)),
             Arc::new(StringArray::from_iter_values(lines.iter().map(|line| line.row.layer.dtype.name()))),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use quarrel_kernels::{
-    self as kernels, CLIPS, Codes, Dtype, Grid, Level, Part, Sums, TILE, first_non_finite, quantize, ranges,
+    self as kernels, Block, CLIPS, Codes, Dtype, Grid, Level, Part, Sums, TILE, first_non_finite, quantize, ranges,
     squared_errors,
 };
 use quarrel_proto::Reason;
@@ -298,7 +298,10 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
                 zero_points: &zero_points[zero_points_from..],
                 global: all[cell.work].global,
             };
-            Ok((cell.make_codes(level, grid, first, codes), Vec::new()))
+            Ok(match cell.rung.codes() {
+                Codes::Block(block) => cell.in_blocks(level, block, codes),
+                _ => (cell.make_codes(level, grid, first, codes), Vec::new()),
+            })
         })?
     };
     for (cell, (sums, found)) in cells.iter().zip(done) {
@@ -394,9 +397,38 @@ impl Cell<'_> {
         })
     }
 
+    /// Blocks, which hold their own scales.
+    fn in_blocks(&self, level: Level, block: Block, codes: &mut [u8]) -> (Vec<Sums>, Vec<Fault>) {
+        let rung = self.rung;
+        let bytes = kernels::packed_bytes(rung.codes(), self.columns.len());
+        let grid = Grid { scales: &[], zero_points: &[], global: 1.0 };
+        let mut faults = Vec::new();
+        let sums = self
+            .parts()
+            .zip(codes.chunks_exact_mut(bytes))
+            .map(|((channel, part), codes)| {
+                let mut found = [kernels::Range::default()];
+                ranges(level, rung.codes(), &Part { group: usize::MAX, ..part }, &mut found);
+                let made = found[0].finite.then(|| quantize(level, rung.format(), rung.arith, &part, grid, codes));
+                let unfit = match made {
+                    None => Unfit::NonFinite,
+                    Some(_) if block.first_overflow(codes).is_some() => Unfit::ScaleOverflow,
+                    Some(sums) => return sums,
+                };
+                let kind = self.locate(unfit, channel, part.bytes);
+                faults.push(Fault { channels: channel..channel + 1, kind });
+                Sums::default()
+            })
+            .collect();
+        (sums, faults)
+    }
+
     /// Ranges, scales and codes of each channel in turn.
     fn in_one_pass(&self, level: Level, global: f32, slot: Slot<'_>) -> (Vec<Sums>, Vec<Fault>) {
         let rung = self.rung;
+        if let Codes::Block(block) = rung.codes() {
+            return self.in_blocks(level, block, slot.codes);
+        }
         let groups = rung.groups();
         let mut found = vec![kernels::Range::default(); groups];
         let mut faults = Vec::new();
@@ -438,13 +470,19 @@ impl Cell<'_> {
         }
     }
 
-    /// The groups that the cell's columns touch.
+    /// The groups that the cell's columns touch and whose scales stand beside the codes.
     pub(crate) fn groups(&self) -> Range<usize> {
+        if self.rung.groups() == 0 {
+            return 0..0;
+        }
         self.columns.start / self.rung.group..self.columns.end.div_ceil(self.rung.group)
     }
 
     /// The ranges of the groups that the cell touches: of each channel, or of all together where they share scales.
     fn find_ranges(&self, level: Level) -> Vec<Seen> {
+        if let Codes::Block(_) = self.rung.codes() {
+            return Vec::new();
+        }
         let touched = self.groups();
         let mut found = vec![kernels::Range::default(); touched.len()];
         let mut all: Vec<Seen> = Vec::new();

@@ -214,7 +214,7 @@ impl Rung {
         };
         let (group, height) = (group.clamp(1, columns.max(1)), height.clamp(1, matrix.max(1)));
         let global = match (scheme.format().scaling, amax) {
-            (Scaling::Weights | Scaling::E8m0(_), _) => Global::None,
+            (Scaling::Weights | Scaling::E8m0(_) | Scaling::InBlocks, _) => Global::None,
             (Scaling::E4m3, None) => Global::Found,
             (Scaling::E4m3, Some(amax)) => Global::Given(amax),
         };
@@ -241,9 +241,17 @@ impl Rung {
         self.scheme.codes()
     }
 
-    /// Scales of one channel.
+    /// Scales of one channel that stand beside its codes: none where they stand in blocks.
     pub fn groups(&self) -> usize {
-        self.columns.div_ceil(self.group)
+        match self.format().scaling {
+            Scaling::InBlocks => 0,
+            Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 => self.columns.div_ceil(self.group),
+        }
+    }
+
+    /// Whether scales stand beside the codes.
+    pub fn scaled(&self) -> bool {
+        self.format().scaling != Scaling::InBlocks
     }
 
     /// The span that holds a channel.
@@ -306,6 +314,7 @@ impl Rung {
         let scale = match self.format().scaling {
             Scaling::Weights => self.dtype.scale_type().bytes() * 8,
             Scaling::E8m0(_) | Scaling::E4m3 => 8,
+            Scaling::InBlocks => 0,
         };
         self.groups() * (scale + zero_point)
     }

@@ -20,6 +20,7 @@ mod layer;
 mod names;
 mod parallel;
 mod plan;
+mod presets;
 mod recipe;
 mod rows;
 mod scales;
@@ -37,12 +38,13 @@ pub use ipc::{Decoded, Decoder, body_bytes, is_light};
 pub use layer::{Limits, Note};
 pub use names::check_rows;
 pub use plan::{Plan, PlanError};
+pub use presets::{PRESETS, Preset};
 pub use quarrel_kernels::{
     Codes, Format, Level, LevelError, MxRule, Packing, Scaling, e4m3_bits, e4m3_value, packed_bytes,
 };
 pub use recipe::STANDARD;
 pub use rows::LayerError;
-pub use scheme::{Granularity, PRESETS, Preset, Scheme, SchemeError};
+pub use scheme::{Granularity, Scheme, SchemeError};
 pub use stream::{Intake, Need, Output, Result, Unit};
 pub use tally::listing;
 

@@ -11,6 +11,8 @@ use std::{fmt, num::NonZeroU32, str::FromStr};
 use quarrel_kernels::{Codes, Format, MxRule, Packing, Scaling};
 use quarrel_proto::Reason;
 
+use crate::presets::{FP8, PRESETS, Preset, int};
+
 /// What numbers come out of a layer. A value that exists is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scheme {
@@ -47,17 +49,6 @@ pub enum Granularity {
         /// Columns.
         columns: NonZeroU32,
     },
-}
-
-/// A scheme that has a name of its own in the ecosystem.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Preset {
-    /// The ecosystem's name.
-    pub name: &'static str,
-    format: Format,
-    granularity: Granularity,
-    /// Its activations are static and need calibration, which this service does not do.
-    pub needs_calibration: bool,
 }
 
 /// Why a scheme or its options cannot be.
@@ -112,51 +103,6 @@ impl SchemeError {
             SchemeError::Zero { .. } => Reason::OptionInvalid,
         }
     }
-}
-
-const fn nonzero(n: u32) -> NonZeroU32 {
-    match NonZeroU32::new(n) {
-        Some(n) => n,
-        None => panic!("a constant of this file is zero"),
-    }
-}
-
-const fn int(bits: u8, symmetric: bool) -> Format {
-    let packing = if bits == 8 { Packing::Plain } else { Packing::Dense };
-    Format { codes: Codes::Int { bits, symmetric, packing }, scaling: Scaling::Weights }
-}
-
-const FP8: Format = Format { codes: Codes::Fp8E4m3, scaling: Scaling::Weights };
-/// compressed-tensors' own rule is the default of every MX preset.
-const MX: Scaling = Scaling::E8m0(MxRule::Even);
-
-const G128: Granularity = Granularity::Group(nonzero(128));
-const G32: Granularity = Granularity::Group(nonzero(32));
-const G16: Granularity = Granularity::Group(nonzero(16));
-const B128: Granularity = Granularity::Block { rows: nonzero(128), columns: nonzero(128) };
-
-/// Presets of compressed-tensors 0.20, `quantization/quant_scheme.py`: their weights.
-pub static PRESETS: [Preset; 12] = [
-    preset("W4A16", int(4, true), G128),
-    preset("W4A16_ASYM", int(4, false), G128),
-    preset(
-        "W8A16",
-        Format { codes: Codes::Int { bits: 8, symmetric: true, packing: Packing::Dense }, scaling: Scaling::Weights },
-        G128,
-    ),
-    preset("W8A8", int(8, true), Granularity::Channel),
-    preset("INT8", int(8, true), Granularity::Channel),
-    Preset { needs_calibration: true, ..preset("FP8", FP8, Granularity::Tensor) },
-    preset("FP8_DYNAMIC", FP8, Granularity::Channel),
-    preset("FP8_BLOCK", FP8, B128),
-    preset("NVFP4A16", Format { codes: Codes::Fp4E2m1, scaling: Scaling::E4m3 }, G16),
-    preset("MXFP4A16", Format { codes: Codes::Fp4E2m1, scaling: MX }, G32),
-    preset("MXFP6A16", Format { codes: Codes::Fp6E2m3, scaling: MX }, G32),
-    preset("MXFP8A16", Format { codes: Codes::Fp8E4m3, scaling: MX }, G32),
-];
-
-const fn preset(name: &'static str, format: Format, granularity: Granularity) -> Preset {
-    Preset { name, format, granularity, needs_calibration: false }
 }
 
 impl Scheme {
@@ -241,24 +187,18 @@ impl Scheme {
         matches!(self.format.codes, Codes::Int { .. }).then_some(Scheme { solver: Solver::Mse, ..self })
     }
 
-    /// The checkpoint format of compressed-tensors that holds these bytes.
+    /// The format of files that hold these bytes: compressed-tensors' name of its own ones, or `gguf`.
     pub fn checkpoint_format(&self) -> &'static str {
         match (self.format.codes, self.format.scaling) {
+            (Codes::Block(_), _) => "gguf",
             (Codes::Int { packing: Packing::Dense, .. }, _) => "pack-quantized",
             (Codes::Int { packing: Packing::Plain, .. }, _) => "int-quantized",
             (Codes::Fp8E4m3, Scaling::E8m0(_)) => "mxfp8-quantized",
-            (Codes::Fp8E4m3, Scaling::Weights | Scaling::E4m3) => "float-quantized",
+            (Codes::Fp8E4m3, Scaling::Weights | Scaling::E4m3 | Scaling::InBlocks) => "float-quantized",
             (Codes::Fp6E2m3, _) => "mxfp6-pack-quantized",
             (Codes::Fp4E2m1, Scaling::E8m0(_)) => "mxfp4-pack-quantized",
-            (Codes::Fp4E2m1, Scaling::Weights | Scaling::E4m3) => "nvfp4-pack-quantized",
+            (Codes::Fp4E2m1, Scaling::Weights | Scaling::E4m3 | Scaling::InBlocks) => "nvfp4-pack-quantized",
         }
-    }
-}
-
-impl Preset {
-    /// Whether its groups may have another size: those of MX and NVFP4 are part of the format.
-    fn takes_group(&self) -> bool {
-        matches!((self.granularity, self.format.scaling), (Granularity::Group(_), Scaling::Weights))
     }
 }
 
@@ -373,7 +313,9 @@ impl fmt::Display for Scheme {
             (None, Codes::Int { bits, symmetric: true, .. }) => write!(f, "int{bits}")?,
             (None, Codes::Int { bits, symmetric: false, .. }) => write!(f, "int{bits}-asym")?,
             (None, Codes::Fp8E4m3) => f.write_str("fp8")?,
-            (None, Codes::Fp6E2m3 | Codes::Fp4E2m1) => unreachable!("FP4 and FP6 are presets"),
+            (None, Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_)) => {
+                unreachable!("FP4, FP6 and blocks are presets")
+            }
         }
         match (self.preset, self.granularity, self.format.codes) {
             (Some(preset), granularity, _) if preset.granularity == granularity => {}

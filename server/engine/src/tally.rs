@@ -6,9 +6,10 @@ use quarrel_kernels::{Codes, Metrics, Packing};
 use quarrel_proto::{column::status, v1};
 
 use crate::{
+    presets::PRESETS,
     recipe::profile,
     rows::Row,
-    scheme::{Granularity, PRESETS, Scheme},
+    scheme::{Granularity, Scheme},
 };
 
 /// Totals of a stream.
@@ -103,6 +104,7 @@ fn describe(scheme: &Scheme) -> v1::Scheme {
         Codes::Fp8E4m3 => ("fp8_e4m3".to_owned(), "fp8"),
         Codes::Fp6E2m3 => ("fp6_e2m3".to_owned(), "dense-uint8"),
         Codes::Fp4E2m1 => ("fp4_e2m1".to_owned(), "dense-uint8"),
+        Codes::Block(block) => (block.name().to_ascii_lowercase(), "ggml"),
     };
     let uses = |name: &str| {
         let recipe = profile(name).ok();

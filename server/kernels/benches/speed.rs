@@ -8,7 +8,7 @@
 use std::{hint::black_box, time::Instant};
 
 use quarrel_kernels::{
-    Arith, Coded, Codes, Decoded, Dtype, Format, Grid, Level, MxRule, Packing, Part, Range, Scaler, Scaling,
+    Arith, Block, Coded, Codes, Decoded, Dtype, Format, Grid, Level, MxRule, Packing, Part, Range, Scaler, Scaling,
     dequantize, encode, global_scale, packed_bytes, quantize, ranges,
 };
 
@@ -33,7 +33,9 @@ fn formats() -> Vec<Laid> {
     };
     let fp8 = |name, group, height| laid(name, Codes::Fp8E4m3, Scaling::Weights, group, height);
     let mx = |name, codes| laid(name, codes, Scaling::E8m0(MxRule::Even), 32, 1);
-    vec![
+    // Blocks hold their own scales: of each channel, only whether it is finite is looked for before.
+    let blocks = Block::ALL.map(|block| laid(block.name(), Codes::Block(block), Scaling::InBlocks, SIDE, 1));
+    let mut formats = vec![
         int("W8A8", 8, true, Packing::Plain, SIDE),
         int("W8A16", 8, true, Packing::Dense, 128),
         int("W4A16", 4, true, Packing::Dense, 128),
@@ -51,7 +53,9 @@ fn formats() -> Vec<Laid> {
         int("int6", 6, true, Packing::Dense, SIDE),
         int("int7", 7, true, Packing::Dense, SIDE),
         int("int8", 8, true, Packing::Plain, SIDE),
-    ]
+    ];
+    formats.extend(blocks);
+    formats
 }
 
 struct Asked {

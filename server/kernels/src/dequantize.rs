@@ -3,12 +3,12 @@
 use std::marker::PhantomData;
 
 use crate::{
-    Codes, Dtype, Grid, Level, Packing, TILE,
+    Codes, Dtype, Grid, Level, Packing, TILE, block,
     element::{LANES, widen},
     level::multiversion,
     minifloat::{self, E2m1, E2m3, E4m3, Minifloat},
     pack,
-    quantize::pieces,
+    quantize::{assert_whole, pieces},
     simd::{One, Simd},
 };
 
@@ -58,13 +58,14 @@ pub struct Coded<'a> {
 }
 
 /// Decodes as many elements as `out` has room for, little-endian. Scales over the global one are numbers, finite; a value
-/// is NaN only if its code is.
+/// is NaN only if its code is, or the scale in its block.
 ///
 /// # Panics
 /// If `packed`, the scales or the zero points are too short for that.
 pub fn dequantize(level: Level, coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
     let elements = out.len() / decoded.bytes();
     assert!(coded.packed.len() >= pack::packed_bytes(coded.codes, elements), "bytes of the codes");
+    assert_whole(coded.codes, elements);
     run(level, coded, decoded, out);
 }
 
@@ -72,6 +73,9 @@ multiversion! { fn run(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) = bo
 
 #[inline(always)]
 fn body<R: Simd>(coded: &Coded<'_>, decoded: Decoded, out: &mut [u8]) {
+    if let Codes::Block(block) = coded.codes {
+        return block::dequantize::<R>(block, coded.packed, decoded, out);
+    }
     match decoded {
         Decoded::F32 => tiles::<R, AsF32>(coded, out),
         Decoded::Bf16 => tiles::<R, NumbersAsBf16>(coded, out),
@@ -106,6 +110,7 @@ fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
                 Codes::Fp8E4m3 => minis::<R, N, E4m3>(bytes, out, scale),
                 Codes::Fp6E2m3 => minis::<R, N, E2m3>(bytes, out, scale),
                 Codes::Fp4E2m1 => minis::<R, N, E2m1>(bytes, out, scale),
+                Codes::Block(_) => unreachable!("blocks are decoded by themselves"),
             }
         }
     }
@@ -159,7 +164,7 @@ impl<F: Minifloat> Unit for Mini<F> {
 }
 
 /// The type that values are written in.
-trait Narrow {
+pub(crate) trait Narrow {
     const BYTES: usize;
     /// The same where values are known to be bfloat16.
     type OfFewBits: Narrow;
@@ -174,13 +179,13 @@ trait Narrow {
     }
 }
 
-struct AsF32;
-struct AsBf16;
+pub(crate) struct AsF32;
+pub(crate) struct AsBf16;
 /// Of numbers, and of NaN without a payload.
 struct NumbersAsBf16;
 /// Of what is bfloat16 already.
-struct ExactBf16;
-struct AsF16;
+pub(crate) struct ExactBf16;
+pub(crate) struct AsF16;
 
 impl Narrow for AsF32 {
     const BYTES: usize = 4;

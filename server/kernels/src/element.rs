@@ -236,6 +236,15 @@ pub(crate) fn in_registers<'a>(level: Level, dtype: Dtype, bytes: &'a [u8], wide
     }
 }
 
+/// A tile's elements as f32: as they are, or widened, in `wide`.
+#[inline(always)]
+pub(crate) fn as_f32<'a>(dtype: Dtype, bytes: &'a [u8], wide: &'a mut [f32; TILE]) -> &'a [u8] {
+    match dtype {
+        Dtype::F32 => bytes,
+        _ => bytes_of_f32(widen(dtype, bytes, wide)),
+    }
+}
+
 multiversion! { fn widen_tile(dtype: Dtype, bytes: &[u8], wide: &mut [f32; TILE]) -> () = widen_body<R>; }
 
 #[inline(always)]
@@ -245,7 +254,7 @@ fn widen_body<R: Simd>(dtype: Dtype, bytes: &[u8], wide: &mut [f32; TILE]) {
 
 /// The bytes of numbers.
 #[inline(always)]
-fn bytes_of_f32(values: &[f32]) -> &[u8] {
+pub(crate) fn bytes_of_f32(values: &[f32]) -> &[u8] {
     // SAFETY: an f32 is four bytes, all of them initialised, and the slice is the same memory.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
 }

@@ -1,6 +1,9 @@
 //! What numbers come out: codes, and what their scales are.
 
-use crate::minifloat::{E2m1, E2m3, E4m3, Minifloat};
+use crate::{
+    Block,
+    minifloat::{E2m1, E2m3, E4m3, Minifloat},
+};
 
 /// Codes and their scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +32,8 @@ pub enum Codes {
     Fp4E2m1,
     /// FP6 E2M3, a dense little-endian bit stream: four elements in three bytes.
     Fp6E2m3,
+    /// ggml's blocks, scales and all.
+    Block(Block),
 }
 
 /// How integer codes become bytes.
@@ -50,6 +55,8 @@ pub enum Scaling {
     E8m0(MxRule),
     /// E4M3 numbers, under one f32 for the whole layer, by which they are divided.
     E4m3,
+    /// None beside the codes: they stand in the blocks.
+    InBlocks,
 }
 
 /// How the power of two follows from a block's greatest magnitude. E is the exponent of the largest power of two that the
@@ -97,10 +104,11 @@ impl Codes {
             Codes::Fp8E4m3 => 8,
             Codes::Fp6E2m3 => 6,
             Codes::Fp4E2m1 => 4,
+            Codes::Block(block) => block.bits(),
         }
     }
 
-    /// The smallest and largest code's value.
+    /// The smallest and largest code's value; of blocks, of the bits.
     pub fn limits(self) -> (f32, f32) {
         match self {
             Codes::Int { bits, .. } => {
@@ -110,6 +118,7 @@ impl Codes {
             Codes::Fp8E4m3 => (-E4m3::MAX, E4m3::MAX),
             Codes::Fp6E2m3 => (-E2m3::MAX, E2m3::MAX),
             Codes::Fp4E2m1 => (-E2m1::MAX, E2m1::MAX),
+            Codes::Block(block) => (0.0, ((1u16 << block.bits()) - 1) as f32),
         }
     }
 
@@ -117,7 +126,7 @@ impl Codes {
     pub fn symmetric(self) -> bool {
         match self {
             Codes::Int { symmetric, .. } => symmetric,
-            Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 => true,
+            Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => true,
         }
     }
 }

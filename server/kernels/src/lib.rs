@@ -8,6 +8,7 @@
 //! registers (`simd`), compiled once per level (`level::multiversion!`); nothing is contracted, reassociated or approximated, and
 //! sums are folded over a fixed tree. Formulas: `proto/SPEC.md`, section "Numbers".
 
+mod block;
 mod coder;
 mod dequantize;
 mod element;
@@ -23,6 +24,7 @@ mod simd;
 mod solve;
 mod sums;
 
+pub use block::Block;
 pub use dequantize::{Coded, Decoded, bytes_mut, convert, dequantize};
 pub use element::Dtype;
 pub use format::{Arith, Codes, Format, MxRule, Packing, Scaling};

@@ -11,6 +11,7 @@ pub fn packed_bytes(codes: Codes, elements: usize) -> usize {
         Codes::Int { bits, packing: Packing::Dense, .. } => (elements * usize::from(bits)).div_ceil(32) * 4,
         // Groups of 16 and 32 fill whole words, so there is nothing to pad.
         Codes::Fp4E2m1 | Codes::Fp6E2m3 => (elements * usize::from(codes.bits())).div_ceil(8),
+        Codes::Block(block) => elements.div_ceil(block.elements()) * block.bytes(),
     }
 }
 

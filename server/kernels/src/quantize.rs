@@ -7,7 +7,7 @@
 use std::{marker::PhantomData, ops::Range};
 
 use crate::{
-    Arith, Codes, Dtype, Format, Level, Packing, Scaling, Sums, TILE,
+    Arith, Codes, Dtype, Format, Level, Packing, Scaling, Sums, TILE, block,
     coder::{Asymmetric, Coder, Divided, Limits, Mini, Multiplied, Scaled, Symmetric},
     element::{LANES, Loose, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose},
     half::{Round, ToBf16, ToF16, ToF32},
@@ -88,7 +88,8 @@ pub(crate) fn pieces(first: usize, len: usize, group: usize) -> impl Iterator<It
 /// part that does not end its channel must be a multiple of [`TILE`] long.
 ///
 /// # Panics
-/// If the scales or the zero points are too short, or `out` is not as long as it says.
+/// If the scales or the zero points are too short, or `out` is not as long as it says; if a part is no whole number of
+/// blocks, where codes are blocks.
 pub fn quantize(level: Level, format: Format, arith: Arith, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
     assert_room(format.codes, part, out);
     match (format.scaling, arith, part.dtype) {
@@ -109,7 +110,16 @@ pub fn encode(level: Level, format: Format, part: &Part<'_>, grid: Grid<'_>, out
 
 /// The loops stop where either ends: then codes would be missing in silence.
 fn assert_room(codes: Codes, part: &Part<'_>, out: &[u8]) {
-    assert_eq!(out.len(), pack::packed_bytes(codes, part.bytes.len() / part.dtype.bytes()), "bytes for the codes");
+    let elements = part.bytes.len() / part.dtype.bytes();
+    assert_eq!(out.len(), pack::packed_bytes(codes, elements), "bytes for the codes");
+    assert_whole(codes, elements);
+}
+
+/// Blocks are not padded.
+pub(crate) fn assert_whole(codes: Codes, elements: usize) {
+    if let Codes::Block(block) = codes {
+        assert!(elements.is_multiple_of(block.elements()), "{elements} elements in blocks of {}", block.elements());
+    }
 }
 
 multiversion! { fn f32(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums = body<R, Tally>; }
@@ -118,7 +128,7 @@ multiversion! { fn f16(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mu
 multiversion! { fn unmeasured(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> () = body<R, Nothing>; }
 
 /// What is made of the lanes of tiles: sums, or nothing, and then the compiler leaves out what only they need.
-trait Measure: Default {
+pub(crate) trait Measure: Default {
     /// Whether anything is made of them.
     const SUMS: bool;
     type Made;
@@ -162,12 +172,15 @@ fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, ou
         (Codes::Int { bits, packing, symmetric }, _) => {
             integers::<R, M, ToF32>(bits, packing, symmetric, part, grid, out)
         }
+        (Codes::Block(block), _) => block::quantize::<R, M>(block, part, out),
         (Codes::Fp8E4m3, Scaling::Weights) => mini::<R, M, E4m3, ToF32, Divided>(part, grid, out),
         (Codes::Fp8E4m3, Scaling::E8m0(_)) => mini::<R, M, E4m3, ToF32, Multiplied>(part, grid, out),
         (Codes::Fp6E2m3, Scaling::E8m0(_)) => mini::<R, M, E2m3, ToF32, Multiplied>(part, grid, out),
         (Codes::Fp4E2m1, Scaling::E8m0(_)) => mini::<R, M, E2m1, ToF32, Multiplied>(part, grid, out),
         (Codes::Fp4E2m1, Scaling::E4m3) => mini::<R, M, E2m1, ToF32, Divided>(part, grid, out),
-        (Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Weights) | (Codes::Fp8E4m3 | Codes::Fp6E2m3, Scaling::E4m3) => {
+        (Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Weights)
+        | (Codes::Fp8E4m3 | Codes::Fp6E2m3, Scaling::E4m3)
+        | (Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::InBlocks) => {
             panic!("no format has {:?} under {:?}", format.codes, format.scaling)
         }
     }
@@ -182,7 +195,9 @@ fn narrow<R: Simd, Step: Round>(format: Format, part: &Part<'_>, grid: Grid<'_>,
             integers::<R, Tally, Step>(bits, packing, symmetric, part, grid, out)
         }
         Codes::Fp8E4m3 => mini::<R, Tally, E4m3, Step, Divided>(part, grid, out),
-        Codes::Fp6E2m3 | Codes::Fp4E2m1 => panic!("no format has {:?} under {:?}", format.codes, format.scaling),
+        Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => {
+            panic!("no format has {:?} under {:?}", format.codes, format.scaling)
+        }
     }
 }
 
@@ -292,6 +307,29 @@ fn code_tile<R: Simd, M: Measure, V: Loose, C: Coder>(
                 code_sixteen::<R, M, V, C>(&coder, x, from, codes, &mut sums);
             }
             code_few::<R, M, V, C>(&coder, end..piece.end, values, from, codes, &mut sums);
+        }
+        lanes.put(from, sums);
+    }
+    lanes
+}
+
+/// The same of whole groups of so many columns, each a multiple of sixteen, whose coders are there.
+#[inline(always)]
+pub(crate) fn code_groups<R: Simd, M: Measure, V: Loose, C: Coder>(
+    values: &[V],
+    coders: &[C],
+    group: usize,
+    codes: &mut [u8],
+) -> Lanes {
+    let mut lanes = Lanes::new();
+    for from in (0..LANES).step_by(R::W) {
+        let mut sums = Registers::<R>::new();
+        let groups = values.chunks_exact(group).zip(codes.chunks_exact_mut(group));
+        for (coder, (values, codes)) in coders.iter().zip(groups) {
+            let sixteens = values.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0);
+            for (x, codes) in sixteens {
+                code_sixteen::<R, M, V, C>(coder, x, from, codes, &mut sums);
+            }
         }
         lanes.put(from, sums);
     }

@@ -96,6 +96,7 @@ fn body<R: Simd>(scaler: Scaler, ranges: &[Range], scales: &mut [f32], zero_poin
             out.fill::<R>(Own::<ToF16, ToF16>::new(codes, F16_EPSILON))
         }
         (Scaling::Weights, ..) => out.fill::<R>(Own::<ToF32, ToF32>::new(codes, f32::EPSILON)),
+        (Scaling::InBlocks, ..) => Ok(()),
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) trait Simd: Copy {
     fn sub(a: Self::F, b: Self::F) -> Self::F;
     fn mul(a: Self::F, b: Self::F) -> Self::F;
     fn div(a: Self::F, b: Self::F) -> Self::F;
+    fn sqrt(a: Self::F) -> Self::F;
     /// `a < b ? a : b`: b where either is NaN.
     fn min(a: Self::F, b: Self::F) -> Self::F;
     /// `a > b ? a : b`: b where either is NaN.
@@ -69,12 +70,18 @@ pub(crate) trait Simd: Copy {
     fn sums(lanes: [&[f32; LANES]; 3]) -> [f32; 3];
     /// The greatest of sixteen lanes.
     fn greatest(lanes: &[f32; LANES]) -> f32;
+    /// The greatest of a register's lanes.
+    fn greatest_lane(a: Self::F) -> f32;
     /// The greatest of a register's lanes, of numbers below 2^31.
     fn greatest_i(a: Self::I) -> u32;
     /// How many lanes differ; NaN does not.
     fn count_differing(a: Self::F, b: Self::F) -> u32;
     /// `then` where `a <= bound`, else `otherwise`.
     fn select_at_most(a: Self::F, bound: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
+    /// `then` where `a < bound`, else `otherwise`.
+    fn select_below(a: Self::F, bound: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
+    /// The integers towards zero, two's complement; 2^31 of what an i32 does not hold, and of NaN.
+    fn truncated(a: Self::F) -> Self::I;
     /// The nearest f16, ties to even, as a number; infinite beyond.
     fn round_f16(a: Self::F) -> Self::F;
     /// The same as its bits; NaN as `half::f32_to_f16` says.
@@ -91,6 +98,8 @@ pub(crate) trait Simd: Copy {
     fn xor(a: Self::I, b: Self::I) -> Self::I;
     /// The greater, of numbers below 2^31.
     fn max_i(a: Self::I, b: Self::I) -> Self::I;
+    /// The lesser, of numbers below 2^31.
+    fn min_i(a: Self::I, b: Self::I) -> Self::I;
     /// The greater of each half of a lane, of numbers below 2^15.
     fn max_halves(a: Self::I, b: Self::I) -> Self::I;
     fn shl<const N: u32>(a: Self::I) -> Self::I;

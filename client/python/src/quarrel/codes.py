@@ -39,6 +39,23 @@ _PRESETS: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "MXFP8A16": (8, False, {"group": 32}),
     "fp8": (8, False, {}),
 }
+# ggml's types: bits of a code, and elements and bytes of a block, which holds its own scales.
+_BLOCKS: dict[str, tuple[int, int, int]] = {
+    "Q8_0": (8, 32, 34),
+    "Q4_0": (4, 32, 18),
+    "Q4_1": (4, 32, 20),
+    "Q5_0": (5, 32, 22),
+    "Q5_1": (5, 32, 24),
+    "Q2_K": (2, 256, 84),
+    "Q3_K": (3, 256, 110),
+    "Q4_K": (4, 256, 144),
+    "Q5_K": (5, 256, 176),
+    "Q6_K": (6, 256, 210),
+    "IQ4_NL": (4, 32, 18),
+    "MXFP4": (4, 32, 17),
+    "NVFP4": (4, 64, 36),
+}
+_PRESETS |= {name: (bits, False, {"group": size, "block_bytes": held}) for name, (bits, size, held) in _BLOCKS.items()}
 UNPACKED_CODES = 1 << 20
 """Codes unpacked at a time: what is held besides the result is a few times as many bytes."""
 
@@ -54,6 +71,8 @@ class Layout:
     group: int | None = None
     block: tuple[int, int] | None = None
     tensor: bool = False
+    block_bytes: int | None = None
+    """Of ggml's types, whose groups are blocks with the scales inside."""
 
     @classmethod
     def of(cls, scheme: str) -> Layout:
@@ -83,10 +102,13 @@ class Layout:
         return shape[: self.channel_dims] if len(shape) > 1 else (1,)
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """[1], [channels, 1], [channels, groups], or [rows, columns] of blocks, after dimensions of matrices."""
+        """[1], [channels, 1], [channels, groups], or [rows, columns] of blocks, after dimensions of matrices. [channels, 0] of
+        ggml's types, whose scales are in the codes."""
         if self.tensor:
             return (1,)
         channels = self.channels(shape)
+        if self.block_bytes:
+            return *channels, 0
         columns = math.prod(shape) // max(math.prod(channels), 1)
         if self.block:
             high, wide = self.block
@@ -94,7 +116,9 @@ class Layout:
         return *channels, columns // self.group if self.group else 1
 
     def unpack(self, packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Codes in the layer's shape: int8, or the bits of FP4, FP6 and FP8 as uint8."""
+        """Codes in the layer's shape: int8, or the bits of FP4, FP6 and FP8 as uint8. ggml's types: the bytes of each channel's blocks."""
+        if self.block_bytes:
+            return packed.reshape(*self.channels(shape), -1)
         kind = np.dtype(np.uint8 if self.floats else np.int8)
         if not self.dense:
             return packed.view(kind).reshape(shape)

@@ -236,7 +236,8 @@ class QuantizedLayer(_Rows):
 
         FP8: the bits as uint8, for `.view(ml_dtypes.float8_e4m3fn)`, or of a torch tensor `.view(torch.float8_e4m3fn)`.
         FP4 and FP6: the bits of each code in a byte of its own, for `.view(ml_dtypes.float4_e2m1fn)` and
-        `.view(ml_dtypes.float6_e2m3fn)`.
+        `.view(ml_dtypes.float6_e2m3fn)`. ggml's types (`Q4_K` and the like): the bytes of each channel's blocks, uint8
+        [channels, bytes], as a GGUF file holds them.
 
         Raises:
             InvalidInputError: the layer is not quantized.
@@ -248,7 +249,7 @@ class QuantizedLayer(_Rows):
     def scales(self) -> npt.NDArray[np.float32]:
         """Scales, widened exactly from the type they are stored in: [1] per tensor, [channels, 1] per channel,
         [channels, groups], or [rows, columns] of blocks. With `channel_dims` D, D dimensions stand for the channels.
-        Of NVFP4, a code's scale is `scales / global_scale`.
+        Of NVFP4, a code's scale is `scales / global_scale`. Of ggml's types [channels, 0]: theirs are in the blocks.
 
         Raises:
             InvalidInputError: the layer is not quantized.
@@ -279,11 +280,12 @@ class QuantizedLayer(_Rows):
         return data.view(numpy_type(self.dtype)).reshape(self.shape)
 
     def to_numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """`codes`, `scales`, and where they are not None `zero_points` and `global_scale`; of a kept layer `weights`."""
+        """`codes`, `scales` (not of ggml's types, whose codes hold them), and where they are not None `zero_points` and `global_scale`; of
+        a kept layer `weights`."""
         if self.status != "quantized":
             weights = self.weights
             return {} if weights is None else {"weights": weights}
-        arrays = {"codes": self.codes, "scales": self.scales}
+        arrays = {"codes": self.codes} | ({} if self._layout.block_bytes else {"scales": self.scales})
         others = {"zero_points": self.zero_points, "global_scale": self.global_scale}
         return arrays | {name: array for name, array in others.items() if array is not None}
 

@@ -106,6 +106,10 @@ impl<const N: usize> Simd for Array<N> {
         lanes!(a, b => 0.0, a / b)
     }
     #[inline(always)]
+    fn sqrt(a: [f32; N]) -> [f32; N] {
+        lanes!(a => 0.0, a.sqrt())
+    }
+    #[inline(always)]
     fn min(a: [f32; N], b: [f32; N]) -> [f32; N] {
         lanes!(a, b => 0.0, if a < b { a } else { b })
     }
@@ -126,6 +130,14 @@ impl<const N: usize> Simd for Array<N> {
         fold(lanes, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn greatest_lane(a: [f32; N]) -> f32 {
+        let mut most = a[0];
+        for lane in a {
+            most = if most > lane { most } else { lane };
+        }
+        most
+    }
+    #[inline(always)]
     fn greatest_i(a: [u32; N]) -> u32 {
         a.into_iter().fold(0, u32::max)
     }
@@ -140,6 +152,14 @@ impl<const N: usize> Simd for Array<N> {
     #[inline(always)]
     fn select_at_most(a: [f32; N], bound: [f32; N], then: [f32; N], otherwise: [f32; N]) -> [f32; N] {
         lanes!(a, bound, then, otherwise => 0.0, if a <= bound { then } else { otherwise })
+    }
+    #[inline(always)]
+    fn select_below(a: [f32; N], bound: [f32; N], then: [f32; N], otherwise: [f32; N]) -> [f32; N] {
+        lanes!(a, bound, then, otherwise => 0.0, if a < bound { then } else { otherwise })
+    }
+    #[inline(always)]
+    fn truncated(a: [f32; N]) -> [u32; N] {
+        lanes!(a => 0, if a.abs() < 2_147_483_648.0 { a as i32 as u32 } else { 1 << 31 })
     }
     #[inline(always)]
     fn round_f16(a: [f32; N]) -> [f32; N] {
@@ -184,6 +204,10 @@ impl<const N: usize> Simd for Array<N> {
     #[inline(always)]
     fn max_i(a: [u32; N], b: [u32; N]) -> [u32; N] {
         lanes!(a, b => 0, if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min_i(a: [u32; N], b: [u32; N]) -> [u32; N] {
+        lanes!(a, b => 0, if a < b { a } else { b })
     }
     #[inline(always)]
     fn max_halves(a: [u32; N], b: [u32; N]) -> [u32; N] {

@@ -52,6 +52,7 @@ impl Simd for Avx2 {
         fn sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
         fn mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
         fn div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+        fn sqrt(a: __m256) -> __m256 = _mm256_sqrt_ps(a);
         fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
         fn sum(lanes: &[f32; LANES]) -> f32 = {
@@ -83,6 +84,11 @@ impl Simd for Avx2 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
         };
+        fn greatest_lane(a: __m256) -> f32 = {
+            let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
         fn greatest_i(a: __m256i) -> u32 = {
             let four = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
             let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
@@ -92,6 +98,9 @@ impl Simd for Avx2 {
             (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_OQ>(a, b)) as u32).count_ones();
         fn select_at_most(a: __m256, bound: __m256, then: __m256, otherwise: __m256) -> __m256 =
             _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LE_OQ>(a, bound));
+        fn select_below(a: __m256, bound: __m256, then: __m256, otherwise: __m256) -> __m256 =
+            _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(a, bound));
+        fn truncated(a: __m256) -> __m256i = _mm256_cvttps_epi32(a);
         fn round_f16(a: __m256) -> __m256 = _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn f16_bits(a: __m256) -> __m256i = _mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn bits(a: __m256) -> __m256i = _mm256_castps_si256(a);
@@ -103,6 +112,7 @@ impl Simd for Avx2 {
         fn or(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
         fn xor(a: __m256i, b: __m256i) -> __m256i = _mm256_xor_si256(a, b);
         fn max_halves(a: __m256i, b: __m256i) -> __m256i = _mm256_max_epi16(a, b);
+        fn min_i(a: __m256i, b: __m256i) -> __m256i = _mm256_min_epi32(a, b);
         fn max_i(a: __m256i, b: __m256i) -> __m256i = _mm256_max_epi32(a, b);
     }
 

@@ -56,13 +56,19 @@ impl Simd for Avx512 {
         fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
         fn mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
         fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fn sqrt(a: __m512) -> __m512 = _mm512_sqrt_ps(a);
         fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
         fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        fn greatest_lane(a: __m512) -> f32 =
+            Avx2::greatest_lane(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)));
         fn greatest_i(a: __m512i) -> u32 =
             Avx2::greatest_i(_mm256_max_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a)));
         fn count_differing(a: __m512, b: __m512) -> u32 = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(a, b).count_ones();
         fn select_at_most(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =
             _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, bound), then);
+        fn select_below(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =
+            _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, bound), then);
+        fn truncated(a: __m512) -> __m512i = _mm512_cvttps_epi32(a);
         fn round_f16(a: __m512) -> __m512 = _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn f16_bits(a: __m512) -> __m512i = _mm512_cvtepu16_epi32(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a));
         fn bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
@@ -74,6 +80,7 @@ impl Simd for Avx512 {
         fn or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
         fn xor(a: __m512i, b: __m512i) -> __m512i = _mm512_xor_si512(a, b);
         fn max_halves(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi16(a, b);
+        fn min_i(a: __m512i, b: __m512i) -> __m512i = _mm512_min_epi32(a, b);
         fn max_i(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
     }
 

@@ -92,7 +92,9 @@ fn derived(level: Level, case: &Case, found: &[Range]) -> Result<Grid, Unfit> {
     let amax = found.iter().fold(0f32, |most, range| most.max(range.amax()));
     let global = match case.format.scaling {
         quarrel_kernels::Scaling::E4m3 => global_scale(case.arith, case.dtype, case.format.codes, amax),
-        quarrel_kernels::Scaling::Weights | quarrel_kernels::Scaling::E8m0(_) => 1.0,
+        quarrel_kernels::Scaling::Weights | quarrel_kernels::Scaling::E8m0(_) | quarrel_kernels::Scaling::InBlocks => {
+            1.0
+        }
     };
     let (mut scales, mut zero_points) = (vec![f32::NAN; found.len()], vec![i32::MIN; found.len()]);
     if case.format.codes.symmetric() {

@@ -189,7 +189,7 @@ pub fn anchored(case: &Case, elements: &[Element], scale: f32) -> Vec<f32> {
     let reach = match codes {
         // A scale is the range over the limits' difference, or the magnitude over half of it.
         Codes::Int { symmetric: true, .. } => (high - low) / 2.0,
-        Codes::Int { symmetric: false, .. } | Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 => high,
+        _ => high,
     };
     let anchor = ((reach * f64::from(scale)) as f32).min(f32::MAX);
     let value = |(index, element): (usize, &Element)| match index % case.group {
@@ -207,7 +207,7 @@ pub fn grid(case: &Case, groups: usize, scales: &[f32], global: f32) -> Grid {
     let scale = |index: usize| {
         let scale = scales[index % scales.len()];
         match case.format.scaling {
-            Scaling::Weights => scale,
+            Scaling::Weights | Scaling::InBlocks => scale,
             Scaling::E8m0(_) => 2f64.powi(f64::from(scale).log2().floor().clamp(-127.0, 127.0) as i32) as f32,
             Scaling::E4m3 => {
                 let table = oracle::values(Codes::Fp8E4m3);

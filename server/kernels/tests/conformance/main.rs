@@ -9,6 +9,7 @@
 //! | `clipping` | integers | all | 0..=300 | all in turn | one in turn | errors, cut channels, ranges that overflow |
 //! | `conversion` | - | all | 0..=300 | all | - | every narrow number |
 //! | `bounds` | all | all | 0..=300 | all | one in turn | both ends of a page |
+//! | `blocks` | ggml's | all | whole blocks up to 2,304 | all | - | alignments, any bytes as blocks, both ends of a page |
 //! | `metrics`, `contract` | cases | one | cases | F32 | one | what is undefined, what panics |
 //!
 //! The levels come first: what holds of all of them is then often tried at one. `oracle` says what must come out, `data` what
@@ -17,6 +18,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod asked;
+mod blocks;
 mod bounds;
 mod channel;
 mod clipping;

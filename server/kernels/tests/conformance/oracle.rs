@@ -76,7 +76,7 @@ impl Table {
     /// That of codes which are small floats.
     pub fn of(codes: Codes) -> Option<&'static Table> {
         match codes {
-            Codes::Int { .. } => None,
+            Codes::Int { .. } | Codes::Block(_) => None,
             Codes::Fp8E4m3 => Some(&E4M3),
             Codes::Fp6E2m3 => Some(&E2M3),
             Codes::Fp4E2m1 => Some(&E2M1),
@@ -159,7 +159,7 @@ fn grid(case: &Case, values: &[f32]) -> Result<Grid, Unfit> {
     }
     let global = match case.format.scaling {
         Scaling::E4m3 => global_scale(case, amax(values)),
-        Scaling::Weights | Scaling::E8m0(_) => 1.0,
+        Scaling::Weights | Scaling::E8m0(_) | Scaling::InBlocks => 1.0,
     };
     let params = values.chunks(case.group).map(|group| qparams(case, group, global));
     let params: Vec<(f32, i32)> = params.collect();
@@ -191,7 +191,7 @@ fn qparams(case: &Case, group: &[f32], global: f32) -> (f32, i32) {
             let scale = stored(case.dtype, amax(group) / ((qmax - qmin) / 2.0));
             (or_epsilon(case.dtype, scale), 0)
         }
-        Scaling::Weights => {
+        Scaling::Weights | Scaling::InBlocks => {
             let scale = stored(case.dtype, intermediate(case, hi - lo) / (qmax - qmin));
             let zero_point = intermediate(case, qmin - intermediate(case, lo / scale)).clamp(qmin, qmax);
             let zero_point = if zero_point.is_nan() { 0.0 } else { zero_point.round_ties_even() };
@@ -267,7 +267,7 @@ fn small_float(case: &Case, value: f32, scale: f32, table: &Table) -> Coded {
     let codes = case.format.codes;
     let exact = match case.format.scaling {
         Scaling::Weights => intermediate(case, value / scale),
-        Scaling::E8m0(_) | Scaling::E4m3 => value / scale,
+        Scaling::E8m0(_) | Scaling::E4m3 | Scaling::InBlocks => value / scale,
     };
     let code = table.nearest(exact.abs());
     let is_negative = if codes == Codes::Fp4E2m1 { exact < 0.0 } else { exact.is_sign_negative() };

@@ -1,0 +1,94 @@
+"""ggml's types as users meet them: the command line and the Python package. Their bytes: tests/golden/test_ggml.py."""
+
+import json
+
+import numpy as np
+import pytest
+import quarrel
+
+from golden.blocks import TYPES
+from harness import cli, wire
+
+
+@pytest.fixture(scope="module")
+def layer():
+    return np.random.default_rng(5).normal(0, 0.02, (6, 512)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with quarrel.connect(server.location) as client:
+        yield client
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_layer_has_blocks_for_codes_and_its_values_come_back(kind, client, layer):
+    answered = client.quantize({"ffn": layer}, scheme=kind).collect()["ffn"]
+    _, elements, size = TYPES[kind]
+    assert answered.codes.shape == (6, 512 // elements * size) and answered.codes.dtype == np.uint8
+    assert answered.codes.tobytes() == answered.packed.tobytes()
+    assert answered.scales.shape == (6, 0) and answered.zero_points is None
+    assert answered.to_numpy().keys() == {"codes"}
+    metrics = answered.metrics
+    assert metrics.bits_per_weight == size * 8 / elements
+    values = answered.dequantize()
+    assert metrics.max_abs_error == pytest.approx(np.abs(values - layer).max())
+    assert 10 * np.log10((layer**2).sum() / ((values - layer) ** 2).sum()) == pytest.approx(metrics.sqnr_db, abs=1e-3)
+
+
+def test_a_block_that_does_not_divide_the_columns_is_named(client):
+    odd = {"odd": np.ones((2, 288), np.float32)}
+    with pytest.raises(quarrel.InvalidInputError) as raised:
+        client.quantize(odd, scheme="Q4_K").collect()
+    assert (raised.value.reason, raised.value.layer) == ("group_size_indivisible", "odd")
+    assert "256" in str(raised.value) and "288" in str(raised.value)
+    assert client.quantize(odd, scheme="Q8_0").collect()["odd"].status == "quantized"
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_a_scale_beyond_f16_fails_its_layer_alone(kind, client, layer):
+    layers = {"far": layer * 1e12, "near": layer}
+    found = client.quantize(layers, scheme=kind, on_error="continue").collect()
+    assert (found["far"].status, found["far"].reason) == ("failed", "scale_overflow")
+    assert found["near"].status == "quantized"
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q3_K"])
+def test_a_number_that_is_none_is_found(kind, client, layer):
+    bad = layer.copy()
+    bad[3, 77] = np.nan
+    with pytest.raises(quarrel.InvalidInputError) as raised:
+        client.quantize({"bad": bad}, scheme=kind).collect()
+    assert raised.value.reason == "non_finite" and str(3 * 512 + 77) in str(raised.value)
+
+
+def test_a_channel_longer_than_a_stretch_is_the_same_blocks(server):
+    """A channel of more than 262,144 columns is cut; another layer in its unit goes the other way."""
+    long = np.random.default_rng(6).normal(0, 1, (1, 300 * 1024)).astype(np.float32)
+    command = {"quantize": {"recipe": {"rules": [{"targets": ["*.k"], "scheme": "Q4_K"}, {"targets": ["*"], "scheme": "int8"}]}}}
+    batches = [wire.layer_batch("a.k", long), wire.layer_batch("a.i", long[:, :512])]
+    reply = wire.exchange(server.location, command, batches)
+    rows = wire.exchange(server.location, {"quantize": {"scheme": "Q4_K"}}, [wire.layer_batch("b", long.reshape(300, 1024))])
+    assert bytes(reply.layer("a.k").codes) == bytes(rows.layer("b").codes)
+
+
+def test_a_block_has_no_other_size(client, layer):
+    with pytest.raises(quarrel.InvalidInputError) as raised:
+        client.quantize({"ffn": layer}, scheme="Q8_0", group_size=64).collect()
+    assert raised.value.reason == "option_conflict"
+
+
+def test_a_model_in_safetensors_has_no_place_for_blocks(layer, tmp_path):
+    source = cli.write(tmp_path / "in", {"mlp.up_proj.weight": layer})
+    ended = cli.run("quantize", source, tmp_path / "out.safetensors", "--scheme", "Q4_K")
+    assert ended.code != 0 and "`Q4_K`" in ended.err and ".parquet" in ended.err
+    assert not (tmp_path / "out.safetensors").exists()
+    cli.quantize(source, tmp_path / "out.parquet", "-s", "Q4_K")
+
+
+def test_what_it_would_take_is_estimated(layer, tmp_path):
+    source = cli.write(tmp_path / "in", {"mlp.up_proj.weight": layer})
+    told = cli.done("estimate", source, "-s", "Q6_K", "--json").json
+    assert told["layers"][0]["bits_per_weight"] == 210 * 8 / 256
+    assert told["layers"][0]["destination_bytes"] == [6 * 2 * 210] * 2
+    assert json.dumps(told)
