@@ -14,6 +14,7 @@ W4 = ("W4A16",)
 FP8 = ("FP8_DYNAMIC", "FP8_BLOCK")
 DENSE = ("int2", "int3", "int4", "int5", "int6", "int7")
 SMALL_FLOATS = ("NVFP4A16", "MXFP4A16", "MXFP6A16", "MXFP8A16")
+SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
 FORMATS = (*INT8, *W4, "W4A16_ASYM", "W8A16", *FP8, *DENSE, *SMALL_FLOATS)
 
 
@@ -41,6 +42,10 @@ GOALS = (
     Goal(DENSE, MEASURED, 0.40),
     Goal(SMALL_FLOATS, MEASURED, 40, over="compressed-tensors"),
     Goal(FORMATS, DEQUANTIZE, 0.60),
+    # Of blocks alone, as ggml measures nothing.
+    Goal(("Q8_0",), QUANTIZE, 4, over="ggml"),
+    Goal(("Q4_0",), QUANTIZE, 2, over="ggml"),
+    Goal(SEARCHED, QUANTIZE, 3, over="ggml"),
 )
 NOT_F32 = Goal(FORMATS, "", 1.00, over=F32)
 
@@ -72,7 +77,7 @@ def verdicts(key: Key, rows: Rows) -> list[Verdict]:
 
 def goals(key: Key) -> list[Goal]:
     if key.dtype != "f32":
-        return [NOT_F32]
+        return [NOT_F32] if key.format in FORMATS else []
     return [goal for goal in GOALS if goal.op == key.op and key.format in goal.formats]
 
 

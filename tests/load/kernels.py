@@ -46,6 +46,9 @@ def main() -> None:
             peers = lines([options.peers, LOAD / "kernel_peers/speed.py", *words], WARM)
             record["versions"] |= peers.pop(0)["versions"]
             rows.add(peers)
+        ggml = lines([sys.executable, LOAD / "kernel_peers/ggml.py", *asked(options)])
+        record["versions"] |= ggml.pop(0)["versions"]
+        rows.add(ggml)
         record["load_average"].append(load_average())
     text = kernel_report.text(record, rows, options.format)
     print(text)
