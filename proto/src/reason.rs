@@ -155,13 +155,13 @@ reasons! {
         "Repair the layer or ignore it; with `on_error` `continue` the other layers are quantized.";
     /// A scale is too large for the type in which it is stored.
     ScaleOverflow = "scale_overflow",
-        "Send the layer as f32, or ignore it; with `on_error` `continue` the other layers are quantized.";
+        "Send the layer as f32 (GGUF types hold f16: use another scheme), or ignore it; with `on_error` `continue` the other layers are quantized.";
     /// A weight's magnitude is greater than the command's `amax`.
     AmaxExceeded = "amax_exceeded",
         "Give the greatest magnitude over all layers that share the global scale, or leave `amax` out.";
     /// The group size does not divide the columns.
     GroupSizeIndivisible = "group_size_indivisible",
-        "Use another group size or a scheme without groups, or keep such layers with `on_indivisible` `keep`.";
+        "Use another group size, a scheme of smaller groups or without, or keep such layers with `on_indivisible` `keep`.";
     /// The scheme is not defined for a layer of this rank.
     RankUnsupported = "rank_unsupported",
         "Use a scheme without blocks for this layer, or ignore it.";

@@ -41,15 +41,16 @@ def test_a_block_that_does_not_divide_the_columns_is_named(client):
     with pytest.raises(quarrel.InvalidInputError) as raised:
         client.quantize(odd, scheme="Q4_K").collect()
     assert (raised.value.reason, raised.value.layer) == ("group_size_indivisible", "odd")
-    assert "256" in str(raised.value) and "288" in str(raised.value)
+    assert "256" in str(raised.value) and "288" in str(raised.value) and "Q8_0" in str(raised.value)
     assert client.quantize(odd, scheme="Q8_0").collect()["odd"].status == "quantized"
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
-def test_a_scale_beyond_f16_fails_its_layer_alone(kind, client, layer):
-    layers = {"far": layer * 1e12, "near": layer}
+@pytest.mark.parametrize("kind, times", [("Q8_0", 1e12), ("Q4_K", 1e12), ("Q3_K", 1e12), ("Q3_K", 1e30), ("Q6_K", 1e30)])
+def test_a_scale_beyond_f16_fails_its_layer_alone(kind, times, client, layer):
+    """Of the last two ggml makes zeros: its squares are beyond f32."""
+    layers = {"far": (layer * times).astype(np.float32), "near": layer}
     found = client.quantize(layers, scheme=kind, on_error="continue").collect()
-    assert (found["far"].status, found["far"].reason) == ("failed", "scale_overflow")
+    assert (found["far"].status, found["far"].reason) == ("failed", "scale_overflow") and "f16" in found["far"].message
     assert found["near"].status == "quantized"
 
 

@@ -54,6 +54,20 @@ def layers() -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(values, np.float32) for name, values in found.items()}
 
 
+def any_blocks(kind: str) -> np.ndarray:
+    """Bytes that nobody quantized: rows of 2,560 columns that begin with every byte there is."""
+    _, elements, size = TYPES[kind]
+    drawn = cases.generator(f"blocks any {kind}").integers(0, 256, (64, 2560 // elements * size), dtype=np.uint8)
+    first = np.resize(np.arange(256, dtype=np.uint8), (64, 4))
+    drawn[:, :4] = first
+    return drawn
+
+
+def numbers(values: np.ndarray) -> np.ndarray:
+    """The same with one NaN for all."""
+    return np.where(np.isnan(values), np.float32(np.nan), values)
+
+
 def digest(blocks: np.ndarray) -> str:
     """Of the bytes of a layer, or of its values."""
     return sha256(np.ascontiguousarray(blocks).tobytes())

@@ -38,7 +38,9 @@ def main():
         layers["cubed"][dtype] = layers["cubed"]["f32"].astype(minilm.STORED[dtype])
     for name, weights in minilm.tensors("f32").items():
         layers[name] = {"f32": weights}
-    document = {"package": PACKAGE, "layers": {}}
+    read = {kind: ggml.dequantize(kind, blocks.any_blocks(kind), 2560) for kind in blocks.TYPES}
+    any_values = {kind: blocks.digest(blocks.numbers(values)) for kind, values in read.items()}
+    document = {"package": PACKAGE, "any_values": any_values, "layers": {}}
     for name, by_dtype in layers.items():
         for dtype, weights in by_dtype.items():
             x = weights.astype(np.float32)

@@ -5,12 +5,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from golden import blocks, minilm
 from harness import wire
 
-GOLDEN = json.loads((Path(__file__).resolve().parent / "files" / "ggml.json").read_text())["layers"]
+DOCUMENT = json.loads((Path(__file__).resolve().parent / "files" / "ggml.json").read_text())
+GOLDEN = DOCUMENT["layers"]
 
 
 @cache
@@ -41,6 +43,18 @@ def test_hard_layers_become_ggmls_blocks(server, dtype, kind):
 @pytest.mark.parametrize("kind", blocks.TYPES)
 def test_real_layers_become_ggmls_blocks(server, kind):
     check(server, {name: weights for name, weights in real().items() if kind in GOLDEN[name]}, kind)
+
+
+@pytest.mark.parametrize("kind", blocks.TYPES)
+def test_any_blocks_read_as_ggml_reads_them(server, kind):
+    foreign = blocks.any_blocks(kind)
+    answered = wire.exchange(server.location, {"quantize": {"scheme": kind}}, [wire.layer_batch("x", np.ones((64, 2560), np.float32))])
+    row, = answered.rows
+    row |= {"quantized_data": foreign.tobytes(), "checksum": None}
+    batch = pa.RecordBatch.from_pylist([row], schema=answered.schema)
+    back = wire.exchange(server.location, {"dequantize": {}}, [batch])
+    values = np.concatenate([weights.values.to_numpy() for batch in back.batches for weights in batch["weights"]])
+    assert blocks.digest(blocks.numbers(values)) == DOCUMENT["any_values"][kind]
 
 
 def check(server, layers: dict[str, np.ndarray], kind: str):

@@ -41,6 +41,6 @@ pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
     }
     print(&table.to_string())?;
     print(
-        "Grammar: intN[-asym][/tensor | /channel | /gG] with N of 2..8; fp8/tensor | /channel | /bRxC; a grouped preset/gG.",
+        "Grammar: intN[-asym][/tensor | /channel | /gG] with N of 2..8; fp8/tensor | /channel | /bRxC; a grouped preset of integers/gG.",
     )
 }

@@ -86,7 +86,8 @@ impl<'a> Answered<'a> {
         }
         Ok(Codes {
             data,
-            scales: numbers::<Float32Type>(self.scales, row)?.ok_or_else(|| missing(column::SCALES))?,
+            // None where blocks hold their own.
+            scales: numbers::<Float32Type>(self.scales, row)?.unwrap_or_default(),
             zero_points: numbers::<Int32Type>(self.zero_points, row)?,
             global_scale: self
                 .extra(row, tensor::WEIGHT_GLOBAL_SCALE)?

@@ -50,7 +50,7 @@ struct Span {
 impl CodedLayer {
     /// A layer whose codes are `channels` times `channel_bytes` bytes, read when their turn comes. `span_channels` channels
     /// share `scales.len() / (channels / span_channels)` scales: 1 for scales per channel or group, the height of a block,
-    /// or all of them.
+    /// or all of them. Without scales, the codes hold them (GGUF types).
     ///
     /// # Errors
     /// [`Error::Layer`] if the numbers of channels, scales and zero points do not go together.
@@ -69,7 +69,7 @@ impl CodedLayer {
         let name = name.into();
         let spans = channels.div_ceil(span_channels.get());
         let count = scales.len() as u64;
-        if spans == 0 || !count.is_multiple_of(spans) || count == 0 {
+        if spans == 0 || !count.is_multiple_of(spans) {
             let detail =
                 format!("{count} scales for {spans} spans of {span_channels} channels: expected as many for each");
             return Err(Error::Layer { layer: name, detail });
@@ -335,7 +335,8 @@ mod tests {
         };
         assert!(of(10, Some(10)).is_ok());
         assert!(of(11, None).unwrap_err().to_string().contains("11 scales"));
-        assert!(of(0, None).is_err());
+        // None: the codes hold them.
+        assert!(of(0, None).is_ok());
         assert!(of(10, Some(9)).unwrap_err().to_string().contains("9 zero points"));
     }
 }

@@ -65,7 +65,7 @@ pub enum Outcome {
 pub struct Codes {
     /// Packed codes, channel after channel, as SPEC.md, section "Layouts", says.
     pub data: Bytes,
-    /// Of the spans that begin in these channels; widened exactly from the stored type.
+    /// Of the spans that begin in these channels; widened exactly from the stored type. Empty of GGUF types, whose codes hold them.
     pub scales: Vec<f32>,
     /// One for each scale, in the signed domain of the codes; none if symmetric.
     pub zero_points: Option<Vec<i32>>,

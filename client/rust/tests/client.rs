@@ -138,7 +138,7 @@ async fn several_streams_give_the_same_bits() {
 async fn codes_come_back_as_the_values_that_they_stand_for() {
     let server = server(|_| {});
     let client = client(&server).await;
-    for name in ["int8", "W4A16_ASYM", "fp8/tensor", "FP8_BLOCK"] {
+    for name in ["int8", "W4A16_ASYM", "fp8/tensor", "FP8_BLOCK", "Q8_0"] {
         let sent = vec![layer("b", 2, [1500, 1024]), layer("a", 1, [3, 128])];
         let coded = quantized(&client, scheme(name), sent.clone()).await.unwrap();
         let coded = coded.into_iter().map(|layer| {

@@ -195,20 +195,21 @@ pub struct Scheme {
     pub element: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
     pub bit_width: u32,
+    /// No zero points stand beside the codes.
     #[prost(bool, tag = "4")]
     pub symmetric: bool,
     /// `tensor`, `channel`, `group` or `block`.
     #[prost(string, tag = "5")]
     pub granularity: ::prost::alloc::string::String,
-    /// Of a group along the row; or of a block.
+    /// Of a group along the row; or of a block: rows and columns. A block of a GGUF type holds scales of 16 or 32 columns.
     #[prost(uint32, optional, tag = "6")]
     pub group_size: ::core::option::Option<u32>,
     #[prost(uint32, repeated, tag = "7")]
     pub block: ::prost::alloc::vec::Vec<u32>,
-    /// `dense-int32` (offset binary), `dense-uint8`, `int8` or `fp8`.
+    /// `dense-int32` (offset binary), `dense-uint8`, `int8`, `fp8`, or `ggml`: blocks that hold their scales.
     #[prost(string, tag = "8")]
     pub packing: ::prost::alloc::string::String,
-    /// The checkpoint format of compressed-tensors that holds these bytes, where there is one.
+    /// The checkpoint format of compressed-tensors that holds these bytes, or `gguf`.
     #[prost(string, optional, tag = "9")]
     pub checkpoint_format: ::core::option::Option<::prost::alloc::string::String>,
     /// The scheme's activations need calibration, which this service does not do: weights only.

@@ -77,10 +77,10 @@ pub(crate) fn refuse_for_models(plan: &Plan) -> Result<(), CheckpointError> {
     let blocks = |scheme: &&Scheme| matches!(scheme.codes(), Codes::Block(_));
     if let Some(scheme) = plan.schemes().iter().find(blocks) {
         let message = format!(
-            "scheme `{scheme}` makes blocks of GGUF, which models in safetensors have no layout for: expected layers in columns \
-             (`.arrow` or `.parquet`) as the destination"
+            "scheme `{scheme}` makes blocks of GGUF, which a model in safetensors has no layout for: expected another scheme, or \
+             layers in columns (`.arrow`, `.parquet`) as the destination of `quantize` or of a job"
         );
-        return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
+        return Err(CheckpointError::Command { reason: Reason::OptionInvalid, message });
     }
     Ok(())
 }

@@ -214,10 +214,7 @@ fn describe(work: &Work, rung: &Rung, faults: Vec<Fault>) -> Vec<(Range<usize>, 
         FaultKind::ScaleOverflow => note(
             Reason::ScaleOverflow,
             name,
-            format_args!(
-                "a scale is too large for {}, expected a smaller range of weights",
-                rung.dtype.scale_type().name()
-            ),
+            format_args!("a scale is too large for {}, expected a smaller range of weights", rung.scale_type().name()),
         ),
         FaultKind::AmaxExceeded(found, given) => note(
             Reason::AmaxExceeded,
@@ -413,6 +410,7 @@ impl Cell<'_> {
                 let unfit = match made {
                     None => Unfit::NonFinite,
                     Some(_) if block.first_overflow(codes).is_some() => Unfit::ScaleOverflow,
+                    Some(_) if found[0].amax() > block.greatest() => Unfit::ScaleOverflow,
                     Some(sums) => return sums,
                 };
                 let kind = self.locate(unfit, channel, part.bytes);

@@ -192,8 +192,14 @@ impl Rung {
             Granularity::Group(size) => {
                 let size = size.get() as usize;
                 if !columns.is_multiple_of(size) {
-                    let what = format_args!("group size {size} does not divide {columns} columns of shape {shape}");
-                    return Err(note(Reason::GroupSizeIndivisible, name, what));
+                    let what = match scheme.codes() {
+                        Codes::Block(block) => format!(
+                            "blocks of {size} (`{}`) do not divide {columns} columns of shape {shape}: Q8_0, Q4_0 and IQ4_NL have 32",
+                            block.name()
+                        ),
+                        _ => format!("group size {size} does not divide {columns} columns of shape {shape}"),
+                    };
+                    return Err(note(Reason::GroupSizeIndivisible, name, format_args!("{what}")));
                 }
                 (size, 1)
             }
@@ -246,6 +252,14 @@ impl Rung {
         match self.format().scaling {
             Scaling::InBlocks => 0,
             Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 => self.columns.div_ceil(self.group),
+        }
+    }
+
+    /// The type of its scales, where that can be too small for one: the weights' own, or what blocks hold.
+    pub fn scale_type(&self) -> Dtype {
+        match self.format().scaling {
+            Scaling::InBlocks => Dtype::F16,
+            Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 => self.dtype.scale_type(),
         }
     }
 

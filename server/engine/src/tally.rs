@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quarrel_kernels::{Codes, Metrics, Packing};
+use quarrel_kernels::{Codes, Metrics, Packing, Scaling};
 use quarrel_proto::{column::status, v1};
 
 use crate::{
@@ -93,6 +93,9 @@ pub fn listing() -> v1::Schemes {
 
 fn describe(scheme: &Scheme) -> v1::Scheme {
     let (granularity, group_size, block) = match scheme.granularity() {
+        Granularity::Group(size) if scheme.format().scaling == Scaling::InBlocks => {
+            ("block", None, vec![1, size.get()])
+        }
         Granularity::Tensor => ("tensor", None, vec![]),
         Granularity::Channel => ("channel", None, vec![]),
         Granularity::Group(size) => ("group", Some(size.get()), vec![]),

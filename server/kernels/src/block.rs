@@ -136,6 +136,16 @@ impl Block {
         }
     }
 
+    /// The greatest magnitude that a block can stand for, of the types whose search ends in a scale of zero, and not beyond f16, where
+    /// squares of the elements are beyond f32.
+    pub const fn greatest(self) -> f32 {
+        match self {
+            Block::Q3K => 65_504.0 * 32.0 * 4.0,
+            Block::Q6K => 65_504.0 * 128.0 * 32.0,
+            _ => f32::INFINITY,
+        }
+    }
+
     /// The first block of `bytes` whose scale is beyond f16.
     pub fn first_overflow(self, bytes: &[u8]) -> Option<usize> {
         let beyond = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]) & 0x7c00 == 0x7c00;
@@ -180,11 +190,13 @@ fn e8m0_halved(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
 }
 
-/// The scale of 16 elements of an NVFP4 block: half an unsigned E4M3. Zero where that is none.
+/// The scale of 16 elements of an NVFP4 block: half an E4M3 whose sign counts for nothing. 0x7f is zero to ggml, and 0xff the number after
+/// the largest.
 fn ue4m3_halved(bits: u8) -> f32 {
-    match bits {
-        0x7f => 0.0,
-        // No sign: the highest bit counts for nothing.
-        _ => crate::e4m3_value(bits & 0x7f) * 0.5,
+    let (exponent, mantissa) = (u32::from(bits >> 3 & 15), u32::from(bits & 7));
+    match (bits, exponent) {
+        (0x7f, _) => 0.0,
+        (_, 0) => mantissa as f32 * f32::from_bits((127 - 10) << 23),
+        _ => f32::from_bits((exponent + 127 - 8) << 23 | mantissa << 20),
     }
 }

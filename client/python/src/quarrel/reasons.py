@@ -201,7 +201,7 @@ REASONS: dict[str, Reason] = {
     "scale_overflow": Reason(
         "A scale is too large for the type in which it is stored.",
         InvalidInputError,
-        "Send the layer as f32, or ignore it; with `on_error` `continue` the other layers are quantized.",
+        "Send the layer as f32 (GGUF types hold f16: use another scheme), or ignore it; with `on_error` `continue` the other layers are quantized.",
     ),
     "amax_exceeded": Reason(
         "A weight's magnitude is greater than the command's `amax`.",
@@ -211,7 +211,7 @@ REASONS: dict[str, Reason] = {
     "group_size_indivisible": Reason(
         "The group size does not divide the columns.",
         InvalidInputError,
-        "Use another group size or a scheme without groups, or keep such layers with `on_indivisible` `keep`.",
+        "Use another group size, a scheme of smaller groups or without, or keep such layers with `on_indivisible` `keep`.",
     ),
     "rank_unsupported": Reason(
         "The scheme is not defined for a layer of this rank.",
