@@ -33,6 +33,13 @@ pub const LAYER_METRICS: &str = "layer_metrics";
 /// crc32c of `quantized_data`.
 pub const CHECKSUM: &str = "checksum";
 
+/// Whether the codes of a scheme are blocks that hold their own scales, so that [`SCALES`] is null: the types of GGUF.
+pub fn codes_hold_scales(scheme: &str) -> bool {
+    const TYPES: [&str; 13] =
+        ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "NVFP4"];
+    scheme.split(';').next().is_some_and(|name| TYPES.contains(&name))
+}
+
 /// Names of tensors in the column `extra_tensors`.
 pub mod tensor {
     /// The weights of a kept row.

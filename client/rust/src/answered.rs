@@ -84,15 +84,19 @@ impl<'a> Answered<'a> {
             let detail = format!("layer `{}`: the codes do not have their checksum {checksum:#010x}", layer.name());
             return Err(Error::Answer { detail });
         }
+        let scheme = text(self.schemes, row).ok_or_else(|| missing(column::SCHEME))?;
+        let scales = match numbers::<Float32Type>(self.scales, row)? {
+            None if !column::codes_hold_scales(scheme) => return Err(missing(column::SCALES)),
+            scales => scales.unwrap_or_default(),
+        };
         Ok(Codes {
             data,
-            // None where blocks hold their own.
-            scales: numbers::<Float32Type>(self.scales, row)?.unwrap_or_default(),
+            scales,
             zero_points: numbers::<Int32Type>(self.zero_points, row)?,
             global_scale: self
                 .extra(row, tensor::WEIGHT_GLOBAL_SCALE)?
                 .and_then(|data| Some(f32::from_le_bytes(*data.first_chunk()?))),
-            scheme: text(self.schemes, row).ok_or_else(|| missing(column::SCHEME))?.to_owned(),
+            scheme: scheme.to_owned(),
             bit_width: number(self.widths, row).ok_or_else(|| missing(column::BIT_WIDTH))?,
         })
     }

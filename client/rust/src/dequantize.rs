@@ -11,7 +11,7 @@ use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use prost::Message;
 use quarrel_proto::{
-    column::{self, status, tensor},
+    column::{self, codes_hold_scales, status, tensor},
     v1,
 };
 
@@ -50,7 +50,7 @@ struct Span {
 impl CodedLayer {
     /// A layer whose codes are `channels` times `channel_bytes` bytes, read when their turn comes. `span_channels` channels
     /// share `scales.len() / (channels / span_channels)` scales: 1 for scales per channel or group, the height of a block,
-    /// or all of them. Without scales, the codes hold them (GGUF types).
+    /// or all of them. Codes that hold their scales (GGUF types) have none beside them.
     ///
     /// # Errors
     /// [`Error::Layer`] if the numbers of channels, scales and zero points do not go together.
@@ -66,10 +66,10 @@ impl CodedLayer {
         zero_points: Option<Vec<i32>>,
         read: impl Fn(Range<u64>) -> std::io::Result<Bytes> + Send + Sync + 'static,
     ) -> Result<CodedLayer, Error> {
-        let name = name.into();
+        let (name, scheme): (String, String) = (name.into(), scheme.into());
         let spans = channels.div_ceil(span_channels.get());
         let count = scales.len() as u64;
-        if spans == 0 || !count.is_multiple_of(spans) {
+        if spans == 0 || !count.is_multiple_of(spans) || (count == 0) != codes_hold_scales(&scheme) {
             let detail =
                 format!("{count} scales for {spans} spans of {span_channels} channels: expected as many for each");
             return Err(Error::Layer { layer: name, detail });
@@ -82,7 +82,7 @@ impl CodedLayer {
             name: name.into(),
             dtype,
             shape: shape.as_ref().into(),
-            scheme: scheme.into().into(),
+            scheme: scheme.into(),
             channels,
             channel_bytes,
             span: Span { channels: span_channels.get(), scales: count / spans },
@@ -327,16 +327,17 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_go_together_are_refused() {
-        let of = |scales: usize, points: Option<usize>| {
+        let of_scheme = |scheme: &str, scales: usize, points: Option<usize>| {
             let (scales, points) = (vec![1.0; scales], points.map(|points| vec![0; points]));
-            CodedLayer::new("x", Dtype::F32, [10, 8], "int8", (10, 8), NonZeroU64::MIN, scales, points, |_| {
+            CodedLayer::new("x", Dtype::F32, [10, 8], scheme, (10, 8), NonZeroU64::MIN, scales, points, |_| {
                 Ok(Bytes::new())
             })
         };
+        let of = |scales, points| of_scheme("int8", scales, points);
         assert!(of(10, Some(10)).is_ok());
         assert!(of(11, None).unwrap_err().to_string().contains("11 scales"));
-        // None: the codes hold them.
-        assert!(of(0, None).is_ok());
+        assert!(of(0, None).is_err());
+        assert!(of_scheme("Q8_0", 0, None).is_ok() && of_scheme("Q8_0", 10, None).is_err());
         assert!(of(10, Some(9)).unwrap_err().to_string().contains("9 zero points"));
     }
 }

@@ -468,11 +468,8 @@ impl Cell<'_> {
         }
     }
 
-    /// The groups that the cell's columns touch and whose scales stand beside the codes.
+    /// The groups that the cell's columns touch.
     pub(crate) fn groups(&self) -> Range<usize> {
-        if self.rung.groups() == 0 {
-            return 0..0;
-        }
         self.columns.start / self.rung.group..self.columns.end.div_ceil(self.rung.group)
     }
 

@@ -255,7 +255,7 @@ impl Rung {
         }
     }
 
-    /// The type of its scales, where that can be too small for one: the weights' own, or what blocks hold.
+    /// The type that a scale may be too large for.
     pub fn scale_type(&self) -> Dtype {
         match self.format().scaling {
             Scaling::InBlocks => Dtype::F16,

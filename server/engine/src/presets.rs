@@ -87,3 +87,21 @@ impl Preset {
         matches!((self.granularity, self.format.scaling), (Granularity::Group(_), Scaling::Weights))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use quarrel_proto::column::codes_hold_scales;
+
+    use super::*;
+
+    #[test]
+    fn the_contract_says_whose_codes_hold_scales() {
+        for preset in &PRESETS {
+            let expected = preset.format.scaling == Scaling::InBlocks;
+            for scheme in [preset.name.to_owned(), format!("{};channel_dims=2", preset.name)] {
+                assert_eq!(codes_hold_scales(&scheme), expected, "{scheme}");
+            }
+        }
+        assert!(!codes_hold_scales("int4/g32") && !codes_hold_scales(""));
+    }
+}
