@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 DIST := target/dist/quarrel
 FUZZ := target/fuzz
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= safetensors model columns command scheme frames stream
+FUZZ_TARGETS ?= safetensors gguf model columns command scheme frames stream
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -76,6 +76,7 @@ golden: $(VENV)/installed $(VENV_PTQ)/installed ## Regenerate tests/golden/files
 	$(VENV_GOLDEN)/bin/python tests/golden/generate.py
 	$(PY) tests/golden/model_free.py --peer $(VENV_PTQ)/bin/python
 	$(PY) tests/golden/ggml.py
+	$(PY) tests/golden/gguf_files.py
 	git diff --exit-code -- tests/golden
 	test -z "$$(git status --porcelain tests/golden)"
 

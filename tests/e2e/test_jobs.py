@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import flight
 
+from golden import ggufs
 from golden.model_free import digests
 from harness import cli, stores, wire
 from harness.model import files, tensors
@@ -493,3 +494,21 @@ def test_a_server_that_ends_while_a_store_is_read_says_nothing_of_panics(fresh_s
         reaches(client, job, lambda found: found["state"] != "running" or found["bytes_done"] > 0)
     assert server.stop(SECONDS_MAX) == 0
     assert not server.faults() and "panicked" not in server.logs()
+
+
+def test_a_gguf_file_becomes_the_one_that_the_command_line_makes(client, folders):
+    source = ggufs.Llama(layers=1).write(folders / "read/model.gguf")
+    job = done(client, source.as_uri(), (folders / "write/made.gguf").as_uri(), {"quantize": {"scheme": "Q4_K_M"}})
+    assert job["summary"]["layers_quantized"] == 9
+    cli.quantize(source, folders / "made.gguf", "-s", "Q4_K_M")
+    assert (folders / "write/made.gguf").read_bytes() == (folders / "made.gguf").read_bytes()
+    assert [path.name for path in (folders / "write").iterdir()] == ["made.gguf"]
+
+
+@pytest.mark.parametrize("command, reason", [
+    ({"scheme": "W4A16"}, "scheme_unknown"), ({"scheme": "Q4_K", "group_size": 32}, "option_conflict"), ({"profile": "cloud"}, "option_invalid"),
+    ({"scheme": "IQ2_XXS"}, "scheme_unknown"),
+])
+def test_a_gguf_sink_has_types_of_gguf(command, reason, client, folders):
+    with pytest.raises(REFUSED, match=rf"\[{reason}\]"):
+        submit(client, (folders / "read/model").as_uri(), (folders / "write/made.gguf").as_uri(), {"quantize": command})

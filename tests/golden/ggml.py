@@ -27,7 +27,7 @@ TOOLS = ("cmake==4.4.5", "ninja==1.13.2")
 CACHE = REPOSITORY / ".cache" / "ggml"
 LIBRARY = CACHE / "libggml-base.so"
 FILE = Path(__file__).resolve().parent / "files" / "ggml.json"
-OFF = ("GGML_NATIVE", "GGML_OPENMP", "GGML_CCACHE", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_TOOLS",
+OFF = ("GGML_CCACHE", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_TOOLS",
        "LLAMA_BUILD_SERVER", "LLAMA_BUILD_COMMON")
 
 
@@ -54,23 +54,29 @@ def main():
 def built() -> Path:
     """The library, built if it is not in the cache."""
     if not LIBRARY.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            folder = Path(folder)
-            venv.create(folder / "tools", with_pip=True)
-            tools = folder / "tools" / "bin"
-            run(tools / "pip", "install", "--quiet", *TOOLS)
-            run(tools / "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", folder, PACKAGE)
-            archive, = folder.glob("*.tar.gz")
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-            source, = folder.glob("llama_cpp_python-*/vendor/llama.cpp")
-            options = [f"-D{option}=OFF" for option in OFF]
-            run(tools / "cmake", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release",
-                "-DBUILD_SHARED_LIBS=ON", *options, "-S", source, "-B", folder / "build")
-            run(tools / "cmake", "--build", folder / "build", "--target", "ggml-base")
-            (folder / "build" / "bin" / "libggml-base.so").resolve().rename(LIBRARY)
+        build("ggml-base", CACHE, [LIBRARY.name], ["-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF"])
     return LIBRARY
+
+
+def build(target: str, cache: Path, libraries: list[str], options: list[str]):
+    """Builds libraries of llama.cpp into a folder, as its own build does."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        folder = Path(folder)
+        venv.create(folder / "tools", with_pip=True)
+        tools = folder / "tools" / "bin"
+        run(tools / "pip", "install", "--quiet", *TOOLS)
+        run(tools / "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", folder, PACKAGE)
+        archive, = folder.glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        source, = folder.glob("llama_cpp_python-*/vendor/llama.cpp")
+        off = [f"-D{option}=OFF" for option in OFF]
+        run(tools / "cmake", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release",
+            "-DBUILD_SHARED_LIBS=ON", *off, *options, "-S", source, "-B", folder / "build")
+        run(tools / "cmake", "--build", folder / "build", "--target", target)
+        for name in libraries:
+            (folder / "build" / "bin" / name).resolve().rename(cache / name)
 
 
 def run(*command):

@@ -36,12 +36,13 @@ pub(crate) enum Command {
     /// The first line on standard output says where it listens; logs go to standard error. SIGTERM and Ctrl-C stop it:
     /// running streams have `--drain-seconds` to end.
     Serve(Box<ServeArgs>),
-    /// Quantize a checkpoint: a safetensors file or a model's folder in, the same in the layout of compressed-tensors out
+    /// Quantize a checkpoint: a safetensors file or a model's folder in, the same in the layout of compressed-tensors out; or GGUF in and out
     ///
     /// Of a folder, all other files are copied, and `config.json` says what transformers and vLLM must know. Stopped, the
     /// same command goes on where it was. Every layer is measured; a report in JSON is written beside the result. Either end may be a file of layers in columns,
     /// Parquet or Arrow IPC, the source a folder of such files. With `--scheme`, embeddings, output heads,
-    /// norms and routers stay as they are, and so do layers whose columns a group does not divide.
+    /// norms and routers stay as they are, and so do layers whose columns a group does not divide. To a file `.gguf`, `--scheme` is what `llama-quantize` calls a
+    /// type (`Q4_K_M`), and makes its tensors, byte for byte.
     #[command(after_help = EXIT_CODES)]
     Quantize(Box<QuantizeArgs>),
     /// Say what `quantize` would make, from headers alone: schemes, sizes, bits per weight, memory
@@ -123,7 +124,7 @@ pub(crate) struct OutputArgs {
 /// What is read and written.
 #[derive(Debug, Group)]
 pub(crate) struct FileArgs {
-    /// The safetensors file, or the folder of a model, to read; for `quantize`, also a file or a folder of columns
+    /// The safetensors or GGUF file, or the folder of a model, to read; for `quantize`, also a file or a folder of columns
     #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
 
@@ -200,9 +201,13 @@ pub(crate) struct WhatArgs {
 
 #[derive(Debug, Group)]
 pub(crate) struct EstimateArgs {
-    /// The safetensors file, or the folder of a model
+    /// The safetensors or GGUF file, or the folder of a model
     #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
+
+    /// As a GGUF file, where a scheme is what `llama-quantize` calls so
+    #[arg(long)]
+    pub(crate) gguf: bool,
 
     #[command(flatten)]
     pub(crate) what: WhatArgs,

@@ -8,15 +8,16 @@ use crate::{
     args::EstimateArgs,
     failure::Failure,
     paths::{is_folder, stores},
-    quantize::command,
+    quantize::{Becomes, command},
     served::blocking,
     table::{clean, megabytes, print, shape, table},
 };
 
 pub(crate) async fn estimate(args: Box<EstimateArgs>) -> Result<(), Failure> {
     let source = stores().locate(&args.source)?;
-    let command = command(&args.what, is_folder(&source).await?)?;
-    let found = blocking(move || looked_at(&source, &command, JOB_BYTES as u64)).await?;
+    let what = if args.gguf { Becomes::Gguf } else { Becomes::of(is_folder(&source).await?) };
+    let command = command(&args.what, what)?;
+    let found = blocking(move || looked_at(&source, command, what == Becomes::Gguf, JOB_BYTES as u64)).await?;
     if args.json {
         return print(&serde_json::to_string_pretty(&found).map_err(|error| Failure::ours(error.to_string()))?);
     }
@@ -26,7 +27,7 @@ pub(crate) async fn estimate(args: Box<EstimateArgs>) -> Result<(), Failure> {
             lines.add_row([
                 clean(&layer.name),
                 shape(&layer.shape),
-                clean(&what(layer)),
+                clean(&becomes_of(layer)),
                 bits(layer.bits_per_weight),
                 mb(layer.bytes),
                 range(layer.destination_bytes),
@@ -36,7 +37,7 @@ pub(crate) async fn estimate(args: Box<EstimateArgs>) -> Result<(), Failure> {
     }
     let mut groups: BTreeMap<(bool, String), Vec<&Estimated>> = BTreeMap::new();
     for layer in &found.layers {
-        groups.entry((layer.schemes.is_empty(), what(layer))).or_default().push(layer);
+        groups.entry((layer.schemes.is_empty(), becomes_of(layer))).or_default().push(layer);
     }
     let mut lines = table(["", "layers", "MB", "becomes MB", "bits/weight"]);
     for ((_, name), layers) in groups {
@@ -69,7 +70,7 @@ fn summary(found: &Estimate) -> String {
     format!("{} -> {becomes}{average}; at most {memory} of memory", megabytes(found.source_bytes))
 }
 
-fn what(layer: &Estimated) -> String {
+fn becomes_of(layer: &Estimated) -> String {
     match &layer.reason {
         Some(reason) => format!("kept: {reason}"),
         None => layer.schemes.join(", or "),

@@ -128,6 +128,7 @@ impl From<CheckpointError> for Failure {
             CheckpointError::NoFile { .. } => Failure::new(USAGE, sentence).advise("Name a file."),
             CheckpointError::Columns { .. } => Failure::new(INPUT, sentence)
                 .advise("Write it as Arrow IPC without compression, or as Parquet, in the columns of SPEC.md, section \"Input\"."),
+            CheckpointError::Gguf { .. } => Failure::new(INPUT, sentence).advise("Check that it was copied whole."),
             CheckpointError::Malformed { .. } => {
                 Failure::new(INPUT, sentence).advise("Check that it was copied whole, and that it is safetensors.")
             }

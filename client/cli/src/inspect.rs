@@ -55,7 +55,7 @@ pub(crate) async fn inspect(args: InspectArgs) -> Result<(), Failure> {
         tensors.extend(source.tensors().iter().map(|tensor| TensorLine {
             name: tensor.name.clone(),
             file: name(source),
-            dtype: format!("{:?}", tensor.dtype),
+            dtype: tensor.dtype.to_string(),
             shape: tensor.shape.clone(),
             bytes: tensor.bytes(),
             scheme: scheme_of.get(tensor.name.as_str()).cloned(),

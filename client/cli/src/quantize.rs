@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 
 use quarrel_checkpoint::{
     By, Flow, FlowLimits, Gate, Job, LayerReport, Limits, Made, Report, Status, Stop, Target, Tensor, Told,
-    checkpoint_recipe,
+    checkpoint_recipe, is_gguf,
 };
 use quarrel_client::proto::{
     VERSION,
@@ -33,9 +33,10 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
     if blocking(move || Ok(Flow::is_for(&source, &destination))).await? {
         return flow(args, ends, stop).await;
     }
-    let command = command(&args.what, ends.is_folder)?;
+    let what = if is_gguf(&ends.destination) { Becomes::Gguf } else { Becomes::of(ends.is_folder) };
+    let command = command(&args.what, what)?;
     // Before any work: what cannot be written need not be computed.
-    let report_path = report::path(&args, ends.is_folder);
+    let report_path = report::path(&args, what == Becomes::Model);
     let recipe = args.what.how.recipe.as_deref();
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
     different(&Vec::from_iter(paths.into_iter().flatten()), &ends.stores)?;
@@ -44,7 +45,7 @@ pub(crate) async fn quantize(args: Box<QuantizeArgs>, stop: Arc<Stop>) -> Result
         ends.apart_from(&report_at)?;
     }
     // Of a folder, opening the job begins to write.
-    let is_early = args.report.is_some() && ends.is_folder;
+    let is_early = args.report.is_some() && what == Becomes::Model;
     let report_target = || Target::new(&report_at, replace(&args.files));
     let early = is_early.then(report_target).transpose()?;
     let (worker, by) = Worker::open(&args.place).await?;
@@ -78,7 +79,7 @@ async fn flow(args: Box<QuantizeArgs>, ends: Ends, stop: Arc<Stop>) -> Result<()
         return Err(Failure::usage("files of columns are quantized in this process".to_owned(), advice));
     }
     let is_model = Flow::makes_model(&ends.destination);
-    let command = command(&args.what, is_model)?;
+    let command = command(&args.what, Becomes::of(is_model))?;
     let report_path = report::path(&args, is_model);
     let recipe = args.what.how.recipe.as_deref();
     let paths = [Some(&*args.files.source), Some(&*args.files.destination), Some(&*report_path), recipe];
@@ -134,9 +135,41 @@ fn failed(layers: &[LayerReport]) -> Result<(), Failure> {
     }
 }
 
+/// What a checkpoint becomes, which says what a scheme stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Becomes {
+    /// One file of tensors.
+    File,
+    /// A folder that loaders take for a model.
+    Model,
+    /// A GGUF file, where a scheme is what `llama-quantize` calls so.
+    Gguf,
+}
+
+impl Becomes {
+    pub(crate) fn of(is_model: bool) -> Becomes {
+        if is_model { Becomes::Model } else { Becomes::File }
+    }
+}
+
 /// What the command line asks of every layer.
-pub(crate) fn command(args: &WhatArgs, is_model: bool) -> Result<v1::Quantize, Failure> {
+pub(crate) fn command(args: &WhatArgs, what: Becomes) -> Result<v1::Quantize, Failure> {
     let how = match (&args.how.scheme, &args.how.recipe, &args.how.profile) {
+        (Some(scheme), ..) if what == Becomes::Gguf => {
+            if !args.ignore.is_empty() || args.no_standard {
+                let sentence = "a scheme of a GGUF file says what becomes of every tensor: `--ignore` and `--no-standard` have no effect on it";
+                return Err(Failure::usage(sentence.to_owned(), "Leave them out, or write a recipe."));
+            }
+            return Ok(v1::Quantize {
+                how: Some(How::Scheme(scheme.clone())),
+                group_size: args.group_size.map(Into::into),
+                channel_dims: args.channel_dims.map(Into::into),
+                on_indivisible: args.on_indivisible.map(word),
+                arith: Some(word(args.arith)),
+                on_error: Some(word(args.on_error)),
+                ..Default::default()
+            });
+        }
         (Some(scheme), ..) => {
             let rule = v1::Rule {
                 scheme: scheme.clone(),
@@ -147,7 +180,7 @@ pub(crate) fn command(args: &WhatArgs, is_model: bool) -> Result<v1::Quantize, F
             };
             let standard = (!args.no_standard).then(|| "@standard".to_owned());
             let ignore = standard.into_iter().chain(args.ignore.iter().cloned());
-            How::Recipe(checkpoint_recipe(rule, ignore.collect(), is_model))
+            How::Recipe(checkpoint_recipe(rule, ignore.collect(), what == Becomes::Model))
         }
         (_, Some(path), _) => How::Recipe(recipe(path)?),
         (.., Some(profile)) => How::Profile(profile.clone()),

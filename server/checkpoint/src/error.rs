@@ -61,6 +61,14 @@ pub enum CheckpointError {
         /// What is wrong with it.
         detail: String,
     },
+    /// Not a GGUF file that can be read, or a damaged one.
+    #[error("`{}` is no GGUF file that can be read: {detail}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// Not a file of columns, or a damaged one.
     #[error("`{}` is no {format} that can be read: {detail}", path.display())]
     Columns {

@@ -5,6 +5,7 @@ use quarrel_proto::v1;
 use serde::Serialize;
 
 use crate::{
+    becoming::Becoming,
     error::CheckpointError,
     fate::{Fate, fates, plan_of},
     fused::is_whole,
@@ -59,14 +60,23 @@ pub struct Estimated {
     pub destination_bytes: (u64, u64),
 }
 
-/// Looks at a file or a model's folder.
+/// Looks at a file or a model's folder, to be a GGUF file or not.
 ///
 /// # Errors
 /// [`CheckpointError`] for a source or a command that a job would refuse.
-pub fn estimate(source: &Location, command: &v1::Quantize, memory_bytes: u64) -> Result<Estimate, CheckpointError> {
-    let model = view(Model::open(source)?, command)?;
-    let fates = fates(model.shards(), command)?;
-    let plan = plan_of(command)?;
+pub fn estimate(
+    source: &Location,
+    command: v1::Quantize,
+    is_gguf: bool,
+    memory_bytes: u64,
+) -> Result<Estimate, CheckpointError> {
+    let model = Model::open(source)?;
+    let (model, command) = match is_gguf {
+        true => Becoming::new(model, command).map(|becoming| (becoming.model, becoming.command))?,
+        false => (view(model, &command)?, command),
+    };
+    let fates = fates(model.shards(), &command)?;
+    let plan = plan_of(&command)?;
     let mut layers = Vec::new();
     let mut whole = 0;
     for ((_, tensor), fate) in model.tensors().zip(fates.iter().flatten()) {
@@ -105,7 +115,7 @@ fn estimated(tensor: &Tensor, fate: &Fate, schemes: &[Scheme]) -> Estimated {
         status: if schemes.is_empty() { Status::Kept } else { Status::Quantized },
         reason,
         message,
-        dtype: format!("{:?}", tensor.dtype),
+        dtype: tensor.dtype.to_string(),
         shape: tensor.shape.clone(),
         schemes: schemes.iter().map(Scheme::to_string).collect(),
         bits_per_weight: match schemes {
@@ -128,7 +138,7 @@ impl Estimated {
 
 /// Of all tensors that a layer becomes.
 fn bytes(scheme: &Scheme, tensor: &Tensor) -> u64 {
-    layout("", scheme, (tensor.dtype, &tensor.shape)).iter().map(|(_, entry)| stored::bytes(entry)).sum()
+    layout("", scheme, (tensor.dtype.of_values(), &tensor.shape)).iter().map(|(_, entry)| stored::bytes(entry)).sum()
 }
 
 /// Per element, as the metrics count them.
@@ -137,7 +147,7 @@ fn bits(scheme: &Scheme, tensor: &Tensor) -> f64 {
         Codes::Int { bits, .. } => u64::from(bits),
         Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => 0,
     };
-    let parts = layout("", scheme, (tensor.dtype, &tensor.shape));
+    let parts = layout("", scheme, (tensor.dtype.of_values(), &tensor.shape));
     let scales = parts.iter().find(|(part, _)| *part == Part::Scales);
     let scales: u64 = scales.map_or(0, |(_, (_, _, shape))| shape.iter().product());
     let of = |(part, entry): &(Part, Entry)| match part {

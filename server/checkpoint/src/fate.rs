@@ -14,6 +14,7 @@ use safetensors::Dtype;
 
 use crate::{
     checks::refuse_calibrated,
+    element::Element,
     error::CheckpointError,
     source::{Source, Tensor},
 };
@@ -74,8 +75,8 @@ pub fn of_checkpoint(command: v1::Quantize, is_model: bool) -> v1::Quantize {
 }
 
 /// The element type of weights, in the wire's word.
-pub(crate) fn float_word(dtype: Dtype) -> Option<&'static str> {
-    match dtype {
+pub(crate) fn float_word(element: Element) -> Option<&'static str> {
+    match element.plain()? {
         Dtype::F32 => Some("f32"),
         Dtype::F16 => Some("f16"),
         Dtype::BF16 => Some("bf16"),
@@ -122,16 +123,19 @@ pub fn fates(shards: &[Source], command: &v1::Quantize) -> Result<Vec<Vec<Fate>>
 fn fate(tensor: &Tensor, plan: &Plan, coded: &BTreeSet<&str>) -> Fate {
     let copied = |reason, what: &str| Fate::Copied { reason, message: format!("tensor `{}`: {what}", tensor.name) };
     let module = tensor.name.strip_suffix(".weight");
-    let is_fp8 = matches!(tensor.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
+    let is_fp8 = matches!(tensor.dtype.plain(), Some(Dtype::F8_E4M3 | Dtype::F8_E5M2));
     match (module, float_word(tensor.dtype)) {
         (Some(module), _) if coded.contains(module) => {
             copied(Reason::AlreadyQuantized, "scales lie beside it: it is quantized already")
+        }
+        (_, None) if tensor.dtype.plain().is_none() => {
+            copied(Reason::AlreadyQuantized, &format!("its type is {}: it is quantized already", tensor.dtype))
         }
         // Without scales beside it: codes all the same, not numbers.
         (Some(_), None) if is_fp8 => copied(Reason::AlreadyQuantized, "it is FP8: it is quantized already"),
         (_, None) => copied(
             Reason::NotFloat,
-            &format!("its type is {:?}: only F32, F16, BF16 and F64 are quantized", tensor.dtype),
+            &format!("its type is {}: only F32, F16, BF16 and F64 are quantized", tensor.dtype),
         ),
         (None, Some(_)) => copied(Reason::NotAWeight, "its name does not end in `.weight`"),
         (Some(_), Some(word)) => match plan.keeps(&tensor.name, &tensor.shape, word) {

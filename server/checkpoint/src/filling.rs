@@ -8,9 +8,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::{
     beside::Beside,
     error::CheckpointError,
-    job::pass,
     put::{Closed, Put, Written},
-    report::{By, Gate, Report},
+    report::{By, Gate, Report, pass},
     target::Stop,
 };
 

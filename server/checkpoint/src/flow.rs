@@ -18,11 +18,11 @@ use crate::{
     error::CheckpointError,
     fate::{of_checkpoint, plan_of},
     filling::Filling,
-    job::{Told, pass},
+    job::Told,
     local::Local,
     pull::Pull,
     put::Put,
-    report::{By, Gate, Layers, Report, Totals},
+    report::{By, Gate, Layers, Report, Totals, pass},
     storage::Location,
     target::{Replace, Stop, Target},
 };

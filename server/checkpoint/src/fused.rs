@@ -85,7 +85,7 @@ pub(crate) fn with_shared_scales(
     if let Some(How::Recipe(recipe)) = &mut command.how {
         let sets = sets.iter().filter(|set| set.layers.iter().any(|layer| is_asked(layer)));
         let rules = sets.map(|set| v1::Rule {
-            targets: set.layers.iter().map(|layer| target(layer)).collect(),
+            targets: set.layers.iter().map(|layer| exactly(layer)).collect(),
             scheme: set.scheme.clone(),
             amax: Some(set.amax),
             ..Default::default()
@@ -126,7 +126,7 @@ fn set_of(module: &str) -> Option<(&str, usize)> {
 }
 
 /// The target that matches a layer of that name alone: a name may read as a pattern, which would match others, or be none that can be compiled.
-fn target(layer: &str) -> String {
+pub(crate) fn exactly(layer: &str) -> String {
     const MARKS: [char; 6] = ['*', '?', '[', '{', '}', '\\'];
     let is_plain = !layer.contains(MARKS) && !layer.starts_with("re:") && !layer.starts_with('@');
     if is_plain {
@@ -201,8 +201,8 @@ mod tests {
     fn a_fused_layer_whose_name_reads_as_a_pattern_is_matched_alone() {
         for name in ["m.q", "*.q", "re:(.q", "re:.*q", "@m.q", "m[0].q", "m{a.q", "m}?.q", "\\d.q", "!*.q", "^[!a].q"] {
             let name = format!("{name}_proj.weight");
-            assert_eq!(schemes(&name, &name), ["NVFP4A16"], "{name} as {}", target(&name));
-            assert!(schemes(&name, "m.0.q_proj.weight").is_empty(), "{name} as {}", target(&name));
+            assert_eq!(schemes(&name, &name), ["NVFP4A16"], "{name} as {}", exactly(&name));
+            assert!(schemes(&name, "m.0.q_proj.weight").is_empty(), "{name} as {}", exactly(&name));
         }
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
+    becoming::{Becoming, is_gguf},
     checks::{
         as_json, identity, name, refuse_for_models, refuse_overlap, refuse_quantized, refuse_scattered,
         refuse_transposed,
@@ -22,10 +23,11 @@ use crate::{
     error::CheckpointError,
     fate::{Fate, fates, plan_of},
     fused::{Fused, fused, with_shared_scales},
+    gguf::Head,
     make::{dense, quantized},
     model::{CONFIG, Model, REPORT},
     modules::{Module, modules},
-    report::{Gate, LayerReport},
+    report::{Gate, LayerReport, pass},
     site::{Record, Site},
     source::{Source, Tensor},
     storage::Location,
@@ -84,12 +86,11 @@ enum Work {
         effective: v1::Command,
         fates: Vec<Vec<Fate>>,
         fused: Vec<Fused>,
+        /// What a GGUF file says, if it is to be one.
+        head: Option<Head>,
     },
     /// To one type, or to the one that each layer's weights had.
-    Dequantize {
-        dtype: Option<String>,
-        modules: Vec<Vec<Module>>,
-    },
+    Dequantize { dtype: Option<String>, modules: Vec<Vec<Module>> },
 }
 
 #[derive(Debug)]
@@ -148,8 +149,13 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
-        refuse_for_models(&plan_of(&command)?)?;
-        let model = view(Model::open(source)?, &command)?;
+        let (model, command, head) = if is_gguf(destination) {
+            let Becoming { model, command, head } = Becoming::new(Model::open(source)?, command)?;
+            (model, command, Some(head))
+        } else {
+            refuse_for_models(&plan_of(&command)?)?;
+            (view(Model::open(source)?, &command)?, command, None)
+        };
         // What is wrong with it is said before anything is written.
         let fates = fates(model.shards(), &command)?;
         refuse_quantized(&model, &fates)?;
@@ -179,7 +185,12 @@ impl Job {
             }
         };
         let plan = plan_of(&with_shared_scales(&command, &fused, |_| true))?;
-        Ok(Job { model, work: Work::Quantize { command, effective: plan.effective, fates, fused }, destination, gate })
+        Ok(Job {
+            model,
+            work: Work::Quantize { command, effective: plan.effective, fates, fused, head },
+            destination,
+            gate,
+        })
     }
 
     /// The same for a job that makes dense layers of quantized ones, of type `dtype` or of their own.
@@ -295,9 +306,10 @@ impl Job {
                 Destination::File(target) => target.clone(),
             };
             let unit = match &self.work {
-                Work::Quantize { command, fates, fused, .. } => {
+                Work::Quantize { command, fates, fused, head, .. } => {
                     let command = with_shared_scales(command, fused, |layer| shard.tensor(layer).is_some());
-                    quantized(quantizer, command, (shard, &fates[at]), target.clone(), &mut tell).await?
+                    quantized(quantizer, command, (shard, &fates[at]), (target.clone(), head.as_ref()), &mut tell)
+                        .await?
                 }
                 Work::Dequantize { dtype, modules } => {
                     dense(quantizer, dtype.as_deref(), (shard, &modules[at]), target.clone(), &mut tell).await?
@@ -364,15 +376,6 @@ impl Job {
             site.put(Path::new(CONFIG), &text(&Value::Object(config))?)?;
         }
         site.done()
-    }
-}
-
-/// Whether every layer is good enough.
-pub(crate) fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
-    let measured = layers.iter().filter_map(|layer| Some((layer.name.as_str(), layer.metrics.as_ref()?)));
-    match gate.missed(measured) {
-        Some((layer, detail)) => Err(CheckpointError::Gate { layer: layer.to_owned(), detail }),
-        None => Ok(()),
     }
 }
 

@@ -8,17 +8,21 @@
 #![forbid(unsafe_code)]
 
 mod answers;
+mod becoming;
 mod beside;
 mod bits;
 mod checks;
 mod columns;
 mod config;
+mod element;
 mod error;
 mod estimate;
 mod fate;
 mod filling;
 mod flow;
+mod form;
 mod fused;
+mod gguf;
 mod header;
 mod job;
 mod layer;
@@ -40,8 +44,10 @@ mod target;
 mod unit;
 mod view;
 
+pub use becoming::{check_for_gguf, is_gguf};
 pub use beside::Beside;
 pub use columns::{Columns, holds_columns, is_columns};
+pub use element::Element;
 pub use error::CheckpointError;
 pub use estimate::{Estimate, Estimated, estimate};
 pub use fate::{checkpoint_recipe, of_checkpoint};

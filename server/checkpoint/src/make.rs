@@ -8,6 +8,7 @@ use quarrel_proto::v1;
 use crate::{
     error::CheckpointError,
     fate::{Fate, dtype_of, plan_of},
+    gguf::Head,
     job::{Coded, Quantizer, Told, Weights},
     layer::module_of,
     modules::Module,
@@ -18,15 +19,15 @@ use crate::{
     unit::{Foretold, Unit},
 };
 
-/// A file, quantized but not written yet.
+/// A file, quantized but not written yet: GGUF with that head, else safetensors.
 pub(crate) async fn quantized<Q: Quantizer>(
     quantizer: &Q,
     command: v1::Quantize,
     (shard, fates): (&Source, &[Fate]),
-    target: Target,
+    (target, head): (Target, Option<&Head>),
     tell: &mut impl FnMut(Told<'_>),
 ) -> Result<Unit, Q::Error> {
-    let mut unit = Unit::new(target, shard.clone(), foretold(&command, shard, fates)?)?;
+    let mut unit = Unit::new(target, shard.clone(), foretold(&command, shard, fates)?, head.cloned())?;
     let mut layers = Vec::new();
     for (at, (tensor, fate)) in shard.tensors().iter().zip(fates).enumerate() {
         match fate {
@@ -98,7 +99,7 @@ fn foretold(command: &v1::Quantize, shard: &Source, fates: &[Fate]) -> Result<Op
         // What cannot be quantized is told when its turn comes.
         let schemes = plan.schemes_of(&tensor.name, &tensor.shape, dtype).unwrap_or_default();
         let [scheme] = schemes.as_slice() else { return Ok(None) };
-        let (module, weights) = (module_of(&tensor.name), (tensor.dtype, tensor.shape.as_slice()));
+        let (module, weights) = (module_of(&tensor.name), (tensor.dtype.of_values(), tensor.shape.as_slice()));
         foretold.entries.extend(layout(module, scheme, weights).into_iter().map(|(_, entry)| entry));
         foretold.schemes.insert(module.to_owned(), scheme.to_string());
     }

@@ -130,7 +130,7 @@ impl Layer {
 
     fn what(&self) -> String {
         match self {
-            Layer::Dense(weights) => format!("{:?}", weights.tensor.dtype),
+            Layer::Dense(weights) => weights.tensor.dtype.to_string(),
             Layer::Coded(coded) => coded.module.scheme.to_string(),
         }
     }

@@ -1,20 +1,23 @@
-//! The quantized layers of a file in the layout of compressed-tensors, or of DeepSeek's FP8: the inverse of `stored`.
+//! The quantized layers of a file: of GGUF, each a tensor of blocks; of safetensors in the layout of compressed-tensors, or of DeepSeek's FP8: the inverse of
+//! `stored`.
 //!
 //! A file of ours says in its metadata which scheme each has. Of others the scheme is told from types and shapes; where
 //! those allow two readings, that is an error and not a guess.
 
-use std::ops::RangeInclusive;
+mod parts;
 
 use half::{bf16, f16};
-use quarrel_engine::{Codes, Granularity, Packing, Scaling, Scheme, SchemeError, e4m3_value, packed_bytes};
+use quarrel_engine::{Codes, Granularity, Packing, Scheme, SchemeError, e4m3_value, packed_bytes};
 use safetensors::Dtype;
 
+use self::parts::Parts;
 use crate::{
     bits::unpack_down,
+    element::Element,
     error::CheckpointError,
     said::said,
     source::{Source, Tensor},
-    stored::{SCALES_PART, codes_stored, points_stored, scale_shape, stored_type},
+    stored::SCALES_PART,
 };
 
 /// A quantized layer of a file.
@@ -30,7 +33,8 @@ pub struct Module {
     pub dtype: Dtype,
     /// The tensor of its codes.
     pub codes: Tensor,
-    scales: Tensor,
+    /// None where the codes hold them.
+    scales: Option<Tensor>,
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
     global: Option<Tensor>,
@@ -43,6 +47,9 @@ pub struct Module {
 /// # Errors
 /// [`CheckpointError::Module`] for a layer that is quantized in another layout, or in a way that cannot be told.
 pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
+    if source.gguf().is_some() {
+        return source.tensors().iter().filter_map(blocks).collect();
+    }
     let said = said(source)?;
     let mut found = Vec::new();
     for tensor in source.tensors() {
@@ -56,7 +63,7 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
         };
         let is_dense = tensor.name.ends_with("weight_packed");
         // Bytes or FP8 without scales are somebody's own numbers.
-        let is_plain = matches!(tensor.dtype, Dtype::I8 | Dtype::F8_E4M3)
+        let is_plain = matches!(tensor.dtype.plain(), Some(Dtype::I8 | Dtype::F8_E4M3))
             && (scales_of(source, module).is_some() || said.contains_key(module));
         if is_dense || is_plain {
             let parts = Parts::of(source, module, tensor, is_dense);
@@ -116,8 +123,9 @@ impl Module {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn scales(&self, source: &Source) -> Result<Vec<f32>, CheckpointError> {
-        let bytes = source.read_whole(&self.scales)?;
-        Ok(match self.scales.dtype {
+        let Some(scales) = &self.scales else { return Ok(Vec::new()) };
+        let bytes = source.read_whole(scales)?;
+        Ok(match scales.dtype.of_values() {
             Dtype::F16 => bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect(),
             Dtype::BF16 => bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
             Dtype::U8 => bytes.iter().map(|exponent| power_of_two(*exponent)).collect(),
@@ -143,8 +151,8 @@ impl Module {
     pub fn zero_points(&self, source: &Source) -> Result<Option<Vec<i32>>, CheckpointError> {
         let Some(tensor) = &self.zero_points else { return Ok(None) };
         let bytes = source.read_whole(tensor)?;
-        let (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) =
-            (self.scheme.codes(), self.scales.shape.as_slice())
+        let shape = self.scales.as_ref().map(|scales| scales.shape.as_slice()).unwrap_or_default();
+        let (Codes::Int { bits, packing: Packing::Dense, .. }, [.., channels, groups]) = (self.scheme.codes(), shape)
         else {
             return Ok(Some(bytes.iter().map(|byte| i32::from(*byte as i8)).collect()));
         };
@@ -156,7 +164,7 @@ impl Module {
     /// The names of all tensors that it is made of.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
         let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref(), self.global.as_ref()];
-        let parts = [Some(&self.codes), Some(&self.scales)].into_iter().chain(others).flatten();
+        let parts = [Some(&self.codes), self.scales.as_ref()].into_iter().chain(others).flatten();
         parts.chain(&self.activations).map(|part| part.name.as_str())
     }
 }
@@ -166,6 +174,38 @@ const ACTIVATIONS: [&str; 4] = ["input_scale", "input_global_scale", "input_zero
 
 /// What FP8 of DeepSeek has for scales: of blocks of 128 x 128, and multiplied as `weight_scale` is.
 pub(crate) const DEEPSEEK_SCALES: &str = "weight_scale_inv";
+
+/// The layer that a tensor of blocks is.
+fn blocks(tensor: &Tensor) -> Option<Result<Module, CheckpointError>> {
+    let Element::Blocks(of) = tensor.dtype else { return None };
+    let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name).to_owned();
+    let Some(block) = of.block() else { return Some(Err(CheckpointError::Foreign { module: name, mark: of.name })) };
+    let dims = tensor.shape.len().saturating_sub(1);
+    let scheme = match dims {
+        0 => {
+            return Some(Err(CheckpointError::Module {
+                module: name,
+                detail: format!("a tensor of {of} and one dimension", of = of.name),
+            }));
+        }
+        1 => block.name().to_owned(),
+        dims => format!("{};channel_dims={dims}", block.name()),
+    };
+    let scheme = scheme.parse().map_err(|error: SchemeError| CheckpointError::Ours(error.to_string()));
+    let module = |scheme| Module {
+        name,
+        scheme,
+        shape: tensor.shape.clone(),
+        dtype: Dtype::F32,
+        codes: tensor.clone(),
+        scales: None,
+        zero_points: None,
+        shape_tensor: None,
+        global: None,
+        activations: Vec::new(),
+    };
+    Some(scheme.map(module))
+}
 
 /// The scales of a module.
 fn scales_of(source: &Source, module: &str) -> Option<Tensor> {
@@ -180,210 +220,4 @@ fn power_of_two(exponent: u8) -> f32 {
 
 fn prefix<'a>(name: &'a str, part: &str) -> Option<&'a str> {
     name.strip_suffix(part)?.strip_suffix('.')
-}
-
-/// The tensors of one module.
-struct Parts {
-    codes: Tensor,
-    scales: Tensor,
-    zero_points: Option<Tensor>,
-    shape_tensor: Option<Tensor>,
-    global: Option<Tensor>,
-    activations: Vec<Tensor>,
-    shape: Vec<u64>,
-    is_dense: bool,
-    name: String,
-}
-
-impl Parts {
-    fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, String> {
-        let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
-        let scales = scales_of(source, module).ok_or("it has codes but no `weight_scale`")?;
-        if scales.name.ends_with(SCALES_PART) && part(DEEPSEEK_SCALES).is_some() {
-            return Err(format!("it has scales of two layouts, `weight_scale` and `{DEEPSEEK_SCALES}`"));
-        }
-        let is_float = matches!(scales.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
-        let is_small = matches!(scales.dtype, Dtype::U8 | Dtype::F8_E4M3);
-        let is_known = match (is_dense, codes.dtype) {
-            (true, Dtype::I32) => is_float,
-            (true, Dtype::U8) => is_small,
-            (false, Dtype::F8_E4M3) => is_float || scales.dtype == Dtype::U8,
-            (false, Dtype::I8) => is_float,
-            _ => false,
-        };
-        if !is_known {
-            return Err(format!(
-                "its codes are {:?} and its scales {:?}: this version reads int and FP8 codes with float scales, and \
-                 FP4, FP6 and FP8 with scales of one byte",
-                codes.dtype, scales.dtype
-            ));
-        }
-        let shape_tensor = part("weight_shape");
-        let shape = match (&shape_tensor, is_dense, codes.dtype) {
-            (_, true, Dtype::U8) => packed_shape(codes, &scales)?,
-            (None, true, _) => return Err("it has `weight_packed` but no `weight_shape`".to_owned()),
-            (Some(tensor), true, _) => shape_of(source, tensor)?,
-            (_, false, _) => codes.shape.clone(),
-        };
-        // Zeros as ones: so no product of some of them overflows either.
-        for shape in [&shape, &codes.shape, &scales.shape] {
-            let product = shape.iter().try_fold(1u64, |all, dimension| all.checked_mul((*dimension).max(1)));
-            if product.is_none_or(|product| product >= 1 << 48) {
-                return Err(format!("its shape {shape:?} is beyond 2^48 elements"));
-            }
-        }
-        let zero_points = part("weight_zero_point");
-        let global = part("weight_global_scale");
-        let activations = ACTIVATIONS.iter().filter_map(|name| part(name)).collect();
-        let (codes, name) = (codes.clone(), module.to_owned());
-        Ok(Parts { codes, scales, zero_points, shape_tensor, global, activations, shape, is_dense, name })
-    }
-
-    fn module(self, said: Option<&Scheme>) -> Result<Module, String> {
-        let scheme = match said {
-            Some(scheme) => *scheme,
-            None => self.told()?,
-        };
-        self.check(&scheme)?;
-        let Parts { codes, scales, zero_points, shape_tensor, global, activations, shape, name, .. } = self;
-        // Scales of one byte do not tell the weights' type; bf16 is what compressed-tensors decompresses them to.
-        // So is what DeepSeek's FP8 was, whose scales are f32.
-        let dtype = match scheme.format().scaling {
-            Scaling::Weights if scales.name.ends_with(DEEPSEEK_SCALES) => Dtype::BF16,
-            Scaling::Weights | Scaling::InBlocks => scales.dtype,
-            Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
-        };
-        Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global, activations })
-    }
-
-    /// The scheme that types and shapes tell.
-    fn told(&self) -> Result<Scheme, String> {
-        let dims = if self.is_dense { self.codes.shape.len().saturating_sub(1).max(1) } else { 1 };
-        let columns: u64 = self.shape.iter().skip(dims).product();
-        // The rule by which MX scales were chosen does not matter any more.
-        let preset = match (self.codes.dtype, self.scales.dtype) {
-            (Dtype::U8, Dtype::F8_E4M3) => Some("NVFP4A16"),
-            (Dtype::U8, _) if self.codes.shape.last().copied() == Some(columns / 2) => Some("MXFP4A16"),
-            (Dtype::U8, _) => Some("MXFP6A16"),
-            (Dtype::F8_E4M3, Dtype::U8) => Some("MXFP8A16"),
-            _ => None,
-        };
-        if let Some(preset) = preset {
-            let dims = if dims == 1 { String::new() } else { format!(";channel_dims={dims}") };
-            return format!("{preset}{dims}").parse().map_err(|error: SchemeError| error.to_string());
-        }
-        let name = match (self.is_dense, self.codes.dtype) {
-            (true, _) => self.dense_name(columns)?,
-            (false, Dtype::I8) if self.zero_points.is_some() => "int8-asym".to_owned(),
-            (false, Dtype::I8) => "int8".to_owned(),
-            (false, _) => "fp8".to_owned(),
-        };
-        let granularity = self.told_granularity(&name, dims, columns)?;
-        let dims = if dims == 1 { String::new() } else { format!(";channel_dims={dims}") };
-        let text = format!("{name}{granularity}{dims}");
-        text.parse()
-            .map_err(|_| format!("its types and shapes are those of `{text}`, which this version does not read"))
-    }
-
-    /// Dense codes: as many bits as fill the words of a channel.
-    fn dense_name(&self, columns: u64) -> Result<String, String> {
-        let words = self.codes.shape.last().copied().unwrap_or(0);
-        let fits = |bits: &u64| (columns * bits).div_ceil(32) == words;
-        let bits = Vec::from_iter(RangeInclusive::new(2, 8).filter(fits));
-        match (bits.as_slice(), self.zero_points.is_some()) {
-            // Of the schemes with dense int8, only W8A16 has a name.
-            ([8], false) => Ok("W8A16".to_owned()),
-            ([bits], false) => Ok(format!("int{bits}")),
-            ([bits], true) => Ok(format!("int{bits}-asym")),
-            ([], _) => Err(format!("{words} words for {columns} columns are of no width from 2 to 8 bits")),
-            (many, _) => {
-                Err(format!("{words} words for {columns} columns may be of {many:?} bits: its scheme cannot be told"))
-            }
-        }
-    }
-
-    fn told_granularity(&self, name: &str, dims: usize, columns: u64) -> Result<String, String> {
-        let matrix = self.shape[..dims.min(self.shape.len())].last().copied().unwrap_or(1);
-        match self.scales.shape.as_slice() {
-            [1] => Ok("/tensor".to_owned()),
-            // A scale for each channel is a group of all columns; W8A16 knows groups alone.
-            [.., rows, 1] if *rows == matrix && name == "W8A16" => Ok(format!("/g{columns}")),
-            [.., rows, 1] if *rows == matrix => Ok("/channel".to_owned()),
-            [.., rows, groups]
-                if *rows == matrix && name != "fp8" && *groups > 0 && columns.is_multiple_of(*groups) =>
-            {
-                Ok(format!("/g{}", columns / groups))
-            }
-            [rows, across] if name == "fp8" && (*rows, *across) == (matrix.div_ceil(128), columns.div_ceil(128)) => {
-                Ok("/b128x128".to_owned())
-            }
-            other => {
-                Err(format!("scales of shape {other:?} for weights of {:?}: its scheme cannot be told", self.shape))
-            }
-        }
-    }
-
-    /// Whether every part is of the type and shape that the scheme gives it.
-    fn check(&self, scheme: &Scheme) -> Result<(), String> {
-        let dims = (scheme.channel_dims().get() as usize).min(self.shape.len());
-        let (channels, columns) = (&self.shape[..dims], self.shape[dims..].iter().product::<u64>());
-        let (_, codes_type, codes_shape) = codes_stored(scheme, &self.shape, channels, columns);
-        let per_scale = scale_shape(scheme, channels, columns);
-        let expect = |part: &Tensor, (dtype, shape): (Dtype, Vec<u64>)| {
-            let found = (part.dtype, &part.shape);
-            let wrong = || {
-                format!(
-                    "`{}` is {:?} {:?}: `{scheme}` of weights {:?} has {dtype:?} {shape:?}",
-                    part.name, found.0, found.1, self.shape
-                )
-            };
-            if found == (dtype, &shape) { Ok(()) } else { Err(wrong()) }
-        };
-        expect(&self.codes, (codes_type, codes_shape))?;
-        let scales_type = match scheme.format().scaling {
-            Scaling::Weights | Scaling::InBlocks => self.scales.dtype,
-            Scaling::E8m0(_) | Scaling::E4m3 => stored_type(scheme, self.scales.dtype),
-        };
-        expect(&self.scales, (scales_type, per_scale.clone()))?;
-        match (&self.global, scheme.format().scaling) {
-            (Some(global), Scaling::E4m3) => expect(global, (Dtype::F32, vec![1]))?,
-            (None, Scaling::E4m3) => {
-                return Err(format!("it has no global scale (`weight_global_scale`): `{scheme}` has one"));
-            }
-            (Some(global), _) => return Err(format!("`{}` is there: `{scheme}` has no global scale", global.name)),
-            (None, _) => {}
-        }
-        match (&self.zero_points, scheme.codes().symmetric()) {
-            (None, true) => Ok(()),
-            (Some(points), false) => expect(points, points_stored(scheme.codes(), &per_scale)),
-            (Some(points), true) => Err(format!("`{}` is there: `{scheme}` has no zero points", points.name)),
-            (None, false) => Err(format!("it has no zero points (`weight_zero_point`): `{scheme}` has them")),
-        }
-    }
-}
-
-/// The shape of FP4 and FP6 codes, which are not said: groups of 16 (FP8 scales) or 32 (bytes of exponents) columns.
-fn packed_shape(codes: &Tensor, scales: &Tensor) -> Result<Vec<u64>, String> {
-    let group = if scales.dtype == Dtype::F8_E4M3 { 16 } else { 32 };
-    let ([channels @ .., _], Some(groups)) = (codes.shape.as_slice(), scales.shape.last()) else {
-        return Err(format!("codes of shape {:?} have no columns", codes.shape));
-    };
-    let columns = groups.checked_mul(group).ok_or_else(|| format!("{groups} groups of {group} columns"))?;
-    Ok([channels, &[columns]].concat())
-}
-
-/// The dimensions that the tensor `weight_shape` holds.
-fn shape_of(source: &Source, tensor: &Tensor) -> Result<Vec<u64>, String> {
-    let most = 32;
-    if tensor.dtype != Dtype::I64 || tensor.bytes() > 8 * most {
-        return Err(format!(
-            "`weight_shape` is {:?} of {:?}: expected I64 [rank], at most {most}",
-            tensor.dtype, tensor.shape
-        ));
-    }
-    let bytes = source.read_whole(tensor).map_err(|error| error.to_string())?;
-    let dimensions = bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
-    let dimensions = dimensions.map(|dimension| u64::try_from(dimension).ok());
-    let shape: Option<Vec<u64>> = dimensions.collect();
-    shape.filter(|shape| !shape.is_empty()).ok_or_else(|| "`weight_shape` holds no shape".to_owned())
 }

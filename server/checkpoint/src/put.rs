@@ -27,6 +27,7 @@ use crate::{
     config::{decided, index, quantized_config, text},
     error::CheckpointError,
     fate::{of_checkpoint, plan_of},
+    form::Form,
     fused::Shared,
     layer::{Coming, module_of},
     model::{CONFIG, INDEX, REPORT},
@@ -122,7 +123,7 @@ impl Put {
         replace: Replace,
         stop: &Arc<Stop>,
     ) -> Result<Put, CheckpointError> {
-        if sink.shown().extension().is_some_and(|extension| extension == "safetensors") {
+        if sink.shown().extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf") {
             let detail = "a stream of layers becomes a model's folder: expected one".to_owned();
             return Err(CheckpointError::Uri { uri: sink.shown().display().to_string(), detail });
         }
@@ -260,7 +261,7 @@ impl Put {
                 (report.status, report.reason, report.message) = (status, Some(reason), Some(message));
                 report.tensors = vec![report.name.clone()];
                 let pieces = std::mem::take(&mut coming.pieces);
-                file.sink.spooled((report.name.clone(), dtype, shape), pieces).map_err(repeated(&report))?;
+                file.sink.spooled((report.name.clone(), dtype.into(), shape), pieces).map_err(repeated(&report))?;
             }
             None => {
                 let stored = coming.store(&mut file.sink, &report.name, (dtype, &shape));
@@ -391,7 +392,7 @@ impl Closed {
         let Shard { name, sink, schemes } = self.shard;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let (tensors, target) = (sink.tensors(), sink.target().clone());
-        let (bytes, _) = sink.seal(&with_schemes(metadata, &schemes), false, stop)?;
+        let (bytes, _) = sink.seal(&Form::Safetensors(with_schemes(metadata, &schemes)), false, stop)?;
         // In a store another server may write to the same place.
         let stored = target.location().path().is_none().then(|| target.identity()).transpose()?;
         Ok(Written(Record { file: name, bytes, crc32c: 0, stored, tensors, layers: Vec::new() }))

@@ -114,6 +114,15 @@ impl Gate {
     }
 }
 
+/// Whether every layer is good enough.
+pub(crate) fn pass(gate: Gate, layers: &[LayerReport]) -> Result<(), CheckpointError> {
+    let measured = layers.iter().filter_map(|layer| Some((layer.name.as_str(), layer.metrics.as_ref()?)));
+    match gate.missed(measured) {
+        Some((layer, detail)) => Err(CheckpointError::Gate { layer: layer.to_owned(), detail }),
+        None => Ok(()),
+    }
+}
+
 /// What became of a model. Field names are those of the contract where it has them.
 #[derive(Debug, Serialize)]
 pub struct Report {

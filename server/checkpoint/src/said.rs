@@ -31,7 +31,8 @@ pub(crate) fn known_schemes(source: &Source) -> Result<BTreeMap<String, String>,
 
 /// What the file's own metadata says of its modules.
 pub(crate) fn said(source: &Source) -> Result<BTreeMap<String, Scheme>, CheckpointError> {
-    let Some(text) = source.metadata().get(SCHEMES_KEY) else { return Ok(BTreeMap::new()) };
+    let text = source.metadata().get(SCHEMES_KEY).filter(|_| source.gguf().is_none());
+    let Some(text) = text else { return Ok(BTreeMap::new()) };
     let found: BTreeMap<String, Vec<String>> =
         serde_json::from_str(text).map_err(|error| metadata_error(source, &error.to_string()))?;
     let mut schemes = BTreeMap::new();

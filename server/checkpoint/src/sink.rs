@@ -1,9 +1,9 @@
-//! A safetensors file to write: complete under its name, or not there at all.
+//! A file of tensors to write, safetensors or GGUF: complete under its name, or not there at all.
 //!
-//! What a layer becomes is known for sure only when it is quantized, but a safetensors header comes first. Where it can be foretold ([`Sink::expecting`]),
+//! What a layer becomes is known for sure only when it is quantized, but a header comes first. Where it can be foretold ([`Sink::expecting`]),
 //! results are written to where they belong as they come, in whatever order, and [`Sink::seal`] puts the header before them. What came
 //! otherwise, as with ladders, lies behind all that or in a file without a name, and is copied. The bytes are the same: header and tensors in the order of the
-//! safetensors library, which depends on nothing but names and types. Tensors of the source are copied at the end, from file to file.
+//! format's own library (`form`), which depends on nothing but names and types. Tensors of the source are copied at the end, from file to file.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,11 +14,9 @@ use std::{
     thread::JoinHandle,
 };
 
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde::{Serialize, Serializer, ser::SerializeMap};
-
 use crate::{
     error::CheckpointError,
+    form::Form,
     site::checksum,
     source::{Source, Tensor},
     storage::copy,
@@ -26,12 +24,10 @@ use crate::{
     target::{Making, Stop, Target},
 };
 
-/// Of the number before a header.
-const LENGTH_BYTES: u64 = 8;
 /// What the disk is given at once.
 const FLUSH_BYTES: u64 = 32 << 20;
 
-/// A safetensors file in the making. Dropped before [`seal`](Sink::seal), it leaves nothing behind.
+/// A file in the making. Dropped before [`seal`](Sink::seal), it leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Sink {
     target: Target,
@@ -48,7 +44,7 @@ pub(crate) struct Sink {
 /// Where tensors belong, if all comes as it is expected.
 #[derive(Debug, Default)]
 struct Expected {
-    /// Bytes of header and length.
+    /// Bytes of the header.
     header: u64,
     places: HashMap<String, Range<u64>>,
 }
@@ -97,26 +93,23 @@ impl Sink {
         Ok(Sink::of(target, making, Expected::default(), 0))
     }
 
-    /// Begins a file that is expected to have these tensors, and this metadata.
+    /// Begins a file of that form that is expected to have these tensors.
     ///
     /// # Errors
     /// [`CheckpointError::Io`] if its folder cannot be written to.
-    pub(crate) fn expecting(
-        target: Target,
-        mut entries: Vec<Entry>,
-        metadata: &BTreeMap<String, String>,
-    ) -> Result<Sink, CheckpointError> {
-        sort(&mut entries, |entry| entry);
+    pub(crate) fn expecting(target: Target, mut entries: Vec<Entry>, form: &Form) -> Result<Sink, CheckpointError> {
+        form.sort(&mut entries, |entry| entry);
         // One that cannot be made will not be: whoever seals the file says why.
-        let Ok(header) = header(entries.iter().map(|entry| (entry, bytes(entry))), metadata) else {
+        let sized = Vec::from_iter(entries.iter().map(|entry| (entry, bytes(entry))));
+        let Ok(header) = form.header(&sized) else {
             return Sink::new(target);
         };
-        let header = LENGTH_BYTES + header.len() as u64;
+        let header = header.len() as u64;
         let mut end = header;
-        let places = entries.into_iter().map(|entry| {
-            let start = end;
-            end += bytes(&entry);
-            (entry.0, start..end)
+        let places = sized.into_iter().map(|(entry, bytes)| {
+            let start = form.aligned(end);
+            end = start + bytes;
+            (entry.0.clone(), start..end)
         });
         let expected = Expected { header, places: places.collect() };
         let making = target.begin()?;
@@ -234,26 +227,25 @@ impl Sink {
     /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if a tensor's bytes do not fit its shape.
     pub(crate) fn seal(
         mut self,
-        metadata: &BTreeMap<String, String>,
+        form: &Form,
         summed: bool,
         stop: &Stop,
     ) -> Result<(u64, Option<u32>), CheckpointError> {
-        sort(&mut self.entries, |filled| &filled.entry);
+        form.sort(&mut self.entries, |filled| &filled.entry);
         let malformed = |detail: String| CheckpointError::Malformed { path: self.target.path(), detail };
-        let sized = self.entries.iter().map(|filled| (&filled.entry, filled.bytes()));
-        let header = header(sized, metadata).map_err(malformed)?;
+        let sized = Vec::from_iter(self.entries.iter().map(|filled| (&filled.entry, filled.bytes())));
+        let header = form.header(&sized).map_err(malformed)?;
         let writing = self.target.writing();
         let sum = |out: &mut File| summed.then(|| checksum(out, stop)).transpose();
-        if !self.is_in_place(&header) {
+        let (entries, places) = (&self.entries, self.places(form, header.len() as u64));
+        if !self.is_in_place(&header, &places) {
             return self.target.write(stop, |out| {
-                let bytes = put(&self.entries, &header, Some(self.making.file()), out, stop).map_err(&writing)?;
+                let bytes = put((entries, &places), &header, Some(self.making.file()), out, stop).map_err(&writing)?;
                 Ok((bytes, sum(out).map_err(&writing)?))
             });
         }
         let out = self.making.file();
-        let bytes = put(&self.entries, &header, None, out, stop).map_err(&writing)?;
-        // What came otherwise, and was said to be nothing.
-        out.set_len(bytes).map_err(&writing)?;
+        let bytes = put((entries, &places), &header, None, out, stop).map_err(&writing)?;
         // The disk writes while they are summed.
         self.flush.written(out, FLUSH_BYTES);
         let sum = sum(out).map_err(&writing)?;
@@ -261,88 +253,52 @@ impl Sink {
         Ok((bytes, sum))
     }
 
+    /// Where tensors are to be, and where the file ends.
+    fn places(&self, form: &Form, header: u64) -> (Vec<u64>, u64) {
+        let mut at = header;
+        let starts = self.entries.iter().map(|filled| {
+            let start = form.aligned(at);
+            at = start + filled.bytes();
+            start
+        });
+        (starts.collect(), form.aligned(at))
+    }
+
     /// Whether all that has come lies where it belongs.
-    fn is_in_place(&self, header: &[u8]) -> bool {
-        let mut at = LENGTH_BYTES + header.len() as u64;
-        let is_expected = at == self.expected.header;
-        is_expected
-            && self.entries.iter().all(|filled| {
-                let start = at;
-                at += filled.bytes();
-                match &filled.content {
-                    Content::Spooled(pieces) => pieces.ranges.iter().all(|range| *range == (start..at)),
-                    Content::Copied(..) => true,
+    fn is_in_place(&self, header: &[u8], (starts, _): &(Vec<u64>, u64)) -> bool {
+        header.len() as u64 == self.expected.header
+            && self.entries.iter().zip(starts).all(|(filled, start)| match &filled.content {
+                Content::Spooled(pieces) => {
+                    pieces.ranges.iter().all(|range| *range == (*start..start + filled.bytes()))
                 }
+                Content::Copied(..) => true,
             })
     }
 }
 
 /// Writes a file: header, what is copied, and, of `spool`, what is not there yet.
-fn put(entries: &[Filled], header: &[u8], spool: Option<&File>, out: &mut File, stop: &Stop) -> io::Result<u64> {
+fn put(
+    (entries, (starts, end)): (&[Filled], &(Vec<u64>, u64)),
+    header: &[u8],
+    spool: Option<&File>,
+    out: &mut File,
+    stop: &Stop,
+) -> io::Result<u64> {
     out.seek(SeekFrom::Start(0))?;
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header)?;
-    let mut at = LENGTH_BYTES + header.len() as u64;
-    for filled in entries {
+    for (filled, start) in entries.iter().zip(starts) {
+        out.seek(SeekFrom::Start(*start))?;
         match (&filled.content, spool) {
-            (Content::Copied(source, range), _) => {
-                out.seek(SeekFrom::Start(at))?;
-                source.copy(range, out, stop)?;
-            }
+            (Content::Copied(source, range), _) => drop(source.copy(range, out, stop)?),
             (Content::Spooled(pieces), Some(spool)) => {
                 pieces.ranges.iter().try_for_each(|range| copy(spool, range, out, stop).map(drop))?;
             }
             (Content::Spooled(_), None) => {}
         }
-        at += filled.bytes();
     }
-    Ok(at)
-}
-
-/// The safetensors library's own order: whatever needs alignment first, then by name.
-fn sort<T>(entries: &mut [T], entry: impl Fn(&T) -> &Entry) {
-    entries.sort_by(|a, b| entry(b).1.cmp(&entry(a).1).then_with(|| entry(a).0.cmp(&entry(b).0)));
-}
-
-/// The header of tensors in their order, with the bytes of each.
-///
-/// # Errors
-/// What is wrong with a tensor.
-fn header<'a>(
-    tensors: impl Iterator<Item = (&'a Entry, u64)>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<Vec<u8>, String> {
-    let mut offset = 0;
-    let tensors = Vec::from_iter(tensors.map(|((name, dtype, shape), bytes)| {
-        let start = offset;
-        offset += bytes as usize;
-        let shape = shape.iter().map(|dimension| *dimension as usize).collect();
-        (name.clone(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, offset) })
-    }));
-    // This checks every tensor's bytes against its shape.
-    Metadata::new(None, tensors.clone()).map_err(|error| error.to_string())?;
-    let mut header = serde_json::to_vec(&Header { metadata, tensors }).map_err(|error| error.to_string())?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    Ok(header)
-}
-
-/// A header whose bytes depend on nothing but what is in it: the library's own writes metadata in the order of a hash map.
-struct Header<'a> {
-    metadata: &'a BTreeMap<String, String>,
-    tensors: Vec<(String, TensorInfo)>,
-}
-
-impl Serialize for Header<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        if !self.metadata.is_empty() {
-            map.serialize_entry("__metadata__", self.metadata)?;
-        }
-        for (name, info) in &self.tensors {
-            map.serialize_entry(name, info)?;
-        }
-        map.end()
-    }
+    // Up to the last tensor's end, and not what came otherwise, and was said to be nothing.
+    out.set_len(*end)?;
+    Ok(*end)
 }
 
 impl Filled {

@@ -1,4 +1,4 @@
-//! A safetensors file to read from: its header, and ranges of its tensors.
+//! A file of tensors to read from, safetensors or GGUF: its header, and ranges of its tensors.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,17 +11,18 @@ use std::{
 
 use bytes::Bytes;
 use quarrel_engine::Scheme;
-use safetensors::Dtype;
 
 use crate::{
     SCHEMES_KEY,
     columns::is_columns,
+    element::Element,
     error::CheckpointError,
+    gguf::{self, Metadata},
     header,
     storage::{Kind, Location, Opened},
     stored::Entry,
     target::Stop,
-    view::Decoded,
+    view::Computed,
 };
 
 /// What is decoded at once where it is copied.
@@ -29,6 +30,11 @@ const DECODED_BYTES: u64 = 4 << 20;
 
 /// As the safetensors library itself has it.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// More than the head of any GGUF file: tokenizers of a million tokens take a tenth of it.
+const GGUF_HEAD_BYTES_MAX: u64 = 512 << 20;
+/// What is read of such a file at first.
+const GGUF_HEAD_BYTES: u64 = 1 << 20;
 
 /// A checkpoint file. Only its header is in memory; a clone is cheap.
 #[derive(Debug, Clone)]
@@ -43,8 +49,10 @@ struct Header {
     tensors: Vec<Tensor>,
     places: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
-    /// Tensors that are decoded where they are read.
-    decoded: Option<Arc<Decoded>>,
+    /// Tensors that are computed where they are read.
+    computed: Option<Arc<Computed>>,
+    /// What a GGUF file says, beside its tensors.
+    gguf: Option<Metadata>,
 }
 
 /// A tensor of a file.
@@ -52,8 +60,8 @@ struct Header {
 pub struct Tensor {
     /// Its name.
     pub name: String,
-    /// Its element type.
-    pub dtype: Dtype,
+    /// What its elements are.
+    pub dtype: Element,
     /// Its shape.
     pub shape: Vec<u64>,
     /// Where its bytes are in the file.
@@ -78,7 +86,7 @@ impl Source {
     /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if it is no safetensors file, or is cut short.
+    /// [`CheckpointError::Io`]; [`CheckpointError::Malformed`] if it is no safetensors file, or is cut short; [`CheckpointError::Gguf`] likewise.
     pub fn open(location: &Location) -> Result<Source, CheckpointError> {
         let path = location.shown();
         // Before it is opened: opening a pipe waits for whoever writes into it.
@@ -91,7 +99,7 @@ impl Source {
         if let Some(what) = what {
             return Err(CheckpointError::Malformed {
                 path,
-                detail: format!("{what}: expected one file of safetensors"),
+                detail: format!("{what}: expected one file of safetensors, or GGUF"),
             });
         }
         let file = location.open().map_err(CheckpointError::io("cannot open", &path))?;
@@ -102,6 +110,9 @@ impl Source {
             return Err(malformed(format!("it has {length} bytes: expected at least 8")));
         }
         let prefix = file.read(0..8).map_err(read)?;
+        if prefix.starts_with(gguf::MAGIC) {
+            return Source::of_gguf(path, location, file);
+        }
         let header = prefix.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         if header > HEADER_BYTES_MAX || header > length - 8 {
             return Err(malformed(format!("its header claims {header} bytes, in a file of {length}")));
@@ -117,25 +128,60 @@ impl Source {
             let (start, end) = info.data_offsets;
             let shape = info.shape.iter().map(|dimension| *dimension as u64).collect();
             let at = data + start as u64..data + end as u64;
-            Some(Tensor { name, dtype: info.dtype, shape, at, scheme: None })
+            Some(Tensor { name, dtype: info.dtype.into(), shape, at, scheme: None })
         });
         let tensors = Vec::from_iter(tensors);
         let metadata = found.metadata().clone().unwrap_or_default().into_iter().collect();
-        let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
+        let places = places(&tensors);
         let (location, file) = (location.clone(), Arc::new(file));
-        Ok(Source(Arc::new(Header { path, location, file, tensors, places, metadata, decoded: None })))
+        Ok(Source(Arc::new(Header { path, location, file, tensors, places, metadata, computed: None, gguf: None })))
+    }
+
+    fn of_gguf(path: PathBuf, location: &Location, file: Opened) -> Result<Source, CheckpointError> {
+        let malformed = |detail: String| CheckpointError::Gguf { path: path.clone(), detail };
+        let length = file.bytes();
+        // How long its head is, only the head says.
+        let mut size = GGUF_HEAD_BYTES.min(length);
+        let found = loop {
+            let bytes = file.read(0..size).map_err(CheckpointError::io("cannot read", &path))?;
+            match gguf::read(&bytes) {
+                Ok(found) => break found,
+                Err(gguf::Wrong::Bad(detail)) => return Err(malformed(detail)),
+                Err(gguf::Wrong::Short) if size == length => {
+                    return Err(malformed(format!("it ends, at {length} bytes, within its head")));
+                }
+                Err(gguf::Wrong::Short) if size == GGUF_HEAD_BYTES_MAX => {
+                    return Err(malformed(format!("its head has more than {size} bytes")));
+                }
+                Err(gguf::Wrong::Short) => size = (4 * size).min(length).min(GGUF_HEAD_BYTES_MAX),
+            }
+        };
+        if found.end > length {
+            return Err(malformed(format!("it has {length} bytes: its head says {}", found.end)));
+        }
+        let (location, file) = (location.clone(), Arc::new(file));
+        let gguf::Found { metadata: gguf, tensors, .. } = found;
+        let (metadata, places) = (gguf.shown().collect(), places(&tensors));
+        let gguf = Some(gguf);
+        Ok(Source(Arc::new(Header { path, location, file, tensors, places, metadata, computed: None, gguf })))
     }
 
     /// The same file with other tensors: within its own, or decoded.
-    pub(crate) fn with(&self, tensors: Vec<Tensor>, decoded: Option<Arc<Decoded>>) -> Source {
-        let places = tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
-        let Header { path, location, file, metadata, decoded: before, .. } = &*self.0;
+    pub(crate) fn with(&self, tensors: Vec<Tensor>, computed: Option<Arc<Computed>>) -> Source {
+        let places = places(&tensors);
+        let Header { path, location, file, metadata, computed: before, gguf, .. } = &*self.0;
         let (path, location, mut metadata) = (path.clone(), location.clone(), metadata.clone());
-        if decoded.is_some() {
+        if computed.is_some() {
             metadata.remove(SCHEMES_KEY);
         }
-        let decoded = decoded.or_else(|| before.clone());
-        Source(Arc::new(Header { path, location, file: Arc::clone(file), tensors, places, metadata, decoded }))
+        let computed = computed.or_else(|| before.clone());
+        let (file, gguf) = (Arc::clone(file), gguf.clone());
+        Source(Arc::new(Header { path, location, file, tensors, places, metadata, computed, gguf }))
+    }
+
+    /// What it says beside its tensors, if it is GGUF.
+    pub(crate) fn gguf(&self) -> Option<&Metadata> {
+        self.0.gguf.as_ref()
     }
 
     /// Where the file is.
@@ -168,7 +214,7 @@ impl Source {
         self.0.places.get(name).copied()
     }
 
-    /// The header's `__metadata__`.
+    /// The header's `__metadata__`; of GGUF its keys and values, the long ones shortened.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.0.metadata
     }
@@ -182,8 +228,8 @@ impl Source {
     }
 
     fn read_at(&self, at: &Range<u64>) -> io::Result<Bytes> {
-        match self.0.decoded.as_ref().filter(|_| Decoded::holds(at.start)) {
-            Some(decoded) => decoded.read(self, at),
+        match self.0.computed.as_ref().filter(|_| Computed::holds(at.start)) {
+            Some(computed) => computed.read(self, at),
             None => self.0.file.read(at.clone()),
         }
     }
@@ -203,8 +249,10 @@ impl Source {
 
     /// Copies a range of the file to the end of another.
     pub(crate) fn copy(&self, range: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
-        if self.0.decoded.as_ref().is_none_or(|_| !Decoded::holds(range.start)) {
-            return self.0.file.copy(range, to, stop);
+        match self.0.computed.as_deref().filter(|_| Computed::holds(range.start)) {
+            None => return self.0.file.copy(range, to, stop),
+            Some(Computed::Moved(moved)) => return moved.copy(range, to, stop),
+            Some(Computed::Decoded(_)) => {}
         }
         for start in range.clone().step_by(DECODED_BYTES as usize) {
             if stop.is_stopped() {
@@ -214,4 +262,9 @@ impl Source {
         }
         Ok(range.end - range.start)
     }
+}
+
+/// Where among tensors each name is.
+fn places(tensors: &[Tensor]) -> HashMap<String, usize> {
+    tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect()
 }

@@ -8,10 +8,10 @@ use half::{bf16, f16};
 use quarrel_engine::{Codes, Granularity, Packing, Scaling, Scheme, e4m3_bits, packed_bytes};
 use safetensors::Dtype;
 
-use crate::bits::pack_down;
+use crate::{bits::pack_down, element::Element};
 
 /// A tensor that is still to be filled: its name, type and shape.
-pub(crate) type Entry = (String, Dtype, Vec<u64>);
+pub(crate) type Entry = (String, Element, Vec<u64>);
 
 /// What a tensor of a quantized layer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,27 +29,28 @@ pub(crate) fn layout(module: &str, scheme: &Scheme, (dtype, shape): (Dtype, &[u6
     let (channels, columns) = (&shape[..dims], shape[dims..].iter().product::<u64>());
     let per_scale = scale_shape(scheme, channels, columns);
     let name = |part: &str| format!("{module}.{part}");
-    let (part, codes_type, codes_shape) = codes_stored(scheme, shape, channels, columns);
-    let mut parts = vec![(Part::Codes, (name(part), codes_type, codes_shape))];
-    if scheme.format().scaling != Scaling::InBlocks {
-        parts.push((Part::Scales, (name(SCALES_PART), stored_type(scheme, dtype), per_scale.clone())));
+    if let Codes::Block(block) = scheme.codes() {
+        return vec![(Part::Codes, (name(codes_part(scheme)), block.into(), shape.to_vec()))];
     }
+    let (part, codes_type, codes_shape) = codes_stored(scheme, shape, channels, columns);
+    let mut parts = vec![(Part::Codes, (name(part), codes_type.into(), codes_shape))];
+    parts.push((Part::Scales, (name(SCALES_PART), stored_type(scheme, dtype).into(), per_scale.clone())));
     if let Codes::Int { packing: Packing::Dense, .. } = scheme.codes() {
-        parts.push((Part::Shape, (name("weight_shape"), Dtype::I64, vec![shape.len() as u64])));
+        parts.push((Part::Shape, (name("weight_shape"), Dtype::I64.into(), vec![shape.len() as u64])));
     }
     if scheme.format().scaling == Scaling::E4m3 {
-        parts.push((Part::Global, (name("weight_global_scale"), Dtype::F32, vec![1])));
+        parts.push((Part::Global, (name("weight_global_scale"), Dtype::F32.into(), vec![1])));
     }
     if !scheme.codes().symmetric() {
         let (dtype, shape) = points_stored(scheme.codes(), &per_scale);
-        parts.push((Part::ZeroPoints, (name("weight_zero_point"), dtype, shape)));
+        parts.push((Part::ZeroPoints, (name("weight_zero_point"), dtype.into(), shape)));
     }
     parts
 }
 
 /// Bytes of such a tensor.
-pub(crate) fn bytes((_, dtype, shape): &Entry) -> u64 {
-    shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8
+pub(crate) fn bytes((_, element, shape): &Entry) -> u64 {
+    element.bytes(shape).unwrap_or(0)
 }
 
 /// The part, type and shape of a layer's codes.

@@ -8,6 +8,8 @@ use safetensors::Dtype;
 use crate::{
     SCHEMES_KEY,
     error::CheckpointError,
+    form::Form,
+    gguf::Head,
     layer::{Coming, module_of},
     modules::Module,
     report::{LayerReport, Metrics, Status},
@@ -93,6 +95,8 @@ pub(crate) struct Unit {
     /// Layers that are dequantized, by module: their place, and the type and shape of their values.
     coded: HashMap<String, (usize, Dtype, Module)>,
     is_dense: bool,
+    /// What the file says, if it is to be GGUF.
+    head: Option<Head>,
 }
 
 /// What a file is to become, as far as it is known before.
@@ -119,16 +123,21 @@ pub(crate) struct Sealed {
 
 impl Unit {
     /// Of a file of the source; what it is to become, where that is known.
-    pub(crate) fn new(target: Target, source: Source, foretold: Option<Foretold>) -> Result<Unit, CheckpointError> {
+    pub(crate) fn new(
+        target: Target,
+        source: Source,
+        foretold: Option<Foretold>,
+        head: Option<Head>,
+    ) -> Result<Unit, CheckpointError> {
         let schemes = known_schemes(&source)?;
         let sink = match foretold {
             Some(Foretold { entries, schemes: more }) => {
                 let all = schemes.clone().into_iter().chain(more).collect();
-                Sink::expecting(target, entries, &metadata(&source, &all, false))?
+                Sink::expecting(target, entries, &form(&source, &all, false, head.as_ref()))?
             }
             None => Sink::new(target)?,
         };
-        Ok(Unit::of(sink, source, schemes, false))
+        Ok(Unit { head, ..Unit::of(sink, source, schemes, false) })
     }
 
     fn of(sink: Sink, source: Source, schemes: BTreeMap<String, String>, is_dense: bool) -> Unit {
@@ -141,6 +150,7 @@ impl Unit {
             schemes,
             coded: HashMap::new(),
             is_dense,
+            head: None,
         }
     }
 
@@ -149,9 +159,9 @@ impl Unit {
         let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(|(module, _)| module.parts()));
         let is_kept = |tensor: &Tensor| !parts.contains(tensor.name.as_str());
         let kept = source.tensors().iter().filter(|tensor| is_kept(tensor)).map(Tensor::entry);
-        let dense = modules.iter().map(|(module, dtype)| (weight_of(module), *dtype, module.shape.clone()));
-        let metadata = metadata(&source, &BTreeMap::new(), true);
-        let sink = Sink::expecting(target, kept.chain(dense).collect(), &metadata)?;
+        let dense = modules.iter().map(|(module, dtype)| (weight_of(module), (*dtype).into(), module.shape.clone()));
+        let form = form(&source, &BTreeMap::new(), true, None);
+        let sink = Sink::expecting(target, kept.chain(dense).collect(), &form)?;
         let mut unit = Unit::of(sink, source.clone(), BTreeMap::new(), true);
         for (at, _) in source.tensors().iter().enumerate().filter(|(_, tensor)| is_kept(tensor)) {
             unit.keep(at)?;
@@ -188,7 +198,7 @@ impl Unit {
         let (at, dtype, module) = self.coded.remove(name).ok_or_else(unasked)?;
         let pieces = self.open.remove(name).unwrap_or_default().pieces;
         let tensor = weight_of(&module);
-        self.sink.spooled((tensor.clone(), dtype, module.shape.clone()), pieces)?;
+        self.sink.spooled((tensor.clone(), dtype.into(), module.shape.clone()), pieces)?;
         let report = report(&self.source.tensors()[at], Status::Dequantized, vec![tensor.clone()]);
         let shape = module.shape.clone();
         let scheme = Some(module.scheme.to_string());
@@ -232,7 +242,7 @@ impl Unit {
             *open = Coming::default();
         }
         // What nobody asked for is told when it is complete.
-        let dtype = self.waiting.get(&row.name).map_or(Dtype::F32, |at| self.source.tensors()[*at].dtype);
+        let dtype = self.waiting.get(&row.name).map_or(Dtype::F32, |at| self.source.tensors()[*at].dtype.of_values());
         open.take(&mut self.sink, (&row.name, dtype), row.outcome)?;
         if row.completes {
             self.finish(&row.name, row.metrics)?;
@@ -248,7 +258,7 @@ impl Unit {
             return self.copy(at, status, reason, message);
         }
         let tensor = &self.source.tensors()[at];
-        let (scheme, tensors) = open.store(&mut self.sink, name, (tensor.dtype, &tensor.shape))?;
+        let (scheme, tensors) = open.store(&mut self.sink, name, (tensor.dtype.of_values(), &tensor.shape))?;
         self.schemes.insert(module_of(name).to_owned(), scheme.clone());
         let report = report(tensor, Status::Quantized, tensors);
         self.reports.insert(at, LayerReport { scheme: Some(scheme), metrics, ..report });
@@ -262,13 +272,13 @@ impl Unit {
 
     /// Writes the file.
     pub(crate) fn seal(self, summed: bool, stop: &Stop) -> Result<Sealed, CheckpointError> {
-        let Unit { sink, source, waiting, reports, schemes, coded, is_dense, .. } = self;
+        let Unit { sink, source, waiting, reports, schemes, coded, is_dense, head, .. } = self;
         if let Some(name) = waiting.keys().chain(coded.keys()).next() {
             return Err(CheckpointError::Ours(format!("layer `{name}` was sent and not answered")));
         }
-        let metadata = metadata(&source, &schemes, is_dense);
+        let form = form(&source, &schemes, is_dense, head.as_ref());
         let tensors = sink.tensors();
-        let (bytes, crc32c) = sink.seal(&metadata, summed, stop)?;
+        let (bytes, crc32c) = sink.seal(&form, summed, stop)?;
         Ok(Sealed { layers: reports.into_values().collect(), bytes, crc32c, tensors })
     }
 }
@@ -278,14 +288,19 @@ fn weight_of(module: &Module) -> String {
     format!("{}.weight", module.name)
 }
 
-/// What the header says beside tensors.
-fn metadata(source: &Source, schemes: &BTreeMap<String, String>, is_dense: bool) -> BTreeMap<String, String> {
-    let mut metadata = with_schemes(source.metadata().clone(), schemes);
+/// What the file is, and what its header says beside tensors.
+fn form(source: &Source, schemes: &BTreeMap<String, String>, is_dense: bool, head: Option<&Head>) -> Form {
+    if let Some(head) = head {
+        return Form::Gguf(head.clone());
+    }
+    // What a GGUF file says is of no use to who reads safetensors.
+    let before = if source.gguf().is_some() { BTreeMap::new() } else { source.metadata().clone() };
+    let mut metadata = with_schemes(before, schemes);
     match is_dense {
         true => drop(metadata.remove(SCHEMES_KEY)),
         false => drop(metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned())),
     }
-    metadata
+    Form::Safetensors(metadata)
 }
 
 fn report(tensor: &Tensor, status: Status, tensors: Vec<String>) -> LayerReport {
@@ -294,7 +309,7 @@ fn report(tensor: &Tensor, status: Status, tensors: Vec<String>) -> LayerReport 
         status,
         reason: None,
         message: None,
-        dtype: format!("{:?}", tensor.dtype),
+        dtype: tensor.dtype.to_string(),
         shape: tensor.shape.clone(),
         scheme: None,
         from: tensor.scheme.map(|scheme| scheme.to_string()),

@@ -3,20 +3,60 @@
 
 mod decoded;
 mod experts;
+mod moved;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io, ops::Range};
 
+use bytes::Bytes;
 use quarrel_proto::v1;
 
-pub(crate) use self::decoded::Decoded;
-use crate::{error::CheckpointError, fate::plan_of, model::Model};
+use self::decoded::Decoded;
+pub(crate) use self::{
+    decoded::dense,
+    moved::{From, Moved, moved},
+};
+use crate::{error::CheckpointError, fate::plan_of, model::Model, source::Source};
 
-/// The model as a command finds it. A file alone is seen as it is: it may be quantized in part, and stays so.
+/// Where tensors lie that are computed where they are read: behind any file.
+const BEHIND: u64 = 1 << 62;
+
+/// Tensors of a file that are computed where they are read.
+#[derive(Debug)]
+pub(crate) enum Computed {
+    /// Of quantized layers.
+    Decoded(Decoded),
+    /// Of other files' tensors: rows in another order, numbers of another type.
+    Moved(Moved),
+}
+
+impl Computed {
+    /// Whether a place is one of a computed tensor.
+    pub(crate) fn holds(at: u64) -> bool {
+        at >= BEHIND
+    }
+
+    /// Reads some of a computed tensor, wherever it begins and ends.
+    pub(crate) fn read(&self, source: &Source, at: &Range<u64>) -> io::Result<Bytes> {
+        match self {
+            Computed::Decoded(decoded) => decoded.read(source, at),
+            Computed::Moved(moved) => moved.read(at),
+        }
+    }
+}
+
+/// The model as a command finds it. A file of safetensors alone is seen as it is: it may be quantized in part, and stays so. Blocks of GGUF have no place in
+/// what it becomes, and are decoded.
 ///
 /// # Errors
 /// [`CheckpointError`] for a command that gets something wrong, and for quantized layers that cannot be understood.
 pub(crate) fn view(mut model: Model, command: &v1::Quantize) -> Result<Model, CheckpointError> {
-    let Some(folder) = model.folder() else { return Ok(model) };
+    let Some(folder) = model.folder() else {
+        if model.shards().iter().any(|shard| shard.gguf().is_some()) {
+            let shards = decoded::files(&model)?;
+            model.replace_shards(shards);
+        }
+        return Ok(model);
+    };
     let plan = plan_of(command)?;
     let config = folder.config.clone().unwrap_or_default();
     let mut shards = decoded::files(&model)?;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use prost::Message;
-use quarrel_checkpoint::{Allowed, CheckpointError, Location, Stop, Stores, Told};
+use quarrel_checkpoint::{Allowed, CheckpointError, Location, Stop, Stores, Told, check_for_gguf, is_gguf};
 use quarrel_proto::{
     Reason,
     v1::{self, command::Verb},
@@ -125,8 +125,11 @@ impl Jobs {
                 return Err(Fault::new(Reason::OptionInvalid, format!("`{name}` is no finite number")));
             }
         }
-        // The plan of the verb alone: a stream's has no URIs.
-        quarrel_engine::Plan::new(&v1::Command { verb: command.verb.clone(), ..v1::Command::default() })?;
+        match &command.verb {
+            Some(Verb::Quantize(quantize)) if is_gguf(&ends.1) => check_for_gguf(quantize)?,
+            // The plan of the verb alone: a stream's has no URIs.
+            verb => drop(quarrel_engine::Plan::new(&v1::Command { verb: verb.clone(), ..v1::Command::default() })?),
+        }
         let most = shared.config.jobs_max;
         let exceeded = || format!("{most} jobs run, as many as `jobs_max`: try again later");
         let place = Arc::clone(&self.places).try_acquire_owned();

@@ -156,6 +156,7 @@ impl From<CheckpointError> for Fault {
             CheckpointError::Uri { .. } => Reason::UriInvalid,
             CheckpointError::NotAllowed { .. } => Reason::UriNotAllowed,
             CheckpointError::Malformed { .. }
+            | CheckpointError::Gguf { .. }
             | CheckpointError::Columns { .. }
             | CheckpointError::Model { .. }
             | CheckpointError::Module { .. }

@@ -219,7 +219,7 @@ pub fn open_model(path: &Path) -> Result<Model, CheckpointError> {
 /// # Errors
 /// Those of [`quarrel_checkpoint::estimate`].
 pub fn estimate(path: &Path, command: &v1::Quantize) -> Result<Estimate, CheckpointError> {
-    quarrel_checkpoint::estimate(&Location::disk(path), command, 48 << 20)
+    quarrel_checkpoint::estimate(&Location::disk(path), command.clone(), false, 48 << 20)
 }
 
 /// Opens a job that quantizes.

@@ -13,7 +13,7 @@ use arrow_array::{
 use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow_schema::{DataType, Field, Fields, Schema};
 use bytes::{Bytes, BytesMut};
-use quarrel_engine::Granularity;
+use quarrel_engine::{Granularity, Scaling};
 use quarrel_proto::column::{self, status, tensor};
 
 use super::{RUN_BYTES, Run, broken, dequantize, unread};
@@ -63,6 +63,9 @@ pub(super) fn runs(coded: Coded) -> impl Iterator<Item = CodesRun> {
 impl Scales {
     /// Reads them.
     pub(crate) fn read(source: &Source, module: &Module) -> Result<Scales, CheckpointError> {
+        if module.scheme.format().scaling == Scaling::InBlocks {
+            return Ok(Scales { scales: Vec::new(), zero_points: None, global: None, of_span: 0 });
+        }
         let scales = module.scales(source)?;
         let spans = module.spans_before(module.channels().0);
         let of_span = (scales.len() as u64).checked_div(spans).unwrap_or(0);
@@ -124,7 +127,7 @@ impl Run for CodesRun {
             Field::new(column::LAYER_NAME, DataType::Utf8, false),
             Field::new(column::STATUS, DataType::Utf8, false),
             Field::new(column::QUANTIZED_DATA, DataType::LargeBinary, false),
-            Field::new(column::SCALES, list(DataType::Float32), false),
+            Field::new(column::SCALES, list(DataType::Float32), true),
             Field::new(column::ZERO_POINTS, list(DataType::Int32), true),
             Field::new(column::EXTRA_TENSORS, list(DataType::Struct(extra_fields())), true),
             Field::new(column::DTYPE, DataType::Utf8, false),
@@ -165,11 +168,12 @@ fn row(
 ) -> Result<RecordBatch, CheckpointError> {
     let one = |text: &str| Arc::new(StringArray::from(vec![text])) as ArrayRef;
     let offsets = OffsetBuffer::from_lengths([codes.len()]);
+    let is_in_blocks = module.scheme.format().scaling == Scaling::InBlocks;
     let columns: Vec<ArrayRef> = vec![
         one(&module.name),
         one(status::QUANTIZED),
         Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from(codes), None).map_err(broken)?),
-        list_of_one(DataType::Float32, Some(Arc::new(Float32Array::from(scales))))?,
+        list_of_one(DataType::Float32, (!is_in_blocks).then(|| Arc::new(Float32Array::from(scales)) as ArrayRef))?,
         list_of_one(DataType::Int32, points.map(|points| Arc::new(Int32Array::from(points)) as ArrayRef))?,
         extra(global)?,
         one(module.dtype_word()),

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use quarrel_engine::Granularity;
 use safetensors::Dtype;
 
+use super::{BEHIND, Computed};
 use crate::{
     checks::{already_quantized, refuse_scattered},
     error::CheckpointError,
@@ -21,8 +22,6 @@ use crate::{
     source::{Source, Tensor},
 };
 
-/// Where decoded tensors lie: behind any file.
-const BEHIND: u64 = 1 << 62;
 /// Of so many layers scales are remembered, those that are read at once; of fewer where they are large.
 const REMEMBERED: usize = 4;
 const REMEMBERED_BYTES: usize = 16 << 20;
@@ -57,6 +56,11 @@ pub(super) fn files(model: &Model) -> Result<Vec<Source>, CheckpointError> {
     Ok(files.map(|(number, (shard, modules))| file(shard, modules, number, &remembered)).collect())
 }
 
+/// A file with dense tensors for these of its quantized layers.
+pub(crate) fn dense(shard: &Source, modules: Vec<Module>) -> Source {
+    file(shard, modules, 0, &Arc::default())
+}
+
 fn file(shard: &Source, modules: Vec<Module>, number: usize, remembered: &Arc<Remembered>) -> Source {
     if modules.is_empty() {
         return shard.clone();
@@ -73,7 +77,7 @@ fn file(shard: &Source, modules: Vec<Module>, number: usize, remembered: &Arc<Re
             layers.insert(start, (*module).clone());
             tensors.push(Tensor {
                 name: format!("{}.weight", module.name),
-                dtype: dense_type(module),
+                dtype: dense_type(module).into(),
                 shape: module.shape.clone(),
                 at: start..end,
                 scheme: Some(module.scheme),
@@ -82,7 +86,8 @@ fn file(shard: &Source, modules: Vec<Module>, number: usize, remembered: &Arc<Re
             tensors.push(tensor.clone());
         }
     }
-    shard.with(tensors, Some(Arc::new(Decoded { layers, remembered: Arc::clone(remembered), number })))
+    let decoded = Decoded { layers, remembered: Arc::clone(remembered), number };
+    shard.with(tensors, Some(Arc::new(Computed::Decoded(decoded))))
 }
 
 /// The type that its weights had.
@@ -96,13 +101,8 @@ fn width(module: &Module) -> u64 {
 }
 
 impl Decoded {
-    /// Whether a place is one of a decoded tensor.
-    pub(crate) fn holds(at: u64) -> bool {
-        at >= BEHIND
-    }
-
     /// Reads some of a decoded tensor, wherever it begins and ends.
-    pub(crate) fn read(&self, source: &Source, at: &Range<u64>) -> io::Result<Bytes> {
+    pub(super) fn read(&self, source: &Source, at: &Range<u64>) -> io::Result<Bytes> {
         let found = self.layers.range(..=at.start).next_back();
         let (start, module) = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let (channels, _) = module.channels();

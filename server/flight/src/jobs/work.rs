@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quarrel_checkpoint::{
-    By, CheckpointError, Flow, FlowLimits, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Tensor,
+    By, CheckpointError, Flow, FlowLimits, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Tensor, is_gguf,
     of_checkpoint,
 };
 use quarrel_proto::{
@@ -94,7 +94,7 @@ impl Work {
         let stopped = stop.hold();
         let opened = tokio::task::spawn_blocking(move || match request.command.and_then(|command| command.verb) {
             Some(Verb::Quantize(command)) => {
-                let command = of_checkpoint(command, source.is_folder()?);
+                let command = if is_gguf(&sink) { command } else { of_checkpoint(command, source.is_folder()?) };
                 Job::open(&source, &sink, command, (replace, gate), &stopped)
             }
             Some(Verb::Dequantize(command)) => Job::open_dense(&source, &sink, command.dtype, replace, &stopped),

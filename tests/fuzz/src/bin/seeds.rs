@@ -107,6 +107,13 @@ fn main() -> Result<(), Failed> {
     are_right(&files, &models)?;
     put("safetensors", files)?;
     put("model", models)?;
+    put(
+        "gguf",
+        vec![
+            gguf(3, 32, &[(0, &[4, 2], 32)]),
+            gguf(2, 64, &[(8, &[32, 2], 68), (30, &[2, 2, 2], 16), (16, &[256], 66)]),
+        ],
+    )?;
     put("command", commands()?)?;
     put("scheme", SCHEMES.map(|scheme| scheme.as_bytes().to_vec()).to_vec())?;
     let streams = streams()?;
@@ -133,6 +140,32 @@ fn are_right(files: &[Vec<u8>], models: &[Vec<u8>]) -> Result<(), Failed> {
     }
     folder.clear();
     Ok(())
+}
+
+/// A GGUF file with keys of each kind, and these tensors: type, dimensions, bytes.
+fn gguf(version: u32, alignment: u32, tensors: &[(u32, &[u64], usize)]) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let key = |name: &str, kind: u32, value: &[u8]| [text(name).as_slice(), &kind.to_le_bytes(), value].concat();
+    let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("t")].concat();
+    let keys = [
+        key("general.architecture", 8, &text("llama")),
+        key("llama.block_count", 4, &1u32.to_le_bytes()),
+        key("general.alignment", 4, &alignment.to_le_bytes()),
+        key("tokenizer.ggml.tokens", 9, &list),
+    ];
+    let counts = [tensors.len() as u64, keys.len() as u64].map(u64::to_le_bytes).concat();
+    let mut file = [&b"GGUF"[..], &version.to_le_bytes(), &counts, &keys.concat()].concat();
+    let (mut offset, align) = (0usize, alignment as usize);
+    for (at, (kind, dimensions, bytes)) in tensors.iter().enumerate() {
+        file.extend(text(&format!("blk.0.{at}.weight")));
+        file.extend((dimensions.len() as u32).to_le_bytes());
+        file.extend(dimensions.iter().flat_map(|dimension| dimension.to_le_bytes()));
+        file.extend(kind.to_le_bytes());
+        file.extend((offset as u64).to_le_bytes());
+        offset = (offset + bytes).next_multiple_of(align);
+    }
+    file.resize(file.len().next_multiple_of(align) + offset, 0x11);
+    file
 }
 
 fn header(at: usize, metadata: &str) -> String {

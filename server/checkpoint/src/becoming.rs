@@ -1,0 +1,223 @@
+//! A model as it becomes a GGUF file: its tensors under llama.cpp's names and in its order, what each of them is to be, and what the file says beside them.
+//!
+//! From a GGUF file names, order of dimensions and metadata stay.
+
+use std::collections::HashMap;
+
+use quarrel_engine::Plan;
+use quarrel_proto::{
+    Reason,
+    v1::{self, quantize::How},
+};
+
+use crate::{
+    element::Element,
+    error::CheckpointError,
+    fate::{float_word, plan_of},
+    fused::exactly,
+    gguf::{Facts, Head, Metadata, Mix, natural},
+    model::Model,
+    modules::modules,
+    source::{Source, Tensor},
+    storage::Location,
+    view::{From, dense, moved},
+};
+
+/// What a model is to become.
+#[derive(Debug)]
+pub(crate) struct Becoming {
+    /// Of one file, with the tensors that the new one has.
+    pub(crate) model: Model,
+    /// A recipe that names each tensor that gets blocks.
+    pub(crate) command: v1::Quantize,
+    pub(crate) head: Head,
+}
+
+/// Whether a file is to be GGUF.
+pub fn is_gguf(location: &Location) -> bool {
+    location.shown().extension().is_some_and(|ending| ending == "gguf")
+}
+
+/// What a command gets wrong that is to make a GGUF file.
+///
+/// # Errors
+/// [`CheckpointError::Command`].
+pub fn check_for_gguf(command: &v1::Quantize) -> Result<(), CheckpointError> {
+    match &command.how {
+        Some(How::Scheme(name)) => {
+            let options = [
+                ("group_size", command.group_size.is_some()),
+                ("channel_dims", command.channel_dims.is_some()),
+                ("on_indivisible", command.on_indivisible.is_some()),
+                ("fallback", command.fallback.is_some()),
+                ("amax", command.amax.is_some()),
+            ];
+            if let Some((option, _)) = options.iter().find(|(_, is_there)| *is_there) {
+                let message = format!(
+                    "`{option}` has no effect on `{name}` of a GGUF file, which says what becomes of every tensor"
+                );
+                return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
+            }
+            Mix::named(name).map(drop)
+        }
+        _ => only_blocks(&plan_of(command)?),
+    }
+}
+
+/// A file of GGUF has no place for what is of no type of ggml.
+fn only_blocks(plan: &Plan) -> Result<(), CheckpointError> {
+    let is_other = |scheme: &&quarrel_engine::Scheme| scheme.checkpoint_format() != "gguf";
+    let Some(scheme) = plan.schemes().into_iter().find(|scheme| is_other(&scheme)) else { return Ok(()) };
+    let message =
+        format!("scheme `{scheme}` is of no type of GGUF: expected `Q8_0`, `Q4_K` or another of ggml's types");
+    Err(CheckpointError::Command { reason: Reason::OptionInvalid, message })
+}
+
+impl Becoming {
+    /// Of a model, and what it is asked to be.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] for a model whose names or metadata are not known, and for a command that gets something wrong.
+    pub(crate) fn new(mut model: Model, command: v1::Quantize) -> Result<Becoming, CheckpointError> {
+        check_for_gguf(&command)?;
+        let path = model.path();
+        let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
+        let [source] = model.shards() else {
+            return Err(wrong("it has several files: expected one GGUF file".to_owned()));
+        };
+        let source = source.clone();
+        let Some(metadata) = source.gguf().cloned() else {
+            return Err(wrong("it is no GGUF file: this version makes GGUF of GGUF alone".to_owned()));
+        };
+        let mut tensors = source.tensors().to_vec();
+        tensors.sort_by(|one, other| natural(&one.name, &other.name));
+        let wanted = match &command.how {
+            Some(How::Scheme(name)) => {
+                let mix = Mix::named(name)?;
+                let elements = mix.elements(&tensors, &Facts::of(&metadata)).map_err(wrong)?;
+                Wanted { elements, file_type: mix.file_type }
+            }
+            _ => by_recipe(&tensors, &plan_of(&command)?)?,
+        };
+        let command = recipe(command, &tensors, &wanted.elements);
+        let head = Head { metadata: becoming(metadata, wanted.file_type) };
+        let tensors = tensors.into_iter().zip(wanted.elements);
+        let shard = seen(&source, tensors)?;
+        model.replace_shards(vec![shard]);
+        Ok(Becoming { model, command, head })
+    }
+}
+
+struct Wanted {
+    elements: Vec<Element>,
+    file_type: u32,
+}
+
+/// What a recipe names gets what it says; others stay.
+fn by_recipe(tensors: &[Tensor], plan: &Plan) -> Result<Wanted, CheckpointError> {
+    let of = |tensor: &Tensor| -> Result<Element, CheckpointError> {
+        let is_weight = tensor.name.ends_with(".weight") && tensor.shape.len() > 1;
+        // Blocks are read as f32.
+        let word = float_word(tensor.dtype).or(matches!(tensor.dtype, Element::Blocks(_)).then_some("f32"));
+        let Some(word) = word.filter(|_| is_weight) else { return Ok(tensor.dtype) };
+        let schemes = plan.schemes_of(&tensor.name, &tensor.shape, word)?;
+        match schemes.as_slice() {
+            [] => Ok(tensor.dtype),
+            [scheme] => Ok(match scheme.codes() {
+                quarrel_engine::Codes::Block(block) => block.into(),
+                _ => tensor.dtype,
+            }),
+            _ => {
+                let message = format!(
+                    "tensor `{}` has a ladder: a GGUF file's types are decided before, by one scheme each",
+                    tensor.name
+                );
+                Err(CheckpointError::Command { reason: Reason::OptionInvalid, message })
+            }
+        }
+    };
+    let elements = tensors.iter().map(of).collect::<Result<Vec<_>, _>>()?;
+    let file_type = file_type(&elements);
+    Ok(Wanted { elements, file_type })
+}
+
+/// What most bytes of a file are, as the number of the mix of that name; llama.cpp shows it, and looks at the tensors.
+fn file_type(elements: &[Element]) -> u32 {
+    let mut counts = HashMap::<String, usize>::new();
+    for element in elements.iter().filter(|element| matches!(element, Element::Blocks(_))) {
+        *counts.entry(element.to_string()).or_default() += 1;
+    }
+    let most = counts.into_iter().max_by(|one, other| one.1.cmp(&other.1).then_with(|| other.0.cmp(&one.0)));
+    let mix = most.and_then(|(name, _)| Mix::named(&name).ok());
+    // LLAMA_FTYPE_GUESSED, where no mix is of that type.
+    mix.map_or(1024, |mix| mix.file_type)
+}
+
+/// A rule for each type, with the names that get it.
+fn recipe(command: v1::Quantize, tensors: &[Tensor], wanted: &[Element]) -> v1::Quantize {
+    let mut rules: Vec<v1::Rule> = Vec::new();
+    for (tensor, element) in tensors.iter().zip(wanted) {
+        if *element == tensor.dtype || element.plain().is_some() {
+            continue;
+        }
+        let dims = tensor.shape.len().saturating_sub(1) as u32;
+        let (scheme, channel_dims) = (element.to_string(), (dims > 1).then_some(dims));
+        let rule = rules.iter_mut().find(|rule| rule.scheme == scheme && rule.channel_dims == channel_dims);
+        match rule {
+            Some(rule) => rule.targets.push(exactly(&tensor.name)),
+            None => rules.push(v1::Rule {
+                targets: vec![exactly(&tensor.name)],
+                scheme,
+                channel_dims,
+                ..v1::Rule::default()
+            }),
+        }
+    }
+    let mut ignore = Vec::new();
+    if rules.is_empty() {
+        // Nothing is quantized: numbers are made of numbers.
+        rules.push(v1::Rule { targets: vec!["*".to_owned()], scheme: "Q8_0".to_owned(), ..v1::Rule::default() });
+        ignore.push("*".to_owned());
+    }
+    let recipe = v1::Recipe { rules, ignore };
+    v1::Quantize {
+        how: Some(How::Recipe(recipe)),
+        arith: command.arith,
+        on_error: command.on_error,
+        ..v1::Quantize::default()
+    }
+}
+
+/// What the new file says: of llama.cpp's own tool the same, in the same order.
+fn becoming(mut metadata: Metadata, file_type: u32) -> Metadata {
+    const QUANTIZATION_VERSION: u32 = 2;
+    metadata.set_u32("general.quantization_version", QUANTIZATION_VERSION);
+    metadata.set_u32("general.file_type", file_type);
+    // Of a model in several files; this one is in one.
+    for key in ["split.no", "split.count", "split.tensors.count"] {
+        metadata.remove(key);
+    }
+    metadata
+}
+
+/// A file with the tensors of another, each as it is to be read: as it is, of another type, or decoded where it gets other blocks.
+fn seen(source: &Source, tensors: impl Iterator<Item = (Tensor, Element)>) -> Result<Source, CheckpointError> {
+    let tensors = Vec::from_iter(tensors);
+    let changed = HashMap::<&str, Element>::from_iter(tensors.iter().map(|(tensor, to)| (tensor.name.as_str(), *to)));
+    let is_changed =
+        |name: &str| changed.get(name).is_some_and(|to| source.tensor(name).is_some_and(|tensor| tensor.dtype != *to));
+    let coded =
+        if tensors.iter().any(|(tensor, _)| matches!(tensor.dtype, Element::Blocks(_)) && is_changed(&tensor.name)) {
+            modules(source)?.into_iter().filter(|module| is_changed(&module.codes.name)).collect()
+        } else {
+            Vec::new()
+        };
+    let decoded = dense(source, coded);
+    let tensors = tensors.iter().map(|(tensor, to)| {
+        // Blocks are made of what is read: only numbers are read otherwise.
+        let from = decoded.tensor(&tensor.name).unwrap_or(tensor);
+        let dtype = if to.plain().is_some() { *to } else { from.dtype };
+        (tensor.name.clone(), dtype, tensor.shape.clone(), From::one(&decoded, from))
+    });
+    Ok(moved(source, tensors))
+}
