@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import flight
 
-from golden import ggufs
+from golden import ggufs, llamas
 from golden.model_free import digests
 from harness import cli, stores, wire
 from harness.model import files, tensors
@@ -512,3 +512,24 @@ def test_a_gguf_file_becomes_the_one_that_the_command_line_makes(client, folders
 def test_a_gguf_sink_has_types_of_gguf(command, reason, client, folders):
     with pytest.raises(REFUSED, match=rf"\[{reason}\]"):
         submit(client, (folders / "read/model").as_uri(), (folders / "write/made.gguf").as_uri(), {"quantize": command})
+
+
+def test_a_model_becomes_gguf_with_the_metadata_of_another_file(client, folders):
+    bare = llamas.Family(layers=1).write(folders / "read/llama")
+    given = folders / "read/given.gguf"
+    cli.quantize(bare, given, "-s", "F16")
+    shutil.rmtree(folders / "write")
+    (folders / "write").mkdir()
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (bare / name).unlink()
+    asked = {"quantize": {"scheme": "Q8_0"}}
+    sink = (folders / "write/made.gguf").as_uri()
+    failed = ended(client, submit(client, bare.as_uri(), sink, asked))
+    assert failed["state"] == "failed" and "it has no tokenizer" in failed["message"]
+    done(client, bare.as_uri(), sink, asked, metadata=given.as_uri())
+    cli.quantize(given, folders / "expected.gguf", "-s", "Q8_0")
+    assert (folders / "write/made.gguf").read_bytes() == (folders / "expected.gguf").read_bytes()
+    with pytest.raises(REFUSED, match=r"\[uri_not_allowed\]"):
+        submit(client, bare.as_uri(), sink, asked, metadata=(folders / "expected.gguf").as_uri())
+    with pytest.raises(REFUSED, match=r"\[option_conflict\]"):
+        submit(client, bare.as_uri(), (folders / "write/model").as_uri(), metadata=given.as_uri())

@@ -7,6 +7,7 @@ Ninja come from PyPI, into the cache. A minute.
 
 import ctypes
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -63,20 +64,28 @@ def build(target: str, cache: Path, libraries: list[str], options: list[str]):
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         folder = Path(folder)
+        source = sources(folder)
         venv.create(folder / "tools", with_pip=True)
         tools = folder / "tools" / "bin"
         run(tools / "pip", "install", "--quiet", *TOOLS)
-        run(tools / "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", folder, PACKAGE)
-        archive, = folder.glob("*.tar.gz")
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        source, = folder.glob("llama_cpp_python-*/vendor/llama.cpp")
         off = [f"-D{option}=OFF" for option in OFF]
         run(tools / "cmake", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_SHARED_LIBS=ON", *off, *options, "-S", source, "-B", folder / "build")
         run(tools / "cmake", "--build", folder / "build", "--target", target)
         for name in libraries:
             (folder / "build" / "bin" / name).resolve().rename(cache / name)
+        # What Python calls them with.
+        shutil.copytree(source.parents[1] / "llama_cpp", cache / "llama_cpp", dirs_exist_ok=True)
+
+
+def sources(folder: Path) -> Path:
+    """llama.cpp's tree, extracted into a folder."""
+    run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", folder, PACKAGE)
+    archive, = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    source, = folder.glob("llama_cpp_python-*/vendor/llama.cpp")
+    return source
 
 
 def run(*command):

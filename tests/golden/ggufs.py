@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from golden import cases
+from golden import blocks, cases
 
 # What `llama-quantize` can be asked for and needs no importance matrix, with its number.
 MIXES = {
@@ -99,7 +99,7 @@ MODELS = {
 AGAIN = [("plain", "Q8_0", "Q4_K_M"), ("experts", "Q4_0", "Q8_0")]
 
 
-def write(path, keys: dict, tensors: dict[str, np.ndarray], head_only: bool = False):
+def write(path, keys: dict, tensors: dict[str, np.ndarray]):
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
     for key, value in keys.items():
         head += text(key) + packed(value)
@@ -139,3 +139,65 @@ def text(value: str) -> bytes:
 
 def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+# -- read -------------------------------------------------------------------------------------------------------------
+
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+NAMES = {0: "F32", 1: "F16", 30: "BF16", **{number: name for name, (number, _, _) in blocks.TYPES.items()}}
+SIZES = {0: (1, 4), 1: (1, 2), 30: (1, 2), **{number: (elements, size) for number, elements, size in blocks.TYPES.values()}}
+
+
+@dataclass(frozen=True)
+class File:
+    """What is in a GGUF file: keys in their order, tensors as (type, shape, bytes)."""
+
+    keys: dict
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]]
+
+
+def read(path) -> File:
+    """All of a file, from its head's own words; every byte of it is accounted for."""
+    data, at = path.read_bytes(), 4
+    assert data[:4] == b"GGUF"
+
+    def take(kind: str):
+        nonlocal at
+        value, = struct.unpack_from("<" + kind, data, at)
+        at += struct.calcsize("<" + kind)
+        return value
+
+    def take_text() -> str:
+        nonlocal at
+        size = take("Q")
+        at += size
+        return data[at - size : at].decode()
+
+    def take_value(kind: int):
+        return take_text() if kind == 8 else take(NUMBERS[kind])
+
+    version, tensors, keys = take("I"), take("Q"), take("Q")
+    assert version == 3
+    found = {}
+    for _ in range(keys):
+        key, kind = take_text(), take("I")
+        if kind == 9:
+            inner, count = take("I"), take("Q")
+            found[key] = [take_value(inner) for _ in range(count)]
+        else:
+            found[key] = take_value(kind)
+    infos = []
+    for _ in range(tensors):
+        name, rank = take_text(), take("I")
+        shape = tuple(take("Q") for _ in range(rank))[::-1]
+        infos.append((name, shape, take("I"), take("Q")))
+    start = padded(at)
+    made, end = {}, 0
+    for name, shape, kind, offset in infos:
+        elements, size = SIZES[kind]
+        length = int(np.prod(shape)) // elements * size
+        assert offset == end and shape[-1] % elements == 0
+        made[name] = (NAMES[kind], shape, data[start + offset : start + offset + length])
+        end = padded(offset + length)
+    assert len(data) == start + end and len(made) == tensors and len(found) == keys
+    return File(found, made)

@@ -146,6 +146,10 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
 
+    /// A GGUF file of the same model, whose metadata and tokenizer a GGUF file is to have, instead of those of `config.json` and the tokenizer's files
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) what: WhatArgs,
 
@@ -208,6 +212,10 @@ pub(crate) struct EstimateArgs {
     /// As a GGUF file, where a scheme is what `llama-quantize` calls so
     #[arg(long)]
     pub(crate) gguf: bool,
+
+    /// With `--gguf`: as for `quantize`
+    #[arg(long, value_name = "FILE", requires = "gguf")]
+    pub(crate) metadata: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) what: WhatArgs,

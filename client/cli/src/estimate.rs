@@ -17,7 +17,12 @@ pub(crate) async fn estimate(args: Box<EstimateArgs>) -> Result<(), Failure> {
     let source = stores().locate(&args.source)?;
     let what = if args.gguf { Becomes::Gguf } else { Becomes::of(is_folder(&source).await?) };
     let command = command(&args.what, what)?;
-    let found = blocking(move || looked_at(&source, command, what == Becomes::Gguf, JOB_BYTES as u64)).await?;
+    let metadata = args.metadata.as_ref().map(|path| stores().locate(path)).transpose()?;
+    let looking = move || {
+        let gguf = (what == Becomes::Gguf).then_some(metadata.as_ref());
+        looked_at(&source, command, gguf, JOB_BYTES as u64)
+    };
+    let found = blocking(looking).await?;
     if args.json {
         return print(&serde_json::to_string_pretty(&found).map_err(|error| Failure::ours(error.to_string()))?);
     }

@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Instant};
 
 use quarrel_checkpoint::{
-    By, Flow, FlowLimits, Gate, Job, LayerReport, Limits, Made, Report, Status, Stop, Target, Tensor, Told,
-    checkpoint_recipe, is_gguf,
+    By, Ends as JobEnds, Flow, FlowLimits, Gate, Job, LayerReport, Limits, Made, Report, Status, Stop, Target, Tensor,
+    Told, checkpoint_recipe, is_gguf,
 };
 use quarrel_client::proto::{
     VERSION,
@@ -78,6 +78,10 @@ async fn flow(args: Box<QuantizeArgs>, ends: Ends, stop: Arc<Stop>) -> Result<()
         let advice = "Leave out `--server`, or submit a job to the server, which reads and writes such files too.";
         return Err(Failure::usage("files of columns are quantized in this process".to_owned(), advice));
     }
+    if args.metadata.is_some() {
+        let sentence = "`--metadata` has no effect on layers in columns".to_owned();
+        return Err(Failure::usage(sentence, "Leave it out: it is for a GGUF file made of what is none."));
+    }
     let is_model = Flow::makes_model(&ends.destination);
     let command = command(&args.what, Becomes::of(is_model))?;
     let report_path = report::path(&args, is_model);
@@ -115,10 +119,15 @@ async fn flow(args: Box<QuantizeArgs>, ends: Ends, stop: Arc<Stop>) -> Result<()
 /// Opens the job, which may read much of the model, on a thread that may block.
 async fn open(args: &QuantizeArgs, ends: &Ends, command: v1::Quantize, stop: &Arc<Stop>) -> Result<Job, Failure> {
     let (source, destination) = (ends.source.clone(), ends.destination.clone());
+    let metadata = args.metadata.as_ref().map(|path| ends.stores.locate(path)).transpose()?;
     let replace = replace(&args.files);
     let gate = Gate { sqnr_db_min: args.sqnr_db_min, cosine_min: args.cosine_min };
     let stop = stop.hold();
-    blocking(move || Job::open(&source, &destination, command, (replace, gate), &stop)).await
+    let opening = move || {
+        let ends = JobEnds { source: &source, destination: &destination, metadata: metadata.as_ref() };
+        Job::open(ends, command, (replace, gate), &stop)
+    };
+    blocking(opening).await
 }
 
 pub(crate) async fn finish(job: Job, made: Made, progress: &Progress, stop: &Arc<Stop>) -> Result<(), Failure> {

@@ -233,6 +233,9 @@ pub struct JobRequest {
     pub sqnr_db_min: ::core::option::Option<f64>,
     #[prost(double, optional, tag = "6")]
     pub cosine_min: ::core::option::Option<f64>,
+    /// A GGUF file of the same model, whose metadata a sink that is GGUF is to have.
+    #[prost(string, optional, tag = "7")]
+    pub metadata: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Body of `job.status` and `job.cancel`, whose answers are the Job.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

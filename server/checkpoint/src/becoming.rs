@@ -1,10 +1,12 @@
 //! A model as it becomes a GGUF file: its tensors under llama.cpp's names and in its order, what each of them is to be, and what the file says beside them.
 //!
-//! From a GGUF file names, order of dimensions and metadata stay.
+//! From a GGUF file names, order of dimensions and metadata stay; `family` makes them of a model as transformers saves it.
 
-use std::collections::HashMap;
+mod family;
 
-use quarrel_engine::Plan;
+use std::collections::{HashMap, HashSet};
+
+use quarrel_engine::{Codes, Plan, Scheme};
 use quarrel_proto::{
     Reason,
     v1::{self, quantize::How},
@@ -66,31 +68,41 @@ pub fn check_for_gguf(command: &v1::Quantize) -> Result<(), CheckpointError> {
 
 /// A file of GGUF has no place for what is of no type of ggml.
 fn only_blocks(plan: &Plan) -> Result<(), CheckpointError> {
-    let is_other = |scheme: &&quarrel_engine::Scheme| scheme.checkpoint_format() != "gguf";
+    let is_other = |scheme: &&Scheme| scheme.checkpoint_format() != "gguf";
     let Some(scheme) = plan.schemes().into_iter().find(|scheme| is_other(&scheme)) else { return Ok(()) };
     let message =
         format!("scheme `{scheme}` is of no type of GGUF: expected `Q8_0`, `Q4_K` or another of ggml's types");
     Err(CheckpointError::Command { reason: Reason::OptionInvalid, message })
 }
 
+/// A tensor under its new name, and what it is made of.
+pub(crate) struct Named {
+    /// Of the type that it has where nothing else is wanted.
+    pub(crate) tensor: Tensor,
+    pub(crate) from: From,
+}
+
 impl Becoming {
-    /// Of a model, and what it is asked to be.
+    /// Of a model, and what it is asked to be; with what another GGUF file says of it, if one is given.
     ///
     /// # Errors
     /// [`CheckpointError`] for a model whose names or metadata are not known, and for a command that gets something wrong.
-    pub(crate) fn new(mut model: Model, command: v1::Quantize) -> Result<Becoming, CheckpointError> {
+    pub(crate) fn new(
+        model: &Model,
+        command: v1::Quantize,
+        metadata: Option<&Location>,
+    ) -> Result<Becoming, CheckpointError> {
         check_for_gguf(&command)?;
         let path = model.path();
         let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
-        let [source] = model.shards() else {
-            return Err(wrong("it has several files: expected one GGUF file".to_owned()));
+        let gguf = model.shards().iter().find_map(|shard| Some((shard, shard.gguf()?)));
+        let (mut named, metadata) = match (gguf, metadata) {
+            (Some((source, metadata)), None) => (as_they_are(source), metadata.clone()),
+            (Some(_), Some(_)) => return Err(no_effect()),
+            (None, given) => family::named(model, given)?,
         };
-        let source = source.clone();
-        let Some(metadata) = source.gguf().cloned() else {
-            return Err(wrong("it is no GGUF file: this version makes GGUF of GGUF alone".to_owned()));
-        };
-        let mut tensors = source.tensors().to_vec();
-        tensors.sort_by(|one, other| natural(&one.name, &other.name));
+        named.sort_by(|one, other| natural(&one.tensor.name, &other.tensor.name));
+        let tensors = Vec::from_iter(named.iter().map(|named| named.tensor.clone()));
         let wanted = match &command.how {
             Some(How::Scheme(name)) => {
                 let mix = Mix::named(name)?;
@@ -101,11 +113,48 @@ impl Becoming {
         };
         let command = recipe(command, &tensors, &wanted.elements);
         let head = Head { metadata: becoming(metadata, wanted.file_type) };
-        let tensors = tensors.into_iter().zip(wanted.elements);
-        let shard = seen(&source, tensors)?;
-        model.replace_shards(vec![shard]);
-        Ok(Becoming { model, command, head })
+        if let Some((source, _)) = gguf {
+            decode(source, &mut named, &wanted.elements)?;
+        }
+        let seen = named.into_iter().zip(wanted.elements).map(|(Named { tensor, from }, to)| {
+            // Blocks are made of what is read: only numbers are read otherwise.
+            let dtype = if to.plain().is_some() { to } else { tensor.dtype };
+            (tensor.name, dtype, tensor.shape, from)
+        });
+        let first = model.shards().first().ok_or_else(|| wrong("it has no file of tensors".to_owned()))?;
+        Ok(Becoming { model: model.as_one(moved(first, seen)), command, head })
     }
+}
+
+/// The error of metadata where nobody asks for it.
+pub(crate) fn no_effect() -> CheckpointError {
+    let message = "`metadata` has no effect here: it is for a GGUF file made of what is none".to_owned();
+    CheckpointError::Command { reason: Reason::OptionConflict, message }
+}
+
+/// The tensors of a GGUF file.
+fn as_they_are(source: &Source) -> Vec<Named> {
+    let of = |tensor: &Tensor| Named { tensor: tensor.clone(), from: From::one(source, tensor) };
+    source.tensors().iter().map(of).collect()
+}
+
+/// Has blocks decoded that are to become something else.
+fn decode(source: &Source, named: &mut [Named], wanted: &[Element]) -> Result<(), CheckpointError> {
+    let is_changed = |(named, to): (&Named, &Element)| {
+        (named.tensor.dtype != *to && named.tensor.dtype.plain().is_none()).then(|| named.tensor.name.clone())
+    };
+    let changed = HashSet::<String>::from_iter(named.iter().zip(wanted).filter_map(is_changed));
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let coded = modules(source)?.into_iter().filter(|module| changed.contains(&module.codes.name)).collect();
+    let decoded = dense(source, coded);
+    for named in named.iter_mut().filter(|named| changed.contains(&named.tensor.name)) {
+        if let Some(tensor) = decoded.tensor(&named.tensor.name) {
+            *named = Named { tensor: tensor.clone(), from: From::one(&decoded, tensor) };
+        }
+    }
+    Ok(())
 }
 
 struct Wanted {
@@ -124,7 +173,7 @@ fn by_recipe(tensors: &[Tensor], plan: &Plan) -> Result<Wanted, CheckpointError>
         match schemes.as_slice() {
             [] => Ok(tensor.dtype),
             [scheme] => Ok(match scheme.codes() {
-                quarrel_engine::Codes::Block(block) => block.into(),
+                Codes::Block(block) => block.into(),
                 _ => tensor.dtype,
             }),
             _ => {
@@ -191,33 +240,11 @@ fn recipe(command: v1::Quantize, tensors: &[Tensor], wanted: &[Element]) -> v1::
 /// What the new file says: of llama.cpp's own tool the same, in the same order.
 fn becoming(mut metadata: Metadata, file_type: u32) -> Metadata {
     const QUANTIZATION_VERSION: u32 = 2;
-    metadata.set_u32("general.quantization_version", QUANTIZATION_VERSION);
-    metadata.set_u32("general.file_type", file_type);
+    metadata.put_u32("general.quantization_version", QUANTIZATION_VERSION);
+    metadata.put_u32("general.file_type", file_type);
     // Of a model in several files; this one is in one.
     for key in ["split.no", "split.count", "split.tensors.count"] {
         metadata.remove(key);
     }
     metadata
-}
-
-/// A file with the tensors of another, each as it is to be read: as it is, of another type, or decoded where it gets other blocks.
-fn seen(source: &Source, tensors: impl Iterator<Item = (Tensor, Element)>) -> Result<Source, CheckpointError> {
-    let tensors = Vec::from_iter(tensors);
-    let changed = HashMap::<&str, Element>::from_iter(tensors.iter().map(|(tensor, to)| (tensor.name.as_str(), *to)));
-    let is_changed =
-        |name: &str| changed.get(name).is_some_and(|to| source.tensor(name).is_some_and(|tensor| tensor.dtype != *to));
-    let coded =
-        if tensors.iter().any(|(tensor, _)| matches!(tensor.dtype, Element::Blocks(_)) && is_changed(&tensor.name)) {
-            modules(source)?.into_iter().filter(|module| is_changed(&module.codes.name)).collect()
-        } else {
-            Vec::new()
-        };
-    let decoded = dense(source, coded);
-    let tensors = tensors.iter().map(|(tensor, to)| {
-        // Blocks are made of what is read: only numbers are read otherwise.
-        let from = decoded.tensor(&tensor.name).unwrap_or(tensor);
-        let dtype = if to.plain().is_some() { *to } else { from.dtype };
-        (tensor.name.clone(), dtype, tensor.shape.clone(), From::one(&decoded, from))
-    });
-    Ok(moved(source, tensors))
 }

@@ -60,20 +60,22 @@ pub struct Estimated {
     pub destination_bytes: (u64, u64),
 }
 
-/// Looks at a file or a model's folder, to be a GGUF file or not.
+/// Looks at a file or a model's folder; to be a GGUF file, if `gguf` is there, with the metadata of another, if that says one.
 ///
 /// # Errors
 /// [`CheckpointError`] for a source or a command that a job would refuse.
 pub fn estimate(
     source: &Location,
     command: v1::Quantize,
-    is_gguf: bool,
+    gguf: Option<Option<&Location>>,
     memory_bytes: u64,
 ) -> Result<Estimate, CheckpointError> {
     let model = Model::open(source)?;
-    let (model, command) = match is_gguf {
-        true => Becoming::new(model, command).map(|becoming| (becoming.model, becoming.command))?,
-        false => (view(model, &command)?, command),
+    let (model, command) = match gguf {
+        Some(metadata) => {
+            Becoming::new(&model, command, metadata).map(|becoming| (becoming.model, becoming.command))?
+        }
+        None => (view(model, &command)?, command),
     };
     let fates = fates(model.shards(), &command)?;
     let plan = plan_of(&command)?;

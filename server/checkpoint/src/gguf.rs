@@ -1,12 +1,15 @@
-//! GGUF, the files of llama.cpp: `read` their head, `metadata` is what it says beside tensors, `head` writes one again, `types` are those of their tensors, `mix` says which
+//! GGUF, the files of llama.cpp: `read` their head, `metadata` is what it says beside tensors, `head` writes one again, `llama` and `tokenizer` make it of what
+//! transformers saves, `types` are those of their tensors, `mix` says which
 //! of them gets which.
 //!
 //! Source: `ggml/src/gguf.cpp` of llama.cpp as of PyPI's llama-cpp-python 0.3.36, version 3 of the format (and 2, which is the same).
 
 mod head;
+pub(crate) mod llama;
 mod metadata;
 mod mix;
 mod read;
+pub(crate) mod tokenizer;
 mod types;
 
 pub(crate) use self::head::{ALIGNMENT, Head, natural};

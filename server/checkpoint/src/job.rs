@@ -8,13 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use futures::stream::BoxStream;
 use quarrel_proto::v1;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    becoming::{Becoming, is_gguf},
+    becoming::{Becoming, is_gguf, no_effect},
     checks::{
         as_json, identity, name, refuse_for_models, refuse_overlap, refuse_quantized, refuse_scattered,
         refuse_transposed,
@@ -27,45 +26,25 @@ use crate::{
     make::{dense, quantized},
     model::{CONFIG, Model, REPORT},
     modules::{Module, modules},
+    quantizer::{Quantizer, Told},
     report::{Gate, LayerReport, pass},
     site::{Record, Site},
-    source::{Source, Tensor},
+    source::Tensor,
     storage::Location,
     target::{Replace, Stop, Target},
-    unit::{Row, Sealed, Unit, Values},
+    unit::{Sealed, Unit},
     view::view,
 };
 
-/// What quantizes the layers of a job: a server, here or elsewhere.
-pub trait Quantizer {
-    /// What can go wrong there, or here.
-    type Error: From<CheckpointError>;
-
-    /// Rows of the layers' answers: of each layer in order, and layer after layer however it likes.
-    fn quantize(&self, command: v1::Quantize, layers: Vec<Weights>) -> BoxStream<'static, Result<Row, Self::Error>>;
-
-    /// Values of the layers, likewise, all of one type: a word of the wire.
-    fn dequantize(&self, dtype: String, layers: Vec<Coded>) -> BoxStream<'static, Result<Values, Self::Error>>;
-}
-
-/// A layer to quantize: a tensor of a file.
-#[derive(Debug, Clone)]
-pub struct Weights {
-    /// The file.
-    pub source: Source,
-    /// The tensor.
-    pub tensor: Tensor,
-    /// Its element type, in the wire's word.
-    pub dtype: &'static str,
-}
-
-/// A layer to dequantize: a module of a file.
-#[derive(Debug, Clone)]
-pub struct Coded {
-    /// The file.
-    pub source: Source,
-    /// The module.
-    pub module: Module,
+/// Where a job reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends<'a> {
+    /// A file or a model's folder.
+    pub source: &'a Location,
+    /// The same, or a GGUF file.
+    pub destination: &'a Location,
+    /// A GGUF file of the same model, whose metadata a GGUF file is to have.
+    pub metadata: Option<&'a Location>,
 }
 
 /// A job that is ready to run.
@@ -99,24 +78,6 @@ enum Destination {
     Folder(Site),
 }
 
-/// How far a job is.
-#[derive(Debug, Clone, Copy)]
-pub enum Told<'a> {
-    /// So many bytes of a layer are done.
-    Layer {
-        /// Its name.
-        name: &'a str,
-        /// Of the source.
-        bytes: u64,
-        /// Whether that is all of them.
-        completes: bool,
-    },
-    /// A unit that was complete before: so many bytes need not be done.
-    Skipped(u64),
-    /// A file is being written.
-    Writes,
-}
-
 /// What a job has made.
 #[derive(Debug)]
 pub struct Made {
@@ -142,16 +103,20 @@ impl Job {
     /// # Errors
     /// [`CheckpointError`] of any kind.
     pub fn open(
-        source: &Location,
-        destination: &Location,
+        Ends { source, destination, metadata }: Ends<'_>,
         command: v1::Quantize,
         (replace, gate): (Replace, Gate),
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
         let (model, command, head) = if is_gguf(destination) {
-            let Becoming { model, command, head } = Becoming::new(Model::open(source)?, command)?;
+            if let Some(metadata) = metadata {
+                refuse_overlap(metadata, destination)?;
+            }
+            let Becoming { model, command, head } = Becoming::new(&Model::open(source)?, command, metadata)?;
             (model, command, Some(head))
+        } else if metadata.is_some() {
+            return Err(no_effect());
         } else {
             refuse_for_models(&plan_of(&command)?)?;
             (view(Model::open(source)?, &command)?, command, None)

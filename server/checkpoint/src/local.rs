@@ -26,7 +26,7 @@ use crate::{
     answers::Asked,
     error::CheckpointError,
     fate::plan_of,
-    job::{Coded, Quantizer, Weights},
+    quantizer::{Coded, Quantizer, Weights},
     source::Source,
     unit::{Row, Values},
 };

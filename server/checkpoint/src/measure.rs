@@ -13,10 +13,10 @@ use serde::Serialize;
 use crate::{
     error::CheckpointError,
     fate::float_word,
-    job::{Coded, Quantizer, Weights},
     local::{Local, RUN_BYTES},
     model::Model,
     modules::modules,
+    quantizer::{Coded, Quantizer, Weights},
     report::{Gate, Metrics},
 };
 

@@ -128,6 +128,11 @@ impl Model {
         &self.shards
     }
 
+    /// A file of tensors in its place, with nothing beside it.
+    pub(crate) fn as_one(&self, shard: Source) -> Model {
+        Model { location: self.location.clone(), shards: vec![shard], folder: None }
+    }
+
     /// The same files, seen otherwise.
     pub(crate) fn replace_shards(&mut self, shards: Vec<Source>) {
         self.shards = shards;

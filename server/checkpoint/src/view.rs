@@ -12,7 +12,7 @@ use quarrel_proto::v1;
 
 use self::decoded::Decoded;
 pub(crate) use self::{
-    decoded::dense,
+    decoded::{dense, files as dense_files},
     moved::{From, Moved, moved},
 };
 use crate::{error::CheckpointError, fate::plan_of, model::Model, source::Source};

@@ -125,6 +125,11 @@ impl Jobs {
                 return Err(Fault::new(Reason::OptionInvalid, format!("`{name}` is no finite number")));
             }
         }
+        let metadata = request.metadata.as_deref().map(|uri| self.source(uri)).transpose()?;
+        if metadata.is_some() && !(is_gguf(&ends.1) && matches!(command.verb, Some(Verb::Quantize(_)))) {
+            let what = "`metadata` has no effect here: it is for `quantize` to a GGUF file";
+            return Err(Fault::new(Reason::OptionConflict, what));
+        }
         match &command.verb {
             Some(Verb::Quantize(quantize)) if is_gguf(&ends.1) => check_for_gguf(quantize)?,
             // The plan of the verb alone: a stream's has no URIs.
@@ -137,7 +142,7 @@ impl Jobs {
 
         let (number, entry) = self.enter(command, &ends.1)?;
         tracing::info!(job = self.name(number), source = ?ends.0.shown(), sink = ?ends.1.shown(), "job submitted");
-        let work = Work { shared: Arc::clone(shared), entry: Arc::clone(&entry), request, ends };
+        let work = Work { shared: Arc::clone(shared), entry: Arc::clone(&entry), request, ends, metadata };
         tokio::spawn(work.run(self.name(number), place));
         Ok(entry.job())
     }

@@ -18,7 +18,7 @@ use std::{
     process,
 };
 
-use quarrel_checkpoint::{CheckpointError, Estimate, Gate, Job, Limits, Location, Model, Replace, Source, Stop};
+use quarrel_checkpoint::{CheckpointError, Ends, Estimate, Gate, Job, Limits, Location, Model, Replace, Source, Stop};
 use quarrel_proto::v1;
 use serde_json::{Map, Value};
 
@@ -219,7 +219,7 @@ pub fn open_model(path: &Path) -> Result<Model, CheckpointError> {
 /// # Errors
 /// Those of [`quarrel_checkpoint::estimate`].
 pub fn estimate(path: &Path, command: &v1::Quantize) -> Result<Estimate, CheckpointError> {
-    quarrel_checkpoint::estimate(&Location::disk(path), command.clone(), false, 48 << 20)
+    quarrel_checkpoint::estimate(&Location::disk(path), command.clone(), None, 48 << 20)
 }
 
 /// Opens a job that quantizes.
@@ -227,7 +227,9 @@ pub fn estimate(path: &Path, command: &v1::Quantize) -> Result<Estimate, Checkpo
 /// # Errors
 /// Those of [`Job::open`].
 pub fn open_job(from: &Path, to: &Path, command: v1::Quantize) -> Result<Job, CheckpointError> {
-    Job::open(&Location::disk(from), &Location::disk(to), command, (Replace::Never, Gate::default()), &Stop::default())
+    let (source, destination) = (Location::disk(from), Location::disk(to));
+    let ends = Ends { source: &source, destination: &destination, metadata: None };
+    Job::open(ends, command, (Replace::Never, Gate::default()), &Stop::default())
 }
 
 /// Opens a job that dequantizes.

@@ -307,17 +307,19 @@ class Client:
         replace: bool = False,
         sqnr_db_min: float | None = None,
         cosine_min: float | None = None,
+        metadata: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Job:
         """Has the server make a quantized checkpoint of another. It returns at once; `Job.wait` waits.
 
         Args:
             source: a URI as for `pull`.
-            sink: a URI as for `put`; of a file, if the source is one.
-            scheme: for `Linear` layers of a model but `@standard`.
+            sink: a URI as for `put`; of a file, if the source is one; of a GGUF file, if it ends in `.gguf`.
+            scheme: for `Linear` layers of a model but `@standard`; of a GGUF file what `llama-quantize` calls a type.
             dequantize: `f32`, `bf16` or `f16`, to make a dense checkpoint of a quantized one instead.
             replace: what is at `sink` is replaced, and a job that was begun there starts over.
             sqnr_db_min, cosine_min: the least quality of the worst layer: a job that misses it fails.
+            metadata: a URI of a GGUF file of the same model, whose metadata and tokenizer a GGUF file is to have.
             options: `recipe`, `profile`, `ignore`, `group_size`, `arith`, .. as for `quantize`.
 
         Raises:
@@ -327,16 +329,10 @@ class Client:
         >>> job.wait().layers_quantized, job.state
         (2, 'done')
         """
-        if dequantize is None:
-            how = command.stored(scheme, options)
-        elif scheme is None and not options:
-            how = {"dequantize": {"dtype": dequantize}}
-        else:
-            raise InvalidInputError(
-                "options of `quantize` stand beside `dequantize`", advice="Leave out the one or the others."
-            )
+        how = command.stored(scheme, options, dequantize)
         body: dict[str, Any] = {"command": how | {"source": command.uri(source), "sink": command.uri(sink)}}
         asked = {"replace": replace or None, "sqnr_db_min": sqnr_db_min, "cosine_min": cosine_min}
+        asked["metadata"] = None if metadata is None else command.uri(metadata)
         body |= {name: command.written(name, value) for name, value in asked.items() if value is not None}
         return Job(self._ask, json.loads(self._ask("job.submit", body)))
 

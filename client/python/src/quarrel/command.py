@@ -59,8 +59,14 @@ def quantize(
     return {"quantize": body}
 
 
-def stored(scheme: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The command for a checkpoint. A bare scheme is left to the server, which knows whether it is a model's."""
+def stored(scheme: str | None, options: Mapping[str, Any], dequantize: str | None = None) -> dict[str, Any]:
+    """The command for a checkpoint. A bare scheme is left to the server, which knows whether it is a model's, or of a GGUF file."""
+    if dequantize is not None:
+        if scheme is not None or options:
+            raise InvalidInputError(
+                "options of `quantize` stand beside `dequantize`", advice="Leave out the one or the others."
+            )
+        return {"dequantize": {"dtype": dequantize}}
     options = {"recipe": None, "profile": None, "ignore": None, **options}
     return quantize(is_path=False, scheme=scheme, targets=["Linear"], **options)
 

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{
-    metadata::Metadata,
+    metadata::{Metadata, put_text},
     read::{DIMENSIONS_MAX, MAGIC, NAME_BYTES_MAX},
     types::Type,
 };
@@ -33,7 +33,7 @@ impl Head {
         head.extend((tensors.len() as u64).to_le_bytes());
         head.extend((self.metadata.len() as u64).to_le_bytes());
         for (key, value) in self.metadata.iter() {
-            text(&mut head, key);
+            put_text(&mut head, key);
             head.extend(value.kind.to_le_bytes());
             head.extend(&value.bytes);
         }
@@ -49,7 +49,7 @@ impl Head {
             if element.bytes(shape) != Some(bytes) {
                 return Err(format!("tensor `{name}` of {element} {shape:?} has {bytes} bytes"));
             }
-            text(&mut head, name);
+            put_text(&mut head, name);
             // The last ones that are 1 are not said, as llama.cpp has it.
             let first =
                 shape.iter().take(shape.len().saturating_sub(1)).take_while(|dimension| **dimension == 1).count();
@@ -66,11 +66,6 @@ impl Head {
         head.resize(head.len().next_multiple_of(ALIGNMENT as usize), 0);
         Ok(head)
     }
-}
-
-fn text(head: &mut Vec<u8>, text: &str) {
-    head.extend((text.len() as u64).to_le_bytes());
-    head.extend(text.as_bytes());
 }
 
 /// The order that llama.cpp writes tensors in: those of no block, then block by block, each by name.

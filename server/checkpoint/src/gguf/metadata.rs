@@ -13,7 +13,10 @@ pub(crate) struct Value {
     pub(super) bytes: Bytes,
 }
 
-pub(super) const U32: u32 = 4;
+const U32: u32 = 4;
+const I32: u32 = 5;
+const F32: u32 = 6;
+const BOOL: u32 = 7;
 pub(super) const STRING: u32 = 8;
 pub(super) const ARRAY: u32 = 9;
 
@@ -64,9 +67,58 @@ impl Metadata {
     }
 
     /// Sets a number, as llama.cpp does: it is the last key then, wherever it stood.
-    pub(crate) fn set_u32(&mut self, key: &str, number: u32) {
+    pub(crate) fn put_u32(&mut self, key: &str, number: u32) {
+        self.put(key, U32, number.to_le_bytes().to_vec());
+    }
+
+    pub(crate) fn put_f32(&mut self, key: &str, number: f32) {
+        self.put(key, F32, number.to_le_bytes().to_vec());
+    }
+
+    pub(crate) fn put_bool(&mut self, key: &str, is: bool) {
+        self.put(key, BOOL, vec![u8::from(is)]);
+    }
+
+    pub(crate) fn put_text(&mut self, key: &str, text: &str) {
+        let mut bytes = Vec::new();
+        put_text(&mut bytes, text);
+        self.put(key, STRING, bytes);
+    }
+
+    pub(crate) fn put_texts<'a>(&mut self, key: &str, texts: impl ExactSizeIterator<Item = &'a str>) {
+        let mut bytes = [&STRING.to_le_bytes()[..], &(texts.len() as u64).to_le_bytes()].concat();
+        texts.for_each(|text| put_text(&mut bytes, text));
+        self.put(key, ARRAY, bytes);
+    }
+
+    pub(crate) fn put_f32s(&mut self, key: &str, numbers: &[f32]) {
+        let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
+        self.put_numbers(key, F32, numbers);
+    }
+
+    pub(crate) fn put_i32s(&mut self, key: &str, numbers: &[i32]) {
+        let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
+        self.put_numbers(key, I32, numbers);
+    }
+
+    /// Numbers of four bytes.
+    fn put_numbers(&mut self, key: &str, kind: u32, numbers: impl Iterator<Item = u8>) {
+        let numbers = Vec::from_iter(numbers);
+        let count = (numbers.len() / 4) as u64;
+        self.put(key, ARRAY, [&kind.to_le_bytes()[..], &count.to_le_bytes(), &numbers].concat());
+    }
+
+    fn put(&mut self, key: &str, kind: u32, bytes: Vec<u8>) {
         self.remove(key);
-        self.push(key.to_owned(), Value { kind: U32, bytes: Bytes::copy_from_slice(&number.to_le_bytes()) });
+        self.push(key.to_owned(), Value { kind, bytes: Bytes::from(bytes) });
+    }
+
+    /// The same keys and values, and those of another behind them.
+    pub(crate) fn extend(&mut self, other: Metadata) {
+        other.0.into_iter().for_each(|(key, value)| {
+            self.remove(&key);
+            self.push(key, value);
+        });
     }
 
     /// Takes a key out.
@@ -78,6 +130,11 @@ impl Metadata {
     pub(crate) fn shown(&self) -> impl Iterator<Item = (String, String)> + '_ {
         self.0.iter().map(|(key, value)| (key.clone(), value.shown()))
     }
+}
+
+pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
 }
 
 impl Value {

@@ -20,8 +20,8 @@ use super::{RUN_BYTES, Run, broken, dequantize, unread};
 use crate::{
     answers::{bytes, item, of, shapes, text},
     error::CheckpointError,
-    job::Coded,
     modules::Module,
+    quantizer::Coded,
     source::Source,
     unit::Values,
 };

@@ -12,7 +12,7 @@ use super::{RUN_BYTES, Run, asked, broken, unread};
 use crate::{
     answers::{Asked, item, shapes},
     error::CheckpointError,
-    job::Weights,
+    quantizer::Weights,
     source::Source,
 };
 

@@ -42,7 +42,7 @@ type Remembered = Mutex<VecDeque<((usize, u64), Arc<Scales>)>>;
 ///
 /// # Errors
 /// [`CheckpointError::Command`] for layers in a layout of others; [`CheckpointError::Module`] for those that cannot be understood.
-pub(super) fn files(model: &Model) -> Result<Vec<Source>, CheckpointError> {
+pub(crate) fn files(model: &Model) -> Result<Vec<Source>, CheckpointError> {
     let found = model.shards().iter().map(|shard| {
         modules(shard).map_err(|error| match error {
             CheckpointError::Foreign { .. } => already_quantized(&error.to_string()),

@@ -33,6 +33,8 @@ pub(crate) struct Moved(BTreeMap<u64, (Tensor, From)>);
 pub(crate) struct From {
     /// One, or several of one shape, one behind the other.
     pub(crate) parts: Vec<(Source, Tensor)>,
+    /// Instead of parts: what it is.
+    pub(crate) bytes: Option<Bytes>,
     /// Of how many heads the rows are, if those of each are in another order: `a0 b0 a1 b1 ..` of `a0 a1 .. b0 b1 ..`.
     pub(crate) heads: Option<u64>,
 }
@@ -86,7 +88,13 @@ impl Moved {
 impl From {
     /// A tensor of a file, unchanged or of another type.
     pub(crate) fn one(source: &Source, tensor: &Tensor) -> From {
-        From { parts: vec![(source.clone(), tensor.clone())], heads: None }
+        From { parts: vec![(source.clone(), tensor.clone())], heads: None, bytes: None }
+    }
+
+    /// Numbers that are of no file.
+    pub(crate) fn numbers(numbers: &[f32]) -> From {
+        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        From { parts: Vec::new(), heads: None, bytes: Some(bytes) }
     }
 
     /// The tensor that it is, if nothing is to be computed.
@@ -100,6 +108,10 @@ impl From {
     fn read(&self, tensor: &Tensor, wanted: &Range<u64>) -> io::Result<Bytes> {
         if let Some((source, part)) = self.as_it_is(tensor) {
             return source.read(part, wanted.clone());
+        }
+        if let Some(bytes) = &self.bytes {
+            let (start, end) = (wanted.start as usize, wanted.end as usize);
+            return if end <= bytes.len() { Ok(bytes.slice(start..end)) } else { Err(invalid()) };
         }
         // What is computed together: a row, or an element where there is but one row.
         let first = self.parts.first().map(|(_, part)| part).ok_or_else(invalid)?;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use quarrel_checkpoint::{
-    By, CheckpointError, Flow, FlowLimits, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Tensor, is_gguf,
-    of_checkpoint,
+    By, CheckpointError, Ends, Flow, FlowLimits, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Tensor,
+    is_gguf, of_checkpoint,
 };
 use quarrel_proto::{
     Reason, VERSION,
@@ -21,6 +21,8 @@ pub(super) struct Work {
     pub(super) entry: Arc<Entry>,
     pub(super) request: v1::JobRequest,
     pub(super) ends: (Location, Location),
+    /// What a GGUF file is to say.
+    pub(super) metadata: Option<Location>,
 }
 
 impl Work {
@@ -66,7 +68,7 @@ impl Work {
 
     /// Layers in columns, from a file or to one.
     async fn flow(self, command: v1::Quantize) -> Result<v1::Summary, CheckpointError> {
-        let Work { shared, entry, request, ends: (source, sink) } = self;
+        let Work { shared, entry, request, ends: (source, sink), .. } = self;
         let asked = (request.replacing(), request.gate());
         let layers = shared.config.layer_limits();
         let limits = FlowLimits { layers, shard_bytes_max: shared.config.shard_bytes_max };
@@ -87,7 +89,7 @@ impl Work {
                 return self.flow(command).await;
             }
         }
-        let Work { shared, entry, request, ends: (source, sink) } = self;
+        let Work { shared, entry, request, ends: (source, sink), metadata } = self;
         let (replace, gate) = (request.replacing(), request.gate());
         let stop = &entry.stop;
         // On a thread of its own: a store may be silent, and whoever cancels the job does not wait for it.
@@ -95,7 +97,8 @@ impl Work {
         let opened = tokio::task::spawn_blocking(move || match request.command.and_then(|command| command.verb) {
             Some(Verb::Quantize(command)) => {
                 let command = if is_gguf(&sink) { command } else { of_checkpoint(command, source.is_folder()?) };
-                Job::open(&source, &sink, command, (replace, gate), &stopped)
+                let ends = Ends { source: &source, destination: &sink, metadata: metadata.as_ref() };
+                Job::open(ends, command, (replace, gate), &stopped)
             }
             Some(Verb::Dequantize(command)) => Job::open_dense(&source, &sink, command.dtype, replace, &stopped),
             Some(Verb::Measure(_)) | None => Err(CheckpointError::Ours("a job of no verb".to_owned())),

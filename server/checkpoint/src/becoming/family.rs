@@ -1,0 +1,179 @@
+//! A model of the Llama family, as transformers saves it, as the tensors and the metadata of a GGUF file.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+use bytes::Bytes;
+use safetensors::Dtype;
+
+use super::Named;
+use crate::{
+    element::Element,
+    error::CheckpointError,
+    fate::float_word,
+    gguf::{
+        Metadata,
+        llama::{self, Rows},
+        tokenizer,
+    },
+    model::Model,
+    source::{Source, Tensor},
+    storage::Location,
+    view::{From, dense_files},
+};
+
+/// More than any file of a tokenizer has, as which it takes several times as much memory.
+const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
+/// Kept in f32 by llama.cpp's converter: besides what has one dimension.
+const WIDE: &str = "ffn_gate_inp.weight";
+
+/// The tensors under their new names, and what the file says: of the model's own configuration and tokenizer, or what a GGUF file of it says.
+pub(super) fn named(model: &Model, given: Option<&Location>) -> Result<(Vec<Named>, Metadata), CheckpointError> {
+    let path = model.path();
+    let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
+    let config = model.folder().and_then(|folder| folder.config.clone());
+    if let Some(config) = &config {
+        llama::is_of_the_family(config).map_err(wrong)?;
+    }
+    let (metadata, expected) = match (given, &config) {
+        (Some(location), _) => of_given(location)?,
+        (None, Some(config)) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let mut metadata = llama::metadata(config, &name).map_err(wrong)?;
+            let missing =
+                |detail: String| wrong(format!("{detail}. Or give a GGUF file of the model, whose metadata are taken"));
+            metadata.extend(tokenizer::metadata(&files(model)?, config).map_err(missing)?);
+            (metadata, HashMap::new())
+        }
+        (None, None) => {
+            return Err(wrong(
+                "it is no GGUF file and has no config.json: expected one of them, or a GGUF file whose metadata are taken".to_owned(),
+            ));
+        }
+    };
+    let heads = |key: &str| metadata.number(&format!("llama.attention.{key}"));
+    let queries = heads("head_count").ok_or_else(|| wrong("its number of heads is not known".to_owned()))?;
+    let keys = heads("head_count_kv").unwrap_or(queries);
+    let is_tied = config.as_ref().and_then(|config| config.get("tie_word_embeddings")?.as_bool()).unwrap_or(false);
+    let (mut found, mut experts) = (Vec::new(), BTreeMap::<String, BTreeMap<u64, (Source, Tensor)>>::new());
+    for shard in dense_files(model)? {
+        for tensor in shard.tensors() {
+            let unknown = || {
+                let detail = format!("tensor `{}` has no name in GGUF that is known here", tensor.name);
+                CheckpointError::Model { path: path.clone(), detail }
+            };
+            match llama::named(&tensor.name).ok_or_else(unknown)? {
+                llama::Named::Nothing => {}
+                // Whoever loads it takes the embeddings.
+                llama::Named::Whole(name, _) if is_tied && name == "output.weight" => {}
+                llama::Named::Whole(name, rows) => {
+                    let heads = match rows {
+                        Rows::AsTheyAre => None,
+                        Rows::Queries => Some(queries),
+                        Rows::Keys => Some(keys),
+                    };
+                    let fits =
+                        |heads: u64| heads > 0 && tensor.shape.first().is_some_and(|rows| rows % (2 * heads) == 0);
+                    if let Some(heads) = heads.filter(|heads| !fits(*heads)) {
+                        let detail =
+                            format!("tensor `{}` of shape {:?} is not of {heads} heads", tensor.name, tensor.shape);
+                        return Err(wrong(detail));
+                    }
+                    let from = From { heads, ..From::one(&shard, tensor) };
+                    found.push(of(name, tensor.shape.clone(), tensor, from).map_err(wrong)?);
+                }
+                llama::Named::Expert(name, number) => {
+                    let part = (shard.clone(), tensor.clone());
+                    experts.entry(name).or_default().insert(number, part);
+                }
+            }
+        }
+    }
+    for (name, parts) in experts {
+        let all = metadata.number("llama.expert_count");
+        let is_whole = parts.keys().copied().eq(0..parts.len() as u64) && all == Some(parts.len() as u64);
+        let parts = Vec::from_iter(parts.into_values());
+        let alike = |(_, one): &(Source, Tensor), (_, other): &(Source, Tensor)| {
+            (one.dtype, &one.shape) == (other.dtype, &other.shape)
+        };
+        let Some((_, first)) = parts.first().filter(|first| is_whole && parts.iter().all(|part| alike(first, part)))
+        else {
+            return Err(wrong(format!(
+                "of `{name}` it has {} experts, or not all of one shape: expected {all:?}",
+                parts.len()
+            )));
+        };
+        let shape = [&[parts.len() as u64][..], &first.shape].concat();
+        let first = first.clone();
+        found.push(of(name, shape, &first, From { parts, heads: None, bytes: None }).map_err(wrong)?);
+    }
+    if let Some(factors) = config.as_ref().and_then(llama::frequency_factors) {
+        let shape = vec![factors.len() as u64];
+        let name = "rope_freqs.weight".to_owned();
+        let tensor = Tensor { name, dtype: Dtype::F32.into(), shape, at: 0..0, scheme: None };
+        found.push(Named { tensor, from: From::numbers(&factors) });
+    }
+    check(&found, &expected).map_err(wrong)?;
+    Ok((found, metadata))
+}
+
+/// A tensor of numbers, in the type that it has where nothing else is wanted.
+fn of(name: String, shape: Vec<u64>, tensor: &Tensor, from: From) -> Result<Named, String> {
+    if float_word(tensor.dtype).is_none() {
+        return Err(format!("tensor `{}` is of {}: expected F32, F16, BF16 or F64", tensor.name, tensor.dtype));
+    }
+    let is_wide = shape.len() < 2 || name.ends_with(WIDE) || tensor.dtype == Dtype::F64.into();
+    let dtype: Element = if is_wide { Dtype::F32.into() } else { tensor.dtype };
+    Ok(Named { tensor: Tensor { name, dtype, shape, at: 0..0, scheme: tensor.scheme }, from })
+}
+
+/// What a GGUF file says, and the shapes of its tensors.
+fn of_given(location: &Location) -> Result<(Metadata, HashMap<String, Vec<u64>>), CheckpointError> {
+    let source = Source::open(location)?;
+    let wrong = |detail: &str| CheckpointError::Gguf { path: source.path().to_owned(), detail: detail.to_owned() };
+    let metadata = source.gguf().cloned().ok_or_else(|| wrong("it is safetensors"))?;
+    if metadata.text("general.architecture") != Some("llama") {
+        return Err(wrong("its architecture is not `llama`: names and order of rows are known of that alone"));
+    }
+    let shapes = source.tensors().iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+    Ok((metadata, shapes))
+}
+
+/// Whether these are the tensors that a given file has, if it has any.
+fn check(found: &[Named], expected: &HashMap<String, Vec<u64>>) -> Result<(), String> {
+    if expected.is_empty() {
+        return Ok(());
+    }
+    let shapes = HashMap::<&str, &[u64]>::from_iter(
+        found.iter().map(|named| (named.tensor.name.as_str(), named.tensor.shape.as_slice())),
+    );
+    let other = shapes.iter().find(|(name, shape)| expected.get(**name).is_none_or(|there| there != *shape));
+    if let Some((name, shape)) = other {
+        let there = expected.get(*name);
+        return Err(format!("`{name}` has shape {shape:?}, and in the file whose metadata are taken {there:?}"));
+    }
+    match expected.keys().find(|name| !shapes.contains_key(name.as_str())) {
+        Some(name) => Err(format!("it has no `{name}`, which is in the file whose metadata are taken")),
+        None => Ok(()),
+    }
+}
+
+/// The files of a model's tokenizer.
+fn files(model: &Model) -> Result<tokenizer::Files, CheckpointError> {
+    let others = model.folder().map(|folder| folder.others.as_slice()).unwrap_or_default();
+    let read = |name: &str| -> Result<Option<Bytes>, CheckpointError> {
+        let is_there = others.iter().any(|other| other == Path::new(name));
+        let file = model.location().join(Path::new(name));
+        let read = is_there.then(|| file.read(TOKENIZER_BYTES_MAX));
+        read.transpose().map_err(CheckpointError::io("cannot read", file.shown()))
+    };
+    Ok(tokenizer::Files {
+        pieces: read("tokenizer.model")?,
+        tokenizer: read("tokenizer.json")?,
+        configuration: read("tokenizer_config.json")?,
+        added: read("added_tokens.json")?,
+        template: read("chat_template.jinja")?,
+    })
+}

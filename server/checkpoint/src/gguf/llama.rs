@@ -1,0 +1,237 @@
+//! Models of the Llama family as transformers saves them, in llama.cpp's words: names of tensors, order of rows, and what a file says of the model.
+//!
+//! Source: `conversion/base.py` and `conversion/llama.py` of llama.cpp as of PyPI's llama-cpp-python 0.3.36.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::metadata::Metadata;
+
+/// Models whose tensors are those of Llama.
+const FAMILY: [&str; 4] = ["LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"];
+
+/// What a tensor of transformers is to llama.cpp.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// A tensor of that name; whose heads' rows are in another order, if they are.
+    Whole(String, Rows),
+    /// That of one expert, which is a part of one.
+    Expert(String, u64),
+    /// Nothing: it is computed.
+    Nothing,
+}
+
+/// The order of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    AsTheyAre,
+    /// As many heads as queries have, each in the order of llama.cpp's rotation.
+    Queries,
+    /// As many as keys have.
+    Keys,
+}
+
+const LAYER: [(&str, &str, Rows); 10] = [
+    ("input_layernorm", "attn_norm", Rows::AsTheyAre),
+    ("post_attention_layernorm", "ffn_norm", Rows::AsTheyAre),
+    ("self_attn.q_proj", "attn_q", Rows::Queries),
+    ("self_attn.k_proj", "attn_k", Rows::Keys),
+    ("self_attn.v_proj", "attn_v", Rows::AsTheyAre),
+    ("self_attn.o_proj", "attn_output", Rows::AsTheyAre),
+    ("mlp.gate_proj", "ffn_gate", Rows::AsTheyAre),
+    ("mlp.up_proj", "ffn_up", Rows::AsTheyAre),
+    ("mlp.down_proj", "ffn_down", Rows::AsTheyAre),
+    ("block_sparse_moe.gate", "ffn_gate_inp", Rows::AsTheyAre),
+];
+const OUTSIDE: [(&str, &str); 3] = [("embed_tokens", "token_embd"), ("norm", "output_norm"), ("lm_head", "output")];
+const EXPERTS: [(&str, &str); 3] = [("w1", "ffn_gate_exps"), ("w2", "ffn_down_exps"), ("w3", "ffn_up_exps")];
+
+/// What a tensor is to llama.cpp, if it is anything.
+pub(crate) fn named(name: &str) -> Option<Named> {
+    if name.ends_with(".rotary_emb.inv_freq") {
+        return Some(Named::Nothing);
+    }
+    let (module, part) = name.rsplit_once('.').filter(|(_, part)| ["weight", "bias"].contains(part))?;
+    let module = module.strip_prefix("model.").unwrap_or(module);
+    if let Some((_, other)) = OUTSIDE.iter().find(|(known, _)| *known == module) {
+        return Some(Named::Whole(format!("{other}.{part}"), Rows::AsTheyAre));
+    }
+    let (number, within) = module.strip_prefix("layers.")?.split_once('.')?;
+    let number = number.parse::<u32>().ok()?;
+    if let Some((_, other, rows)) = LAYER.iter().find(|(known, ..)| *known == within) {
+        return Some(Named::Whole(format!("blk.{number}.{other}.{part}"), *rows));
+    }
+    let (expert, which) = within.strip_prefix("block_sparse_moe.experts.")?.split_once('.')?;
+    let (_, other) = EXPERTS.iter().find(|(known, _)| *known == which)?;
+    Some(Named::Expert(format!("blk.{number}.{other}.{part}"), expert.parse().ok()?))
+}
+
+/// Whether a configuration is of a model of the family.
+///
+/// # Errors
+/// What it is instead.
+pub(crate) fn is_of_the_family(config: &Map<String, Value>) -> Result<(), String> {
+    let architecture = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
+    match architecture {
+        Some(name) if FAMILY.contains(&name) => Ok(()),
+        Some(name) => Err(format!(
+            "its architecture is `{name}`, whose tensors' names and order of rows in GGUF are not known here: expected one of {}",
+            FAMILY.join(", ")
+        )),
+        None => Err("its config.json names no architecture".to_owned()),
+    }
+}
+
+/// What a file says of the model: all but its tokenizer.
+///
+/// # Errors
+/// What lacks, or what has no place in a file.
+pub(crate) fn metadata(config: &Map<String, Value>, name: &str) -> Result<Metadata, String> {
+    is_of_the_family(config)?;
+    let number = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|number| u32::try_from(number).ok());
+    let needed = |key: &str| number(key).ok_or_else(|| format!("its config.json has no number `{key}`"));
+    let float = |key: &str| config.get(key).and_then(Value::as_f64);
+    let mut found = Metadata::default();
+    found.put_text("general.architecture", "llama");
+    found.put_text("general.type", "model");
+    found.put_text("general.name", name);
+    found.put_u32("llama.block_count", needed("num_hidden_layers")?);
+    found.put_u32("llama.context_length", needed("max_position_embeddings")?);
+    found.put_u32("llama.embedding_length", needed("hidden_size")?);
+    found.put_u32("llama.feed_forward_length", needed("intermediate_size")?);
+    let heads = needed("num_attention_heads")?;
+    found.put_u32("llama.attention.head_count", heads);
+    found.put_u32("llama.attention.head_count_kv", number("num_key_value_heads").unwrap_or(heads));
+    let rope = Rope::of(config);
+    rope.scaling(&mut found)?;
+    found.put_f32("llama.rope.freq_base", rope.theta as f32);
+    let epsilon = float("rms_norm_eps").ok_or("its config.json has no number `rms_norm_eps`")?;
+    found.put_f32("llama.attention.layer_norm_rms_epsilon", epsilon as f32);
+    if let Some(experts) = number("num_local_experts") {
+        found.put_u32("llama.expert_count", experts);
+        found.put_u32("llama.expert_used_count", needed("num_experts_per_tok")?);
+    }
+    // transformers' own configuration of Mixtral has none where the file has none.
+    let is_said = number("head_dim").is_some() || number("num_local_experts").is_none();
+    if let Some(dimension) = head_dimension(config).filter(|_| is_said) {
+        found.put_u32("llama.attention.key_length", dimension);
+        found.put_u32("llama.attention.value_length", dimension);
+    }
+    found.put_u32("llama.vocab_size", needed("vocab_size")?);
+    found.put_u32("llama.rope.dimension_count", head_dimension(config).ok_or("its heads have no dimension")?);
+    Ok(found)
+}
+
+fn head_dimension(config: &Map<String, Value>) -> Option<u32> {
+    let number = |key: &str| config.get(key).and_then(Value::as_u64);
+    let of_heads = || number("hidden_size")?.checked_div(number("num_attention_heads")?);
+    u32::try_from(number("head_dim").or_else(of_heads)?).ok().filter(|dimension| (1..=1 << 16).contains(dimension))
+}
+
+/// How positions are rotated: of transformers 5 `rope_parameters`, before it `rope_theta` and `rope_scaling`.
+struct Rope {
+    theta: f64,
+    kind: String,
+    said: BTreeMap<String, f64>,
+}
+
+impl Rope {
+    fn of(config: &Map<String, Value>) -> Rope {
+        let object = |key: &str| config.get(key).and_then(Value::as_object);
+        let said = object("rope_parameters").or_else(|| object("rope_scaling"));
+        let of = |key: &str| said?.get(key);
+        let theta = of("rope_theta").or_else(|| config.get("rope_theta")).and_then(Value::as_f64);
+        let kind = of("rope_type").or_else(|| of("type")).and_then(Value::as_str).unwrap_or("default");
+        let said = said.into_iter().flatten();
+        let said = said.filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect();
+        Rope { theta: theta.unwrap_or(10_000.0), kind: kind.to_owned(), said }
+    }
+
+    fn scaling(&self, found: &mut Metadata) -> Result<(), String> {
+        let factor = self.said.get("factor");
+        let needed = |key: &str| self.said.get(key).copied().ok_or_else(|| format!("its rope scaling has no `{key}`"));
+        match (self.kind.as_str(), factor) {
+            ("default" | "llama3", _) => {}
+            ("linear", Some(factor)) => {
+                found.put_text("llama.rope.scaling.type", "linear");
+                found.put_f32("llama.rope.scaling.factor", *factor as f32);
+            }
+            ("yarn", Some(factor)) => {
+                found.put_text("llama.rope.scaling.type", "yarn");
+                found.put_f32("llama.rope.scaling.factor", *factor as f32);
+                let before = needed("original_max_position_embeddings")?;
+                found.put_u32("llama.rope.scaling.original_context_length", before as u32);
+                let others = [
+                    ("extrapolation_factor", "yarn_ext_factor"),
+                    ("attention_factor", "yarn_attn_factor"),
+                    ("beta_fast", "yarn_beta_fast"),
+                    ("beta_slow", "yarn_beta_slow"),
+                ];
+                for (key, word) in others {
+                    if let Some(number) = self.said.get(key) {
+                        found.put_f32(&format!("llama.rope.scaling.{word}"), *number as f32);
+                    }
+                }
+            }
+            (kind, _) => {
+                return Err(format!(
+                    "its rope scaling is `{kind}`, or has no factor: expected llama3, linear or yarn, or none"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// By what Llama 3's scaling divides the frequencies: the tensor `rope_freqs.weight`; none for others.
+pub(crate) fn frequency_factors(config: &Map<String, Value>) -> Option<Vec<f32>> {
+    let rope = Rope::of(config);
+    let dimension = head_dimension(config).filter(|_| rope.kind == "llama3")?;
+    let of = |key: &str, usual: f64| rope.said.get(key).copied().unwrap_or(usual);
+    let (factor, low, high) = (of("factor", 8.0), of("low_freq_factor", 1.0), of("high_freq_factor", 4.0));
+    let before = of("original_max_position_embeddings", 8192.0);
+    let (longest, shortest) = (before / low, before / high);
+    // In f32, and a number over a tensor as the number times the inverse, where llama.cpp's converter computes so.
+    let of = |at: u32| {
+        let exponent = (2 * at) as f32 / dimension as f32;
+        let frequency = (rope.theta.powf(f64::from(exponent)) as f32).recip();
+        let wave = frequency.recip() * std::f64::consts::TAU as f32;
+        match f64::from(wave) {
+            length if length < shortest => 1.0,
+            length if length > longest => factor as f32,
+            _ => {
+                let smooth = (wave.recip() * before as f32 - low as f32) / (high - low) as f32;
+                ((1.0 - smooth) / factor as f32 + smooth).recip()
+            }
+        }
+    };
+    Some((0..dimension / 2).map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_llama_cpp() {
+        let whole = |name: &str, rows| Some(Named::Whole(name.to_owned(), rows));
+        assert_eq!(named("model.embed_tokens.weight"), whole("token_embd.weight", Rows::AsTheyAre));
+        assert_eq!(named("lm_head.weight"), whole("output.weight", Rows::AsTheyAre));
+        assert_eq!(named("layers.3.self_attn.q_proj.bias"), whole("blk.3.attn_q.bias", Rows::Queries));
+        assert_eq!(named("model.layers.12.self_attn.k_proj.weight"), whole("blk.12.attn_k.weight", Rows::Keys));
+        assert_eq!(
+            named("model.layers.0.block_sparse_moe.experts.7.w2.weight"),
+            Some(Named::Expert("blk.0.ffn_down_exps.weight".to_owned(), 7))
+        );
+        assert_eq!(named("model.layers.0.self_attn.rotary_emb.inv_freq"), Some(Named::Nothing));
+        for other in [
+            "model.layers.0.self_attn.q_norm.weight",
+            "model.layers.x.mlp.up_proj.weight",
+            "weight",
+            "model.norm.scale",
+        ] {
+            assert_eq!(named(other), None, "{other}");
+        }
+    }
+}

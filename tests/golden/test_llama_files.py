@@ -1,0 +1,110 @@
+"""A model of the Llama family becomes the GGUF file that llama.cpp's own converter makes of it. `llama_files.py` says how the digests were made."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from golden import ggufs, llamas
+from golden.llama_files import told
+from harness import cli
+
+DOCUMENT = json.loads((Path(__file__).resolve().parent / "files" / "llama_files.json").read_text())["models"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llamas")
+    return {name: model.write(folder / name) for name, model in llamas.MODELS.items()}
+
+
+@pytest.mark.parametrize("name", llamas.MODELS)
+def test_a_model_becomes_what_the_converter_makes(name, folders, tmp_path):
+    cli.quantize(folders[name], tmp_path / "made.gguf", "-s", llamas.MODELS[name].dtype.upper())
+    made = told(ggufs.read(tmp_path / "made.gguf"))
+    assert made["tensors"] == DOCUMENT[name]["tensors"]
+    assert made["keys"] == DOCUMENT[name]["keys"]
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0", "IQ4_NL"])
+@pytest.mark.parametrize("name", llamas.MODELS)
+def test_in_one_step_it_becomes_what_it_becomes_in_two(name, mix, folders, tmp_path):
+    """The second being llama-quantize's, by test_gguf_files.py."""
+    cli.quantize(folders[name], tmp_path / "dense.gguf", "-s", llamas.MODELS[name].dtype.upper())
+    cli.quantize(tmp_path / "dense.gguf", tmp_path / "two.gguf", "-s", mix)
+    cli.quantize(folders[name], tmp_path / "one.gguf", "-s", mix)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("name", llamas.MODELS)
+def test_metadata_may_come_of_a_file_of_the_same_model(name, folders, tmp_path):
+    """Without a tokenizer, and of one file even without a configuration."""
+    cli.quantize(folders[name], tmp_path / "dense.gguf", "-s", "F16")
+    cli.quantize(tmp_path / "dense.gguf", tmp_path / "expected.gguf", "-s", "F32")
+    bare = shutil.copytree(folders[name], tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    if llamas.MODELS[name].shards == 1 and name != "llama 3":
+        bare = bare / "model.safetensors"
+    cli.quantize(bare, tmp_path / "made.gguf", "-s", "F16", "--metadata", tmp_path / "expected.gguf")
+    made, expected = ggufs.read(tmp_path / "made.gguf"), ggufs.read(tmp_path / "dense.gguf")
+    assert made == expected and list(made.keys) == list(expected.keys)
+
+
+def test_a_quantized_model_becomes_what_it_decodes_to(folders, tmp_path):
+    cli.quantize(folders["llama"], tmp_path / "quantized", "-s", "W8A16")
+    cli.done("dequantize", tmp_path / "quantized", tmp_path / "dense")
+    cli.quantize(tmp_path / "quantized", tmp_path / "made.gguf", "-s", "Q6_K")
+    cli.quantize(tmp_path / "dense", tmp_path / "expected.gguf", "-s", "Q6_K")
+    assert ggufs.read(tmp_path / "made.gguf").tensors == ggufs.read(tmp_path / "expected.gguf").tensors
+
+
+def test_scores_are_made_of_merges_where_they_are_gone(tmp_path):
+    """`tokenizer.json` alone: what is merged first is preferred, so llama.cpp cuts as transformers does."""
+    llamas.Family(layers=1, tokenizer="fallback").write(tmp_path / "model")
+    cli.quantize(tmp_path / "model", tmp_path / "made.gguf", "-s", "F16")
+    keys = ggufs.read(tmp_path / "made.gguf").keys
+    tokens, scores, kinds = (keys[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
+    assert keys["tokenizer.ggml.model"] == "llama" and len(tokens) == len(scores) == len(kinds) == 320
+    assert [scores[tokens.index(text)] for text in ("▁t", "he", "▁the", "▁")] == [0, -1, -2, -3]
+    assert kinds[:4] == [2, 3, 3, 6] and kinds[-1] == 5 and tokens[-1] == "[PAD319]"
+
+
+def spoiled(folder: Path, spoil) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    spoil(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda config: config.update(architectures=["Qwen2ForCausalLM"]), "its architecture is `Qwen2ForCausalLM`"),
+    (lambda config: config.pop("rms_norm_eps"), "has no number `rms_norm_eps`"),
+    (lambda config: config.update(num_attention_heads=3), "is not of 3 heads"),
+    (lambda config: config.update(rope_scaling={"rope_type": "longrope", "factor": 2.0}), "its rope scaling is `longrope`"),
+    (lambda config: config.pop("vocab_size"), "has no number `vocab_size`"),
+], ids=["architecture", "epsilon", "heads", "rope", "vocabulary"])
+def test_what_is_not_known_of_a_model_is_said(spoil, says, tmp_path):
+    folder = spoiled(llamas.Family(layers=1).write(tmp_path / "model"), spoil)
+    cli.check_refusal(cli.run("quantize", folder, tmp_path / "made.gguf", "-s", "Q8_0"), 3, says)
+    assert not (tmp_path / "made.gguf").exists()
+
+
+def test_a_tokenizer_that_is_not_known_can_be_given(tmp_path):
+    folder = llamas.Family(layers=1, tokenizer="bytes").write(tmp_path / "model")
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace("{1,3}", "{1,2}"))
+    ended = cli.run("quantize", folder, tmp_path / "made.gguf", "-s", "Q8_0")
+    cli.check_refusal(ended, 3, "the way its tokenizer.json cuts text before BPE is none of those", "Or give a GGUF file of the model")
+    (folder / "tokenizer.json").write_text(text)
+    cli.quantize(folder, tmp_path / "known.gguf", "-s", "Q8_0")
+    cli.quantize(folder, tmp_path / "made.gguf", "-s", "Q8_0", "--metadata", tmp_path / "known.gguf")
+    assert (tmp_path / "made.gguf").read_bytes() == (tmp_path / "known.gguf").read_bytes()
+
+
+def test_metadata_of_another_model_are_refused(folders, tmp_path):
+    cli.quantize(folders["mixtral"], tmp_path / "other.gguf", "-s", "Q8_0")
+    asked = ["quantize", folders["llama"], tmp_path / "made.gguf", "-s", "Q8_0", "--metadata"]
+    cli.check_refusal(cli.run(*asked, tmp_path / "other.gguf"), 3, "in the file whose metadata are taken")
+    cli.check_refusal(cli.run(*asked, folders["llama"] / "model.safetensors"), 3, "it is safetensors")
+    asked = ["quantize", folders["llama"], tmp_path / "made", "-s", "W4A16", "--metadata", tmp_path / "other.gguf"]
+    cli.check_refusal(cli.run(*asked), 2, "`metadata` has no effect here")
