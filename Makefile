@@ -14,7 +14,7 @@ FUZZ_TARGETS ?= safetensors gguf model columns command scheme frames stream
 CARGO_BUILD := cargo build --release --locked --workspace
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help build demo test test-rust test-python test-asan test-valgrind fuzz lint proto golden test-interop bench bench-python bench-kernels bench-memory bench-checkpoint load-test profile choosing docker-build docker-check clean
+.PHONY: help build demo test test-rust test-python test-asan test-valgrind fuzz lint proto golden test-interop bench bench-python bench-kernels bench-memory bench-checkpoint bench-gguf load-test profile choosing docker-build docker-check clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -102,6 +102,9 @@ bench-kernels: $(VENV)/installed $(VENV_BENCH)/installed ## Each format on one c
 
 bench-checkpoint: build $(VENV)/installed $(VENV_PTQ)/installed ## A model's folder to folder beside llm-compressor's model_free_ptq and a copy; their bytes compared (5 GB once); writes tests/load/results
 	$(PY) tests/load/checkpoint.py --peer $(VENV_PTQ)/bin/python
+
+bench-gguf: build $(VENV)/installed ## A GGUF file to another beside llama-quantize, byte for byte the same (llama.cpp is built once, 5 minutes); writes tests/load/results
+	$(PY) tests/load/gguf.py
 
 choosing: build $(VENV)/installed ## The table of docs/CHOOSING.md: what each scheme loses on a real model, and the speeds of the newest bench-kernels
 	$(PY) tests/load/choosing.py

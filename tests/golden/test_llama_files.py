@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from golden import ggufs, llamas
@@ -108,3 +109,41 @@ def test_metadata_of_another_model_are_refused(folders, tmp_path):
     cli.check_refusal(cli.run(*asked, folders["llama"] / "model.safetensors"), 3, "it is safetensors")
     asked = ["quantize", folders["llama"], tmp_path / "made", "-s", "W4A16", "--metadata", tmp_path / "other.gguf"]
     cli.check_refusal(cli.run(*asked), 2, "`metadata` has no effect here")
+
+
+@pytest.mark.parametrize("scheme, kind", [("MXFP4A16", "MXFP4"), ("NVFP4A16", "NVFP4"), ("W8A16/g32", "Q8_0")])
+def test_blocks_hold_the_numbers_of_a_quantized_model(scheme, kind, tmp_path):
+    """Codes and scales are moved: what they decode to is the same, but for NVFP4's scale of a layer, by which one divides and the other multiplies."""
+    model = llamas.Family(dtype="bf16" if kind != "Q8_0" else "f16", tied=True)
+    model.write(tmp_path / "model")
+    cli.quantize(tmp_path / "model", tmp_path / "quantized", "-s", scheme)
+    cli.quantize(tmp_path / "quantized", tmp_path / "made.gguf", "-s", "COPY")
+    made = ggufs.read(tmp_path / "made.gguf")
+    kinds = {name: tensor[0] for name, tensor in made.tensors.items()}
+    assert {kinds[f"blk.1.{name}.weight"] for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")} == {kind}
+    assert kinds["token_embd.weight"] == model.dtype.upper() and kinds["blk.0.attn_norm.weight"] == "F32"
+    assert made.keys["general.file_type"] == {"MXFP4": 38, "NVFP4": 39, "Q8_0": 7}[kind]
+    assert [name for name in kinds if name.endswith(".scale")] == [
+        f"blk.{layer}.{name}.scale" for layer in range(2) for name in sorted(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"))
+        if kind == "NVFP4"]
+    cli.done("dequantize", tmp_path / "quantized", tmp_path / "dense", "--dtype", "f32")
+    cli.quantize(tmp_path / "dense", tmp_path / "expected.gguf", "-s", "F32")
+    cli.quantize(tmp_path / "made.gguf", tmp_path / "found.gguf", "-s", "F32")
+    expected, found = ggufs.read(tmp_path / "expected.gguf").tensors, ggufs.read(tmp_path / "found.gguf").tensors
+    for name, (_, _, data) in expected.items():
+        one, other = np.frombuffer(data, np.float32), np.frombuffer(found[name][2], np.float32)
+        np.testing.assert_allclose(other, one, rtol=2**-22 if kind == "NVFP4" else 0, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "int8", "FP8_DYNAMIC"])
+def test_numbers_that_no_block_holds_are_no_copy(scheme, tmp_path):
+    llamas.Family(layers=1).write(tmp_path / "model")
+    cli.quantize(tmp_path / "model", tmp_path / "quantized", "-s", scheme)
+    ended = cli.run("quantize", tmp_path / "quantized", tmp_path / "made.gguf", "-s", "COPY")
+    cli.check_refusal(ended, 3, "no block of ggml holds the numbers of `", "model.layers.0.")
+
+
+def test_a_copy_of_a_file_has_its_tensors(folders, tmp_path):
+    cli.quantize(folders["llama"], tmp_path / "made.gguf", "-s", "Q4_K_M")
+    cli.quantize(tmp_path / "made.gguf", tmp_path / "copy.gguf", "-s", "COPY")
+    assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "made.gguf").read_bytes()

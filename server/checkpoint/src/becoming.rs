@@ -4,7 +4,10 @@
 
 mod family;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 use quarrel_engine::{Codes, Plan, Scheme};
 use quarrel_proto::{
@@ -35,6 +38,9 @@ pub(crate) struct Becoming {
     pub(crate) head: Head,
 }
 
+/// The scheme of a GGUF file whose tensors stay what they are; what is quantized otherwise gets blocks of the same numbers.
+const COPY: &str = "COPY";
+
 /// Whether a file is to be GGUF.
 pub fn is_gguf(location: &Location) -> bool {
     location.shown().extension().is_some_and(|ending| ending == "gguf")
@@ -60,7 +66,7 @@ pub fn check_for_gguf(command: &v1::Quantize) -> Result<(), CheckpointError> {
                 );
                 return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
             }
-            Mix::named(name).map(drop)
+            if name == COPY { Ok(()) } else { Mix::named(name).map(drop) }
         }
         _ => only_blocks(&plan_of(command)?),
     }
@@ -93,17 +99,23 @@ impl Becoming {
         metadata: Option<&Location>,
     ) -> Result<Becoming, CheckpointError> {
         check_for_gguf(&command)?;
+        let is_copy = matches!(&command.how, Some(How::Scheme(name)) if name == COPY);
         let path = model.path();
         let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
         let gguf = model.shards().iter().find_map(|shard| Some((shard, shard.gguf()?)));
         let (mut named, metadata) = match (gguf, metadata) {
             (Some((source, metadata)), None) => (as_they_are(source), metadata.clone()),
             (Some(_), Some(_)) => return Err(no_effect()),
-            (None, given) => family::named(model, given)?,
+            (None, given) => family::named(model, given, is_copy)?,
         };
         named.sort_by(|one, other| natural(&one.tensor.name, &other.tensor.name));
         let tensors = Vec::from_iter(named.iter().map(|named| named.tensor.clone()));
         let wanted = match &command.how {
+            Some(How::Scheme(_)) if is_copy => {
+                let elements = Vec::from_iter(tensors.iter().map(|tensor| tensor.dtype));
+                let said = metadata.number("general.file_type").and_then(|number| u32::try_from(number).ok());
+                Wanted { file_type: said.unwrap_or_else(|| file_type(&elements)), elements }
+            }
             Some(How::Scheme(name)) => {
                 let mix = Mix::named(name)?;
                 let elements = mix.elements(&tensors, &Facts::of(&metadata)).map_err(wrong)?;
@@ -190,16 +202,23 @@ fn by_recipe(tensors: &[Tensor], plan: &Plan) -> Result<Wanted, CheckpointError>
     Ok(Wanted { elements, file_type })
 }
 
-/// What most bytes of a file are, as the number of the mix of that name; llama.cpp shows it, and looks at the tensors.
+/// What most tensors of a file are, as the number of the mix of that name; llama.cpp shows it, and looks at the tensors.
 fn file_type(elements: &[Element]) -> u32 {
-    let mut counts = HashMap::<String, usize>::new();
-    for element in elements.iter().filter(|element| matches!(element, Element::Blocks(_))) {
-        *counts.entry(element.to_string()).or_default() += 1;
+    let mut counts = HashMap::<(bool, String), usize>::new();
+    for element in elements {
+        // Any block before any number.
+        *counts.entry((matches!(element, Element::Blocks(_)), element.to_string())).or_default() += 1;
     }
-    let most = counts.into_iter().max_by(|one, other| one.1.cmp(&other.1).then_with(|| other.0.cmp(&one.0)));
-    let mix = most.and_then(|(name, _)| Mix::named(&name).ok());
-    // LLAMA_FTYPE_GUESSED, where no mix is of that type.
-    mix.map_or(1024, |mix| mix.file_type)
+    let rank = |((is_blocks, name), count): &((bool, String), usize)| {
+        (*is_blocks, name != "F32", *count, Reverse(name.clone()))
+    };
+    let most = counts.into_iter().max_by_key(rank).map(|((_, name), _)| name).unwrap_or_default();
+    match most.as_str() {
+        "MXFP4" => 38,
+        "NVFP4" => 39,
+        // LLAMA_FTYPE_GUESSED, where no mix is of that type.
+        name => Mix::named(name).map_or(1024, |mix| mix.file_type),
+    }
 }
 
 /// A rule for each type, with the names that get it.

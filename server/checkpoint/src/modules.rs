@@ -7,7 +7,7 @@
 mod parts;
 
 use half::{bf16, f16};
-use quarrel_engine::{Codes, Granularity, Packing, Scheme, SchemeError, e4m3_value, packed_bytes};
+use quarrel_engine::{Block, Codes, Granularity, Packing, Scheme, SchemeError, e4m3_value, packed_bytes};
 use safetensors::Dtype;
 
 use self::parts::Parts;
@@ -15,6 +15,7 @@ use crate::{
     bits::unpack_down,
     element::Element,
     error::CheckpointError,
+    layer::module_of,
     said::said,
     source::{Source, Tensor},
     stored::SCALES_PART,
@@ -48,7 +49,7 @@ pub struct Module {
 /// [`CheckpointError::Module`] for a layer that is quantized in another layout, or in a way that cannot be told.
 pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
     if source.gguf().is_some() {
-        return source.tensors().iter().filter_map(blocks).collect();
+        return source.tensors().iter().filter_map(|tensor| blocks(source, tensor)).collect();
     }
     let said = said(source)?;
     let mut found = Vec::new();
@@ -134,7 +135,7 @@ impl Module {
         })
     }
 
-    /// What its scales are divided by, if that is another number than 1.
+    /// What its scales are divided by, or of blocks multiplied by, if that is another number than 1.
     ///
     /// # Errors
     /// [`CheckpointError::Io`].
@@ -176,7 +177,7 @@ const ACTIVATIONS: [&str; 4] = ["input_scale", "input_global_scale", "input_zero
 pub(crate) const DEEPSEEK_SCALES: &str = "weight_scale_inv";
 
 /// The layer that a tensor of blocks is.
-fn blocks(tensor: &Tensor) -> Option<Result<Module, CheckpointError>> {
+fn blocks(source: &Source, tensor: &Tensor) -> Option<Result<Module, CheckpointError>> {
     let Element::Blocks(of) = tensor.dtype else { return None };
     let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name).to_owned();
     let Some(block) = of.block() else { return Some(Err(CheckpointError::Foreign { module: name, mark: of.name })) };
@@ -201,7 +202,8 @@ fn blocks(tensor: &Tensor) -> Option<Result<Module, CheckpointError>> {
         scales: None,
         zero_points: None,
         shape_tensor: None,
-        global: None,
+        // What llama.cpp multiplies by, where it is there.
+        global: source.tensor(&format!("{}.scale", module_of(&tensor.name))).filter(|_| block == Block::Nvfp4).cloned(),
         activations: Vec::new(),
     };
     Some(scheme.map(module))

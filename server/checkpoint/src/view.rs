@@ -4,6 +4,7 @@
 mod decoded;
 mod experts;
 mod moved;
+mod repacked;
 
 use std::{collections::HashMap, io, ops::Range};
 
@@ -12,7 +13,7 @@ use quarrel_proto::v1;
 
 use self::decoded::Decoded;
 pub(crate) use self::{
-    decoded::{dense, files as dense_files},
+    decoded::{dense, files as dense_files, repacked_files},
     moved::{From, Moved, moved},
 };
 use crate::{error::CheckpointError, fate::plan_of, model::Model, source::Source};

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from golden import llama, llamas  # noqa: E402
+from golden import ggml, ggufs, llama, llamas  # noqa: E402
+from golden.llama_files import CONVERT  # noqa: E402
 from harness.server import binary  # noqa: E402
 
 HEADS, KEYS, LAYERS, VOCABULARY = 4, 2, 2, 512
@@ -81,21 +81,43 @@ def test_a_model_quantized_before_is_read_too(dense, cpp, tmp_path):
     assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 3e-2
 
 
+@pytest.mark.parametrize("scheme", ["MXFP4A16", "NVFP4A16", "W8A16"])
+def test_a_copy_holds_the_numbers_of_the_quantized_model(scheme, dense, cpp, tmp_path):
+    group = ["--group-size", "32"] if scheme == "W8A16" else []
+    if scheme == "W8A16":
+        # Scales are stored in the weights' own type, and blocks have f16.
+        LlamaForCausalLM.from_pretrained(dense, dtype=torch.float16).save_pretrained(tmp_path / "f16")
+        llamas.pieces(tmp_path / "f16", VOCABULARY)
+        dense = tmp_path / "f16"
+    run("quantize", dense, tmp_path / "quantized", "--scheme", scheme, *group)
+    run("quantize", tmp_path / "quantized", tmp_path / "made.gguf", "--scheme", "COPY")
+    expected = expected_logits(dense, tmp_path / "made.gguf", tmp_path)
+    found = logits(cpp, tmp_path / "made.gguf")
+    error = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+    agreement = (found.argmax(-1) == expected.argmax(-1)).mean()
+    print(f"COPY of {scheme}: relative error {error:.2e}, the same best token in {agreement:.3f}")
+    assert error < 3e-2 and agreement >= 0.95, (error, agreement)
+
+
+def test_a_copy_of_nvfp4_is_what_llama_cpps_converter_makes(dense, tmp_path):
+    run("quantize", dense, tmp_path / "quantized", "--scheme", "NVFP4A16")
+    run("quantize", tmp_path / "quantized", tmp_path / "made.gguf", "--scheme", "COPY")
+    source = ggml.sources(tmp_path)
+    ggml.run(sys.executable, "-c", CONVERT, source, tmp_path / "quantized", "--outtype", "f32", "--outfile", tmp_path / "theirs.gguf")
+    assert ggufs.read(tmp_path / "made.gguf").tensors == ggufs.read(tmp_path / "theirs.gguf").tensors
+
+
 def expected_logits(dense: Path, made: Path, folder: Path) -> np.ndarray:
     """What transformers computes with the weights of a GGUF file, under its own names and in its own order of rows."""
-    decoded = folder / "decoded.safetensors"
-    if subprocess.run([binary(), "dequantize", made, decoded, "--quiet"], stderr=subprocess.PIPE).returncode:
-        # Nothing in it is quantized.
-        run("quantize", made, folder / "wide.gguf", "--scheme", "F32")
-        weights = plain(folder / "wide.gguf")
-    else:
-        weights = load_file(decoded)
+    run("quantize", made, folder / "wide.gguf", "--scheme", "F32")
     model = LlamaForCausalLM.from_pretrained(dense, dtype=torch.float32)
     state = {}
-    for name, values in weights.items():
+    for name, (_, shape, data) in ggufs.read(folder / "wide.gguf").tensors.items():
+        if name.endswith(".scale"):
+            continue
+        values = torch.from_numpy(np.frombuffer(data, np.float32).reshape(shape).copy())
         parts = name.split(".")
         of = OUTSIDE[parts[0]] if parts[0] in OUTSIDE else f"model.layers.{parts[1]}.{NAMES[parts[2]]}"
-        values = values.float()
         if parts[0] == "blk" and parts[2] in ("attn_q", "attn_k"):
             heads = HEADS if parts[2] == "attn_q" else KEYS
             values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
@@ -104,13 +126,6 @@ def expected_logits(dense: Path, made: Path, folder: Path) -> np.ndarray:
     model.load_state_dict(state)
     with torch.no_grad():
         return model.eval()(torch.from_numpy(TOKENS)).logits.numpy()
-
-
-def plain(path: Path) -> dict:
-    from golden import ggufs
-
-    return {name: torch.from_numpy(np.frombuffer(data, np.float32).reshape(shape).copy())
-            for name, (kind, shape, data) in ggufs.read(path).tensors.items()}
 
 
 def logits(cpp, path: Path) -> np.ndarray:

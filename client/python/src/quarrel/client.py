@@ -331,8 +331,9 @@ class Client:
         """
         how = command.stored(scheme, options, dequantize)
         body: dict[str, Any] = {"command": how | {"source": command.uri(source), "sink": command.uri(sink)}}
-        asked = {"replace": replace or None, "sqnr_db_min": sqnr_db_min, "cosine_min": cosine_min}
-        asked["metadata"] = None if metadata is None else command.uri(metadata)
+        given = None if metadata is None else command.uri(metadata)
+        least = {"sqnr_db_min": sqnr_db_min, "cosine_min": cosine_min}
+        asked: dict[str, Any] = {"replace": replace or None, "metadata": given, **least}
         body |= {name: command.written(name, value) for name, value in asked.items() if value is not None}
         return Job(self._ask, json.loads(self._ask("job.submit", body)))
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use quarrel_engine::Block;
 use safetensors::Dtype;
 
 use super::Named;
@@ -18,10 +19,11 @@ use crate::{
         llama::{self, Rows},
         tokenizer,
     },
+    layer::module_of,
     model::Model,
     source::{Source, Tensor},
     storage::Location,
-    view::{From, dense_files},
+    view::{From, dense_files, repacked_files},
 };
 
 /// More than any file of a tokenizer has, as which it takes several times as much memory.
@@ -30,7 +32,11 @@ const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
 const WIDE: &str = "ffn_gate_inp.weight";
 
 /// The tensors under their new names, and what the file says: of the model's own configuration and tokenizer, or what a GGUF file of it says.
-pub(super) fn named(model: &Model, given: Option<&Location>) -> Result<(Vec<Named>, Metadata), CheckpointError> {
+pub(super) fn named(
+    model: &Model,
+    given: Option<&Location>,
+    is_copy: bool,
+) -> Result<(Vec<Named>, Metadata), CheckpointError> {
     let path = model.path();
     let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
     let config = model.folder().and_then(|folder| folder.config.clone());
@@ -58,7 +64,8 @@ pub(super) fn named(model: &Model, given: Option<&Location>) -> Result<(Vec<Name
     let keys = heads("head_count_kv").unwrap_or(queries);
     let is_tied = config.as_ref().and_then(|config| config.get("tie_word_embeddings")?.as_bool()).unwrap_or(false);
     let (mut found, mut experts) = (Vec::new(), BTreeMap::<String, BTreeMap<u64, (Source, Tensor)>>::new());
-    for shard in dense_files(model)? {
+    let shards = if is_copy { repacked_files(model)? } else { dense_files(model)? };
+    for shard in shards {
         for tensor in shard.tensors() {
             let unknown = || {
                 let detail = format!("tensor `{}` has no name in GGUF that is known here", tensor.name);
@@ -82,7 +89,13 @@ pub(super) fn named(model: &Model, given: Option<&Location>) -> Result<(Vec<Name
                         return Err(wrong(detail));
                     }
                     let from = From { heads, ..From::one(&shard, tensor) };
+                    found.extend(scale(model, &name, tensor)?);
                     found.push(of(name, tensor.shape.clone(), tensor, from).map_err(wrong)?);
+                }
+                llama::Named::Expert(name, _) if tensor.dtype == Block::Nvfp4.into() => {
+                    return Err(wrong(format!(
+                        "`{name}` of NVFP4 experts, each with a scale of its own, is not known here"
+                    )));
                 }
                 llama::Named::Expert(name, number) => {
                     let part = (shard.clone(), tensor.clone());
@@ -119,8 +132,27 @@ pub(super) fn named(model: &Model, given: Option<&Location>) -> Result<(Vec<Name
     Ok((found, metadata))
 }
 
+/// What a tensor of blocks is multiplied by, where that is another number than 1: a tensor beside it.
+fn scale(model: &Model, name: &str, tensor: &Tensor) -> Result<Option<Named>, CheckpointError> {
+    if tensor.dtype != Block::Nvfp4.into() {
+        return Ok(None);
+    }
+    let global = format!("{}.weight_global_scale", module_of(&tensor.name));
+    let found = model.shards().iter().find_map(|shard| Some((shard, shard.tensor(&global)?)));
+    let Some((shard, global)) = found else { return Ok(None) };
+    let bytes = shard.read_whole(global)?;
+    let number = bytes.first_chunk().map_or(1.0, |bytes| f32::from_le_bytes(*bytes));
+    let name = format!("{}.scale", module_of(name));
+    let tensor = Tensor { name, dtype: Dtype::F32.into(), shape: vec![1], at: 0..0, scheme: None };
+    // Where compressed-tensors divides.
+    Ok(Some(Named { tensor, from: From::numbers(&[1.0 / number]) }))
+}
+
 /// A tensor of numbers, in the type that it has where nothing else is wanted.
 fn of(name: String, shape: Vec<u64>, tensor: &Tensor, from: From) -> Result<Named, String> {
+    if tensor.dtype.plain().is_none() {
+        return Ok(Named { tensor: Tensor { name, dtype: tensor.dtype, shape, at: 0..0, scheme: None }, from });
+    }
     if float_word(tensor.dtype).is_none() {
         return Err(format!("tensor `{}` is of {}: expected F32, F16, BF16 or F64", tensor.name, tensor.dtype));
     }

@@ -74,7 +74,7 @@ impl Mix {
         found.ok_or_else(|| {
             let names = Vec::from_iter(MIXES.iter().map(|mix| mix.name)).join(", ");
             let message = format!(
-                "scheme `{}` is none of a whole GGUF file: expected {names}, or a recipe whose rules name types tensor by tensor",
+                "scheme `{}` is none of a whole GGUF file: expected {names}, COPY, or a recipe whose rules name types tensor by tensor",
                 quarrel_engine::shorten(name, 100)
             );
             CheckpointError::Command { reason: Reason::SchemeUnknown, message }

@@ -1,4 +1,4 @@
-//! Quantized layers, decoded where they are read.
+//! Quantized layers, decoded where they are read, or repacked into blocks that hold the same numbers.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -8,12 +8,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use quarrel_engine::Granularity;
+use quarrel_engine::{Block, Granularity};
 use safetensors::Dtype;
 
-use super::{BEHIND, Computed};
+use super::{BEHIND, Computed, repacked};
 use crate::{
     checks::{already_quantized, refuse_scattered},
+    element::Element,
     error::CheckpointError,
     fate::dtype_of,
     local::{Scales, decode},
@@ -29,7 +30,7 @@ const REMEMBERED_BYTES: usize = 16 << 20;
 /// Decoded tensors of a file, by where they begin.
 #[derive(Debug)]
 pub(crate) struct Decoded {
-    layers: BTreeMap<u64, Module>,
+    layers: BTreeMap<u64, (Module, Option<Block>)>,
     remembered: Arc<Remembered>,
     /// Which of the model's files it is.
     number: usize,
@@ -53,31 +54,50 @@ pub(crate) fn files(model: &Model) -> Result<Vec<Source>, CheckpointError> {
     refuse_scattered(model, &found)?;
     let remembered = Arc::new(Remembered::default());
     let files = model.shards().iter().zip(found).enumerate();
-    Ok(files.map(|(number, (shard, modules))| file(shard, modules, number, &remembered)).collect())
+    let dense = |modules: Vec<Module>| modules.into_iter().map(|module| (module, None)).collect();
+    Ok(files.map(|(number, (shard, modules))| file(shard, dense(modules), number, &remembered)).collect())
 }
 
 /// A file with dense tensors for these of its quantized layers.
 pub(crate) fn dense(shard: &Source, modules: Vec<Module>) -> Source {
-    file(shard, modules, 0, &Arc::default())
+    file(shard, modules.into_iter().map(|module| (module, None)).collect(), 0, &Arc::default())
 }
 
-fn file(shard: &Source, modules: Vec<Module>, number: usize, remembered: &Arc<Remembered>) -> Source {
+/// The files of a model with tensors of blocks for quantized layers: blocks that hold the same numbers.
+///
+/// # Errors
+/// As those of [`files`], and for layers that no block holds.
+pub(crate) fn repacked_files(model: &Model) -> Result<Vec<Source>, CheckpointError> {
+    let found = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
+    refuse_scattered(model, &found)?;
+    let of = |module: Module| repacked::block_of(&module).map(|block| (module, Some(block)));
+    let remembered = Arc::new(Remembered::default());
+    let files = model.shards().iter().zip(found).enumerate();
+    let files = files.map(|(number, (shard, modules))| {
+        let modules = modules.into_iter().map(of).collect::<Result<Vec<_>, _>>()?;
+        Ok(file(shard, modules, number, &remembered))
+    });
+    files.collect()
+}
+
+fn file(shard: &Source, modules: Vec<(Module, Option<Block>)>, number: usize, remembered: &Arc<Remembered>) -> Source {
     if modules.is_empty() {
         return shard.clone();
     }
-    let by_codes = BTreeMap::from_iter(modules.iter().map(|module| (module.codes.name.as_str(), module)));
-    let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(Module::parts));
+    let by_codes = BTreeMap::from_iter(modules.iter().map(|layer| (layer.0.codes.name.as_str(), layer)));
+    let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(|(module, _)| module.parts()));
     let mut layers = BTreeMap::new();
     let mut end = BEHIND;
     let mut tensors = Vec::new();
     for tensor in shard.tensors() {
-        if let Some(module) = by_codes.get(tensor.name.as_str()) {
+        if let Some((module, block)) = by_codes.get(tensor.name.as_str()) {
             let start = end;
-            end += module.shape.iter().product::<u64>() * width(module);
-            layers.insert(start, (*module).clone());
+            let dtype = block.map_or_else(|| dense_type(module).into(), Element::from);
+            end += dtype.bytes(&module.shape).unwrap_or(0);
+            layers.insert(start, (module.clone(), *block));
             tensors.push(Tensor {
                 name: format!("{}.weight", module.name),
-                dtype: dense_type(module).into(),
+                dtype,
                 shape: module.shape.clone(),
                 at: start..end,
                 scheme: Some(module.scheme),
@@ -95,18 +115,14 @@ fn dense_type(module: &Module) -> Dtype {
     dtype_of(module.dtype_word())
 }
 
-/// Bytes of an element of them.
-fn width(module: &Module) -> u64 {
-    dense_type(module).bitsize() as u64 / 8
-}
-
 impl Decoded {
     /// Reads some of a decoded tensor, wherever it begins and ends.
     pub(super) fn read(&self, source: &Source, at: &Range<u64>) -> io::Result<Bytes> {
         let found = self.layers.range(..=at.start).next_back();
-        let (start, module) = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let (start, (module, block)) = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let (channels, _) = module.channels();
-        let bytes = module.shape.iter().product::<u64>() * width(module);
+        let dtype = block.map_or_else(|| dense_type(module).into(), Element::from);
+        let bytes = dtype.bytes(&module.shape).unwrap_or(0);
         let Some(channel) = bytes.checked_div(channels).filter(|channel| *channel > 0) else {
             return Ok(Bytes::new());
         };
@@ -120,7 +136,11 @@ impl Decoded {
             let end = end_of_part(module, at, channels).min(last);
             // Blocks of matrices that lie one behind the other are decoded together.
             let part = if is_of_matrices(module) { 0..channels } else { at..end };
-            let decoded = decode(source, module, &scales, part.clone()).map_err(io::Error::other)?;
+            let decoded = match block {
+                None => decode(source, module, &scales, part.clone()),
+                Some(block) => repacked::blocks(source, module, *block, &scales, part.clone()),
+            };
+            let decoded = decoded.map_err(io::Error::other)?;
             dense.extend_from_slice(
                 &decoded[((at - part.start) * channel) as usize..((end - part.start) * channel) as usize],
             );
