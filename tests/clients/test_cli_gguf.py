@@ -108,8 +108,10 @@ def key(name: str, value) -> bytes:
     (head(version=3 << 24), "it is of a machine of the other byte order"),
     (b"GGUF" + bytes(3), "it has 7 bytes: expected at least 8"),
     (head()[:40], "it ends, at 40 bytes, within its head"),
-    (head(tensors=2**63), "within its head"),
-    (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**64 - 1), "within its head"),
+    (head(tensors=2**63), "it claims 9223372036854775808 tensors: expected at most 65536"),
+    (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**64 - 1), "keys: expected at most 65536"),
+    (head(keys=[text("k" * 65536) + struct.pack("<IB", 7, 1)]), "a key has 65536 bytes: expected at most 65535"),
+    (head(keys=[text("k" * 65535) + struct.pack("<I", 13)]), "has a value of kind 13"),
     (head(keys=[text("k") + struct.pack("<IIQ", 9, 8, 2**63)]), "within its head"),
     (head(keys=[text("k") + struct.pack("<IIQ", 9, 4, 2**62)]), "within its head"),
     (head(keys=[text("k") + struct.pack("<IIQ", 9, 9, 1)]), "key `k` is of values of kind 9"),
@@ -127,7 +129,7 @@ def key(name: str, value) -> bytes:
     (head(tensors=2, infos=[info(), info()]), "tensor `a.weight` is there twice"),
     (head(tensors=2, infos=[info(), info("b", offset=64)]), "tensor `b` begins at 64: expected 256"),
     (head(), "bytes: its head says"),
-], ids=str.split("version byte-order short cut tensors keys texts numbers lists kind twice alignment alignment-text utf8 name rank type columns shape "
+], ids=str.split("version byte-order short cut tensors keys key long-key texts numbers lists kind twice alignment alignment-text utf8 name rank type columns shape "
                  "offset tensor-twice gap data"))
 def test_a_damaged_file_is_refused_with_a_sentence(content, says, tmp_path):
     path = tmp_path / "damaged.gguf"
@@ -149,6 +151,66 @@ def test_types_of_others_are_copied_and_not_decoded(tmp_path):
     cli.quantize(path, tmp_path / "made.gguf", "--recipe", recipe)
     assert blocks in (tmp_path / "made.gguf").read_bytes()
     cli.check_refusal(cli.run("dequantize", path, tmp_path / "dense.safetensors"), 3, "IQ2_XXS")
+
+
+def test_a_type_that_a_tensor_is_not_given_may_be_anybodys(tmp_path):
+    """Others are not decoded, and not in the way."""
+    infos = head(tensors=2, keys=[key("general.architecture", "llama")], infos=[info("a.weight", (256, 2), 16), info("b.weight", (32, 2), 8, 160)])
+    path = tmp_path / "other.gguf"
+    path.write_bytes(infos + bytes(-len(infos) % 32) + bytes(132) + bytes(28) + bytes(68) + bytes(28))
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"rules": [{"targets": ["b.weight"], "scheme": "Q4_0"}]}))
+    cli.quantize(path, tmp_path / "made.gguf", "--recipe", recipe)
+    told = cli.done("inspect", tmp_path / "made.gguf", "--json").json
+    assert {line["name"]: line["dtype"] for line in told["tensors"]} == {"a.weight": "IQ2_XXS", "b.weight": "Q4_0"}
+
+
+def test_one_of_several_files_is_no_model(tmp_path):
+    ggufs.write(tmp_path / "m-00001-of-00002.gguf", SMALL.keys() | {"split.no": 0, "split.count": 2}, SMALL.tensors())
+    for command in (["quantize", "-s", "Q8_0", tmp_path / "made.gguf"], ["quantize", "-s", "int8", tmp_path / "made.safetensors"],
+                    ["dequantize", tmp_path / "made.safetensors"]):
+        ended = cli.run(*command[:-1], tmp_path / "m-00001-of-00002.gguf", command[-1])
+        cli.check_refusal(ended, 3, "it is one of 2 files of a model")
+
+
+@pytest.mark.parametrize("value, says", [(70000.0, "70000 becomes F16, in which it is not finite"), (np.nan, "NaN becomes F16")])
+def test_numbers_that_another_type_does_not_hold_are_no_infinities(value, says, tmp_path):
+    model = Llama(dtype="f32", layers=1, hidden=64, inter=96, vocab=260)
+    tensors = model.tensors()
+    tensors["blk.0.ffn_up.weight"][2, 1] = value
+    ggufs.write(tmp_path / "source.gguf", model.keys(), tensors)
+    ended = cli.run("quantize", tmp_path / "source.gguf", tmp_path / "made.gguf", "-s", "F16")
+    cli.check_refusal(ended, 3, "tensor `blk.0.ffn_up.weight`", says)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.gguf"]
+
+
+def test_a_report_says_what_became_of_numbers(source, tmp_path):
+    cli.quantize(source, tmp_path / "made.gguf", "-s", "F32")
+    report = json.loads((tmp_path / "made.gguf.report.json").read_bytes())
+    assert report["command"]["quantize"]["scheme"] == "F32" and report["totals"]["quantized"] == 0
+    said = {layer["name"]: layer["message"] for layer in report["layers"]}
+    assert said["output.weight"] == "tensor `output.weight`: its numbers of F16 become F32, rounded and not measured"
+
+
+def test_a_file_is_aligned_as_it_says(tmp_path):
+    """llama.cpp's own tool keeps the key and does otherwise: nobody reads that."""
+    keys = SMALL.keys() | {"general.alignment": 64}
+    tensors = {"odd.bias": np.ones(3, np.float32), "even.weight": np.ones((4, 32), np.float32)}
+    infos = head(tensors=2, keys=[key(*pair) for pair in keys.items()], infos=[info("odd.bias", (3,)), info("even.weight", (32, 4), 0, 64)])
+    data = tensors["odd.bias"].tobytes() + bytes(52) + tensors["even.weight"].tobytes()
+    (tmp_path / "source.gguf").write_bytes(infos + bytes(-len(infos) % 64) + data)
+    cli.quantize(tmp_path / "source.gguf", tmp_path / "made.gguf", "-s", "Q8_0")
+    made = ggufs.read(tmp_path / "made.gguf")
+    assert made.tensors["odd.bias"][2] == tensors["odd.bias"].tobytes() and "general.alignment" not in made.keys
+
+
+def test_integers_stay_what_they_are(tmp_path):
+    infos = head(keys=[key("general.architecture", "llama")], infos=[info("a.weight", (2, 2), 26)])
+    (tmp_path / "source.gguf").write_bytes(infos + bytes(-len(infos) % 32) + bytes(range(16)) + bytes(16))
+    for scheme in ("F32", "Q8_0"):
+        cli.quantize(tmp_path / "source.gguf", tmp_path / f"{scheme}.gguf", "-s", scheme)
+        told = cli.done("inspect", tmp_path / f"{scheme}.gguf", "--json").json
+        assert told["tensors"][0]["dtype"] == "I32"
 
 
 def test_numbers_that_are_none_leave_no_file(tmp_path):

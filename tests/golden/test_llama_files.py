@@ -83,11 +83,55 @@ def spoiled(folder: Path, spoil) -> Path:
     (lambda config: config.update(num_attention_heads=3), "is not of 3 heads"),
     (lambda config: config.update(rope_scaling={"rope_type": "longrope", "factor": 2.0}), "its rope scaling is `longrope`"),
     (lambda config: config.pop("vocab_size"), "has no number `vocab_size`"),
-], ids=["architecture", "epsilon", "heads", "rope", "vocabulary"])
+    (lambda config: config.update(num_key_value_heads="2"), "has `num_key_value_heads` \"2\": expected a whole number"),
+    (lambda config: config.update(num_key_value_heads=2**40), "has `num_key_value_heads` 1099511627776: expected a whole number"),
+    (lambda config: config.update(head_dim=1.5), "has `head_dim` 1.5: expected a whole number"),
+    (lambda config: config.update(num_hidden_layers=0), "has `num_hidden_layers` 0: expected a whole number from 1"),
+    (lambda config: config.update(rope_theta=-1), "has `rope_theta` -1: expected a number above zero"),
+    (lambda config: config.update(rope_scaling="linear"), "has `rope_scaling` \"linear\": expected an object"),
+    (lambda config: config.update(rope_scaling={"rope_type": "linear", "factor": "2"}), "has `factor` \"2\""),
+    (lambda config: config.update(rope_scaling={"rope_type": "llama3", "low_freq_factor": 4}), "expected rising ones"),
+    (lambda config: config.update(num_hidden_layers=2), "it has no `blk.1.attn_k.weight`"),
+    (lambda config: config.update(vocab_size=999), "`token_embd.weight` has shape [320, 256]: its metadata say [999, 256]"),
+    (lambda config: config.update(intermediate_size=480), "has shape [512, 256]: its metadata say [480, 256]"),
+], ids=str.split("architecture epsilon heads rope vocabulary text large fraction none negative no-object no-number falling layers rows columns"))
 def test_what_is_not_known_of_a_model_is_said(spoil, says, tmp_path):
     folder = spoiled(llamas.Family(layers=1).write(tmp_path / "model"), spoil)
     cli.check_refusal(cli.run("quantize", folder, tmp_path / "made.gguf", "-s", "Q8_0"), 3, says)
     assert not (tmp_path / "made.gguf").exists()
+
+
+def test_a_tensor_that_lacks_or_is_too_many_is_named(tmp_path):
+    model = llamas.Family(layers=1)
+    tensors = model.tensors()
+    for name, spoil, says in [
+        ("lacks", lambda: tensors.pop("model.layers.0.mlp.up_proj.weight"), "it has no `blk.0.ffn_up.weight`"),
+        ("unknown", lambda: tensors.update({"model.layers.0.mlp.extra.weight": tensors["lm_head.weight"]}), "`model.layers.0.mlp.extra.weight` has no name in GGUF"),
+        ("twice", lambda: tensors.update({"norm.weight": tensors["model.norm.weight"]}), "two of its tensors are `output_norm.weight`"),
+        ("beyond", lambda: tensors.update({"model.layers.9.input_layernorm.weight": tensors["model.norm.weight"]}), "`blk.9.attn_norm.weight` of shape"),
+    ]:
+        folder = model.write(tmp_path / name)
+        tensors = model.tensors()
+        spoil()
+        cli.write(folder / "model.safetensors", tensors)
+        cli.check_refusal(cli.run("quantize", folder, tmp_path / "made.gguf", "-s", "Q8_0"), 3, says)
+
+
+def test_templates_and_ends_of_text_are_those_of_the_converter(tmp_path):
+    """Several templates have names; a text that ends with another token than `eos_token` makes that the end of a turn."""
+    folder = llamas.Family(layers=1, tokenizer="bytes").write(tmp_path / "model")
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    said["chat_template"] = [{"name": "default", "template": "one"}, {"name": "tool use", "template": "two"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    single = tokenizer["post_processor"]["processors"][1]["single"]
+    single.append({"SpecialToken": {"id": "<|eot_id|>", "type_id": 0}})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    cli.quantize(folder, tmp_path / "made.gguf", "-s", "Q8_0")
+    keys = ggufs.read(tmp_path / "made.gguf").keys
+    assert keys["tokenizer.chat_template"] == "one" and keys["tokenizer.chat_template.tool_use"] == "two"
+    assert keys["tokenizer.chat_templates"] == ["tool_use"]
+    assert (keys["tokenizer.ggml.eos_token_id"], keys["tokenizer.ggml.eot_token_id"], keys["tokenizer.ggml.add_eos_token"]) == (265, 264, True)
 
 
 def test_a_tokenizer_that_is_not_known_can_be_given(tmp_path):
@@ -105,7 +149,7 @@ def test_a_tokenizer_that_is_not_known_can_be_given(tmp_path):
 def test_metadata_of_another_model_are_refused(folders, tmp_path):
     cli.quantize(folders["mixtral"], tmp_path / "other.gguf", "-s", "Q8_0")
     asked = ["quantize", folders["llama"], tmp_path / "made.gguf", "-s", "Q8_0", "--metadata"]
-    cli.check_refusal(cli.run(*asked, tmp_path / "other.gguf"), 3, "in the file whose metadata are taken")
+    cli.check_refusal(cli.run(*asked, tmp_path / "other.gguf"), 3, "its metadata say")
     cli.check_refusal(cli.run(*asked, folders["llama"] / "model.safetensors"), 3, "it is safetensors")
     asked = ["quantize", folders["llama"], tmp_path / "made", "-s", "W4A16", "--metadata", tmp_path / "other.gguf"]
     cli.check_refusal(cli.run(*asked), 2, "`metadata` has no effect here")

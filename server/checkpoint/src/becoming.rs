@@ -16,13 +16,14 @@ use quarrel_proto::{
 };
 
 use crate::{
+    checks::refuse_parts,
     element::Element,
     error::CheckpointError,
-    fate::{float_word, plan_of},
+    fate::{Fate, float_word, plan_of},
     fused::exactly,
-    gguf::{Facts, Head, Metadata, Mix, natural},
+    gguf::{ALIGNMENT, ALIGNMENT_KEY, Facts, Head, Metadata, Mix, natural},
     model::Model,
-    modules::modules,
+    modules::blocks,
     source::{Source, Tensor},
     storage::Location,
     view::{From, dense, moved},
@@ -35,6 +36,10 @@ pub(crate) struct Becoming {
     pub(crate) model: Model,
     /// A recipe that names each tensor that gets blocks.
     pub(crate) command: v1::Quantize,
+    /// What was asked for.
+    pub(crate) asked: v1::Quantize,
+    /// Tensors whose numbers get another type: what that is, by name.
+    converted: HashMap<String, String>,
     pub(crate) head: Head,
 }
 
@@ -99,6 +104,7 @@ impl Becoming {
         metadata: Option<&Location>,
     ) -> Result<Becoming, CheckpointError> {
         check_for_gguf(&command)?;
+        refuse_parts(model)?;
         let is_copy = matches!(&command.how, Some(How::Scheme(name)) if name == COPY);
         let path = model.path();
         let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
@@ -123,18 +129,40 @@ impl Becoming {
             }
             _ => by_recipe(&tensors, &plan_of(&command)?)?,
         };
-        let command = recipe(command, &tensors, &wanted.elements);
+        let asked = command;
+        let command = recipe(&asked, &tensors, &wanted.elements);
         let head = Head { metadata: becoming(metadata, wanted.file_type) };
         if let Some((source, _)) = gguf {
             decode(source, &mut named, &wanted.elements)?;
         }
+        let mut converted = HashMap::new();
         let seen = named.into_iter().zip(wanted.elements).map(|(Named { tensor, from }, to)| {
             // Blocks are made of what is read: only numbers are read otherwise.
             let dtype = if to.plain().is_some() { to } else { tensor.dtype };
+            if let Some((_, part)) = from.parts.first().filter(|(_, part)| part.dtype != dtype) {
+                let message = format!(
+                    "tensor `{}`: its numbers of {} become {dtype}, rounded and not measured",
+                    tensor.name, part.dtype
+                );
+                converted.insert(tensor.name.clone(), message);
+            }
             (tensor.name, dtype, tensor.shape, from)
         });
         let first = model.shards().first().ok_or_else(|| wrong("it has no file of tensors".to_owned()))?;
-        Ok(Becoming { model: model.as_one(moved(first, seen)), command, head })
+        let shard = moved(first, Vec::from_iter(seen));
+        Ok(Becoming { model: model.as_one(shard), command, asked, converted, head })
+    }
+}
+
+impl Becoming {
+    /// Says of tensors whose numbers get another type that they do.
+    pub(crate) fn tell(&self, fates: &mut [Vec<Fate>]) {
+        let tensors = self.model.tensors().map(|(_, tensor)| tensor);
+        for (tensor, fate) in tensors.zip(fates.iter_mut().flatten()) {
+            if let (Some(said), Fate::Copied { message, .. }) = (self.converted.get(&tensor.name), fate) {
+                message.clone_from(said);
+            }
+        }
     }
 }
 
@@ -159,7 +187,8 @@ fn decode(source: &Source, named: &mut [Named], wanted: &[Element]) -> Result<()
     if changed.is_empty() {
         return Ok(());
     }
-    let coded = modules(source)?.into_iter().filter(|module| changed.contains(&module.codes.name)).collect();
+    let coded = source.tensors().iter().filter(|tensor| changed.contains(&tensor.name));
+    let coded = coded.filter_map(|tensor| blocks(source, tensor)).collect::<Result<Vec<_>, _>>()?;
     let decoded = dense(source, coded);
     for named in named.iter_mut().filter(|named| changed.contains(&named.tensor.name)) {
         if let Some(tensor) = decoded.tensor(&named.tensor.name) {
@@ -222,7 +251,7 @@ fn file_type(elements: &[Element]) -> u32 {
 }
 
 /// A rule for each type, with the names that get it.
-fn recipe(command: v1::Quantize, tensors: &[Tensor], wanted: &[Element]) -> v1::Quantize {
+fn recipe(command: &v1::Quantize, tensors: &[Tensor], wanted: &[Element]) -> v1::Quantize {
     let mut rules: Vec<v1::Rule> = Vec::new();
     for (tensor, element) in tensors.iter().zip(wanted) {
         if *element == tensor.dtype || element.plain().is_some() {
@@ -241,19 +270,13 @@ fn recipe(command: v1::Quantize, tensors: &[Tensor], wanted: &[Element]) -> v1::
             }),
         }
     }
-    let mut ignore = Vec::new();
     if rules.is_empty() {
-        // Nothing is quantized: numbers are made of numbers.
-        rules.push(v1::Rule { targets: vec!["*".to_owned()], scheme: "Q8_0".to_owned(), ..v1::Rule::default() });
-        ignore.push("*".to_owned());
+        // Nothing is quantized, and a recipe has a rule: no tensor has this name.
+        rules.push(v1::Rule { targets: vec!["\0".to_owned()], scheme: "Q8_0".to_owned(), ..v1::Rule::default() });
     }
-    let recipe = v1::Recipe { rules, ignore };
-    v1::Quantize {
-        how: Some(How::Recipe(recipe)),
-        arith: command.arith,
-        on_error: command.on_error,
-        ..v1::Quantize::default()
-    }
+    let recipe = v1::Recipe { rules, ignore: Vec::new() };
+    let (arith, on_error) = (command.arith.clone(), command.on_error.clone());
+    v1::Quantize { how: Some(How::Recipe(recipe)), arith, on_error, ..v1::Quantize::default() }
 }
 
 /// What the new file says: of llama.cpp's own tool the same, in the same order.
@@ -264,6 +287,9 @@ fn becoming(mut metadata: Metadata, file_type: u32) -> Metadata {
     // Of a model in several files; this one is in one.
     for key in ["split.no", "split.count", "split.tensors.count"] {
         metadata.remove(key);
+    }
+    if metadata.number(ALIGNMENT_KEY).is_some_and(|said| said != ALIGNMENT) {
+        metadata.remove(ALIGNMENT_KEY);
     }
     metadata
 }

@@ -39,6 +39,20 @@ pub(crate) fn refuse_quantized(model: &Model, fates: &[Vec<Fate>]) -> Result<(),
     Err(already_quantized(&message))
 }
 
+/// A file of GGUF that is one of several would be taken for the whole.
+pub(crate) fn refuse_parts(model: &Model) -> Result<(), CheckpointError> {
+    for shard in model.shards() {
+        if let Some(parts) = shard.gguf().and_then(|metadata| metadata.number("split.count")).filter(|parts| *parts > 1)
+        {
+            let detail = format!(
+                "it is one of {parts} files of a model (`split.count`): join them first, as `llama-gguf-split --merge` does"
+            );
+            return Err(CheckpointError::Gguf { path: shard.path().to_owned(), detail });
+        }
+    }
+    Ok(())
+}
+
 /// The error of what is quantized in a way that is not read.
 pub(crate) fn already_quantized(what: &str) -> CheckpointError {
     let message = format!(

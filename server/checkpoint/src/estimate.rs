@@ -71,13 +71,15 @@ pub fn estimate(
     memory_bytes: u64,
 ) -> Result<Estimate, CheckpointError> {
     let model = Model::open(source)?;
-    let (model, command) = match gguf {
-        Some(metadata) => {
-            Becoming::new(&model, command, metadata).map(|becoming| (becoming.model, becoming.command))?
-        }
+    let becoming = gguf.map(|metadata| Becoming::new(&model, command.clone(), metadata)).transpose()?;
+    let (model, command) = match &becoming {
+        Some(becoming) => (becoming.model.clone(), becoming.command.clone()),
         None => (view(model, &command)?, command),
     };
-    let fates = fates(model.shards(), &command)?;
+    let mut fates = fates(model.shards(), &command)?;
+    if let Some(becoming) = becoming {
+        becoming.tell(&mut fates);
+    }
     let plan = plan_of(&command)?;
     let mut layers = Vec::new();
     let mut whole = 0;

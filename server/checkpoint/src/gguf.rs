@@ -9,11 +9,13 @@ pub(crate) mod llama;
 mod metadata;
 mod mix;
 mod read;
+mod shapes;
 pub(crate) mod tokenizer;
 mod types;
 
 pub(crate) use self::head::{ALIGNMENT, Head, natural};
 pub(crate) use self::metadata::Metadata;
 pub(crate) use self::mix::{Facts, Mix};
-pub(crate) use self::read::{Found, MAGIC, Wrong, read};
+pub(crate) use self::read::{ALIGNMENT_KEY, Found, MAGIC, Wrong, read};
+pub(crate) use self::shapes::{Shapes, shapes};
 pub use self::types::Type;

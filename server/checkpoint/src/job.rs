@@ -8,14 +8,14 @@ use std::{
     sync::Arc,
 };
 
-use quarrel_proto::v1;
+use quarrel_proto::v1::{self, command::Verb};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
     becoming::{Becoming, is_gguf, no_effect},
     checks::{
-        as_json, identity, name, refuse_for_models, refuse_overlap, refuse_quantized, refuse_scattered,
+        as_json, identity, name, refuse_for_models, refuse_overlap, refuse_parts, refuse_quantized, refuse_scattered,
         refuse_transposed,
     },
     config::{decided, dense_config, index, quantized_config, text},
@@ -109,20 +109,24 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
-        let (model, command, head) = if is_gguf(destination) {
+        let mut becoming = None;
+        let (model, command) = if is_gguf(destination) {
             if let Some(metadata) = metadata {
                 refuse_overlap(metadata, destination)?;
             }
-            let Becoming { model, command, head } = Becoming::new(&Model::open(source)?, command, metadata)?;
-            (model, command, Some(head))
+            let found = becoming.insert(Becoming::new(&Model::open(source)?, command, metadata)?);
+            (found.model.clone(), found.command.clone())
         } else if metadata.is_some() {
             return Err(no_effect());
         } else {
             refuse_for_models(&plan_of(&command)?)?;
-            (view(Model::open(source)?, &command)?, command, None)
+            (view(Model::open(source)?, &command)?, command)
         };
         // What is wrong with it is said before anything is written.
-        let fates = fates(model.shards(), &command)?;
+        let mut fates = fates(model.shards(), &command)?;
+        if let Some(becoming) = &becoming {
+            becoming.tell(&mut fates);
+        }
         refuse_quantized(&model, &fates)?;
         if let Some(config) = model.folder().and_then(|folder| folder.config.as_ref()) {
             refuse_transposed(config, model.path())?;
@@ -149,13 +153,14 @@ impl Job {
                 (Destination::Folder(site), found)
             }
         };
-        let plan = plan_of(&with_shared_scales(&command, &fused, |_| true))?;
-        Ok(Job {
-            model,
-            work: Work::Quantize { command, effective: plan.effective, fates, fused, head },
-            destination,
-            gate,
-        })
+        let (effective, head) = match becoming {
+            // Not the recipe that it stands for, with the name of every tensor.
+            Some(Becoming { asked, head, .. }) => {
+                (v1::Command { verb: Some(Verb::Quantize(asked)), ..v1::Command::default() }, Some(head))
+            }
+            None => (plan_of(&with_shared_scales(&command, &fused, |_| true))?.effective, None),
+        };
+        Ok(Job { model, work: Work::Quantize { command, effective, fates, fused, head }, destination, gate })
     }
 
     /// The same for a job that makes dense layers of quantized ones, of type `dtype` or of their own.
@@ -171,6 +176,7 @@ impl Job {
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
         let model = Model::open(source)?;
+        refuse_parts(&model)?;
         let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
         refuse_scattered(&model, &modules)?;
         if modules.iter().all(Vec::is_empty) {

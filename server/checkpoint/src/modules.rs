@@ -177,7 +177,7 @@ const ACTIVATIONS: [&str; 4] = ["input_scale", "input_global_scale", "input_zero
 pub(crate) const DEEPSEEK_SCALES: &str = "weight_scale_inv";
 
 /// The layer that a tensor of blocks is.
-fn blocks(source: &Source, tensor: &Tensor) -> Option<Result<Module, CheckpointError>> {
+pub(crate) fn blocks(source: &Source, tensor: &Tensor) -> Option<Result<Module, CheckpointError>> {
     let Element::Blocks(of) = tensor.dtype else { return None };
     let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name).to_owned();
     let Some(block) = of.block() else { return Some(Err(CheckpointError::Foreign { module: name, mark: of.name })) };

@@ -32,7 +32,7 @@ const DECODED_BYTES: u64 = 4 << 20;
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 /// More than the head of any GGUF file: tokenizers of a million tokens take a tenth of it.
-const GGUF_HEAD_BYTES_MAX: u64 = 512 << 20;
+const GGUF_HEAD_BYTES_MAX: u64 = 128 << 20;
 /// What is read of such a file at first.
 const GGUF_HEAD_BYTES: u64 = 1 << 20;
 

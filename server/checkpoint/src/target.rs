@@ -204,7 +204,11 @@ impl Target {
     }
 
     pub(crate) fn writing(&self) -> impl Fn(io::Error) -> CheckpointError {
-        move |error| CheckpointError::Io { what: "cannot write", path: self.path(), error }
+        // What is written may be computed on the way: then the fault is its source's.
+        move |error| match error.downcast::<CheckpointError>() {
+            Ok(ours) => ours,
+            Err(error) => CheckpointError::Io { what: "cannot write", path: self.path(), error },
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) use self::{
     decoded::{dense, files as dense_files, repacked_files},
     moved::{From, Moved, moved},
 };
-use crate::{error::CheckpointError, fate::plan_of, model::Model, source::Source};
+use crate::{checks::refuse_parts, error::CheckpointError, fate::plan_of, model::Model, source::Source};
 
 /// Where tensors lie that are computed where they are read: behind any file.
 const BEHIND: u64 = 1 << 62;
@@ -51,6 +51,7 @@ impl Computed {
 /// # Errors
 /// [`CheckpointError`] for a command that gets something wrong, and for quantized layers that cannot be understood.
 pub(crate) fn view(mut model: Model, command: &v1::Quantize) -> Result<Model, CheckpointError> {
+    refuse_parts(&model)?;
     let Some(folder) = model.folder() else {
         if model.shards().iter().any(|shard| shard.gguf().is_some()) {
             let shards = decoded::files(&model)?;

@@ -1,7 +1,7 @@
 //! A model of the Llama family, as transformers saves it, as the tensors and the metadata of a GGUF file.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     path::Path,
 };
 
@@ -15,9 +15,9 @@ use crate::{
     error::CheckpointError,
     fate::float_word,
     gguf::{
-        Metadata,
+        Metadata, Shapes,
         llama::{self, Rows},
-        tokenizer,
+        shapes, tokenizer,
     },
     layer::module_of,
     model::Model,
@@ -51,7 +51,7 @@ pub(super) fn named(
             let missing =
                 |detail: String| wrong(format!("{detail}. Or give a GGUF file of the model, whose metadata are taken"));
             metadata.extend(tokenizer::metadata(&files(model)?, config).map_err(missing)?);
-            (metadata, HashMap::new())
+            (metadata, Shapes::new())
         }
         (None, None) => {
             return Err(wrong(
@@ -62,7 +62,6 @@ pub(super) fn named(
     let heads = |key: &str| metadata.number(&format!("llama.attention.{key}"));
     let queries = heads("head_count").ok_or_else(|| wrong("its number of heads is not known".to_owned()))?;
     let keys = heads("head_count_kv").unwrap_or(queries);
-    let is_tied = config.as_ref().and_then(|config| config.get("tie_word_embeddings")?.as_bool()).unwrap_or(false);
     let (mut found, mut experts) = (Vec::new(), BTreeMap::<String, BTreeMap<u64, (Source, Tensor)>>::new());
     let shards = if is_copy { repacked_files(model)? } else { dense_files(model)? };
     for shard in shards {
@@ -73,8 +72,6 @@ pub(super) fn named(
             };
             match llama::named(&tensor.name).ok_or_else(unknown)? {
                 llama::Named::Nothing => {}
-                // Whoever loads it takes the embeddings.
-                llama::Named::Whole(name, _) if is_tied && name == "output.weight" => {}
                 llama::Named::Whole(name, rows) => {
                     let heads = match rows {
                         Rows::AsTheyAre => None,
@@ -99,7 +96,12 @@ pub(super) fn named(
                 }
                 llama::Named::Expert(name, number) => {
                     let part = (shard.clone(), tensor.clone());
-                    experts.entry(name).or_default().insert(number, part);
+                    if experts.entry(name).or_default().insert(number, part).is_some() {
+                        return Err(wrong(format!(
+                            "tensor `{}` is expert {number} of a layer a second time",
+                            tensor.name
+                        )));
+                    }
                 }
             }
         }
@@ -122,13 +124,16 @@ pub(super) fn named(
         let first = first.clone();
         found.push(of(name, shape, &first, From { parts, heads: None, bytes: None }).map_err(wrong)?);
     }
-    if let Some(factors) = config.as_ref().and_then(llama::frequency_factors) {
+    let factors = config.as_ref().map(llama::frequency_factors).transpose().map_err(wrong)?;
+    if let Some(factors) = factors.flatten() {
         let shape = vec![factors.len() as u64];
         let name = "rope_freqs.weight".to_owned();
         let tensor = Tensor { name, dtype: Dtype::F32.into(), shape, at: 0..0, scheme: None };
         found.push(Named { tensor, from: From::numbers(&factors) });
     }
-    check(&found, &expected).map_err(wrong)?;
+    // Those of a given file, if it has any, else what the metadata tell.
+    let [must, may] = if expected.is_empty() { shapes(&metadata).map_err(wrong)? } else { [expected, Shapes::new()] };
+    check(&found, &must, &may).map_err(wrong)?;
     Ok((found, metadata))
 }
 
@@ -162,7 +167,7 @@ fn of(name: String, shape: Vec<u64>, tensor: &Tensor, from: From) -> Result<Name
 }
 
 /// What a GGUF file says, and the shapes of its tensors.
-fn of_given(location: &Location) -> Result<(Metadata, HashMap<String, Vec<u64>>), CheckpointError> {
+fn of_given(location: &Location) -> Result<(Metadata, Shapes), CheckpointError> {
     let source = Source::open(location)?;
     let wrong = |detail: &str| CheckpointError::Gguf { path: source.path().to_owned(), detail: detail.to_owned() };
     let metadata = source.gguf().cloned().ok_or_else(|| wrong("it is safetensors"))?;
@@ -173,21 +178,28 @@ fn of_given(location: &Location) -> Result<(Metadata, HashMap<String, Vec<u64>>)
     Ok((metadata, shapes))
 }
 
-/// Whether these are the tensors that a given file has, if it has any.
-fn check(found: &[Named], expected: &HashMap<String, Vec<u64>>) -> Result<(), String> {
-    if expected.is_empty() {
-        return Ok(());
+/// Whether these are the tensors that a model of such metadata has, each once.
+fn check(found: &[Named], must: &Shapes, may: &Shapes) -> Result<(), String> {
+    let mut names = HashSet::<&str>::new();
+    for Named { tensor, .. } in found {
+        if !names.insert(&tensor.name) {
+            return Err(format!("two of its tensors are `{}` in GGUF", tensor.name));
+        }
+        match must.get(&tensor.name).or_else(|| may.get(&tensor.name)) {
+            Some(shape) if *shape == tensor.shape => {}
+            Some(shape) => {
+                return Err(format!("`{}` has shape {:?}: its metadata say {shape:?}", tensor.name, tensor.shape));
+            }
+            None => {
+                return Err(format!(
+                    "`{}` of shape {:?} is none of a model of its metadata",
+                    tensor.name, tensor.shape
+                ));
+            }
+        }
     }
-    let shapes = HashMap::<&str, &[u64]>::from_iter(
-        found.iter().map(|named| (named.tensor.name.as_str(), named.tensor.shape.as_slice())),
-    );
-    let other = shapes.iter().find(|(name, shape)| expected.get(**name).is_none_or(|there| there != *shape));
-    if let Some((name, shape)) = other {
-        let there = expected.get(*name);
-        return Err(format!("`{name}` has shape {shape:?}, and in the file whose metadata are taken {there:?}"));
-    }
-    match expected.keys().find(|name| !shapes.contains_key(name.as_str())) {
-        Some(name) => Err(format!("it has no `{name}`, which is in the file whose metadata are taken")),
+    match must.keys().filter(|name| !names.contains(name.as_str())).min() {
+        Some(name) => Err(format!("it has no `{name}`, which a model of its metadata has")),
         None => Ok(()),
     }
 }
@@ -207,5 +219,6 @@ fn files(model: &Model) -> Result<tokenizer::Files, CheckpointError> {
         configuration: read("tokenizer_config.json")?,
         added: read("added_tokens.json")?,
         template: read("chat_template.jinja")?,
+        template_json: read("chat_template.json")?,
     })
 }

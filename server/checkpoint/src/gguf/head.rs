@@ -9,7 +9,7 @@ use super::{
 };
 use crate::stored::Entry;
 
-/// Where tensors begin, unless a file says otherwise; ours do not.
+/// Where tensors begin, unless a file says otherwise. Ours do not: llama.cpp's own tool keeps what its source says, and aligns otherwise.
 pub(crate) const ALIGNMENT: u64 = 32;
 const VERSION: u32 = 3;
 
@@ -73,8 +73,9 @@ pub(crate) fn natural(one: &str, other: &str) -> Ordering {
     block(one).cmp(&block(other)).then_with(|| one.cmp(other))
 }
 
-/// The number of a block, as `sscanf` reads `blk.%d.`; -1 of what is none.
+/// The number of a block, as `sscanf` reads `blk.%d.`: digits behind white space, whatever follows; -1 of what is none.
 fn block(name: &str) -> i64 {
-    let number = name.strip_prefix("blk.").map(|rest| rest.split_once('.').map_or(rest, |(number, _)| number));
-    number.and_then(|number| number.parse().ok()).unwrap_or(-1)
+    let Some(rest) = name.strip_prefix("blk.").map(str::trim_ascii_start) else { return -1 };
+    let digits = rest.len() - rest.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
+    rest[..digits].parse().unwrap_or(-1)
 }

@@ -83,50 +83,81 @@ pub(crate) fn is_of_the_family(config: &Map<String, Value>) -> Result<(), String
     }
 }
 
+/// A model's configuration, whose numbers are what they say, or an error.
+struct Config<'a>(&'a Map<String, Value>);
+
+impl Config<'_> {
+    fn said(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A whole number above zero; none where nothing is said.
+    fn number(&self, key: &str) -> Result<Option<u32>, String> {
+        let Some(value) = self.said(key) else { return Ok(None) };
+        let number = value.as_u64().and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0);
+        let wrong = || format!("its config.json has `{key}` {value}: expected a whole number from 1 to 2^32");
+        number.map(Some).ok_or_else(wrong)
+    }
+
+    fn needed(&self, key: &str) -> Result<u32, String> {
+        self.number(key)?.ok_or_else(|| format!("its config.json has no number `{key}`"))
+    }
+
+    fn head_dimension(&self) -> Result<u32, String> {
+        if let Some(said) = self.number("head_dim")? {
+            return Ok(said);
+        }
+        let (hidden, heads) = (self.needed("hidden_size")?, self.needed("num_attention_heads")?);
+        match hidden % heads {
+            0 => Ok(hidden / heads),
+            _ => Err(format!("its `hidden_size` {hidden} is not of {heads} heads: expected a `head_dim`")),
+        }
+    }
+}
+
+/// A number above zero that f32 holds.
+fn positive(value: &Value, key: &str) -> Result<f64, String> {
+    let number = value.as_f64().filter(|number| (*number as f32).is_finite() && *number as f32 > 0.0);
+    number.ok_or_else(|| format!("its config.json has `{key}` {value}: expected a number above zero"))
+}
+
 /// What a file says of the model: all but its tokenizer.
 ///
 /// # Errors
-/// What lacks, or what has no place in a file.
+/// What lacks, is not what it should be, or has no place in a file.
 pub(crate) fn metadata(config: &Map<String, Value>, name: &str) -> Result<Metadata, String> {
     is_of_the_family(config)?;
-    let number = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|number| u32::try_from(number).ok());
-    let needed = |key: &str| number(key).ok_or_else(|| format!("its config.json has no number `{key}`"));
-    let float = |key: &str| config.get(key).and_then(Value::as_f64);
+    let said = Config(config);
     let mut found = Metadata::default();
     found.put_text("general.architecture", "llama");
     found.put_text("general.type", "model");
     found.put_text("general.name", name);
-    found.put_u32("llama.block_count", needed("num_hidden_layers")?);
-    found.put_u32("llama.context_length", needed("max_position_embeddings")?);
-    found.put_u32("llama.embedding_length", needed("hidden_size")?);
-    found.put_u32("llama.feed_forward_length", needed("intermediate_size")?);
-    let heads = needed("num_attention_heads")?;
+    found.put_u32("llama.block_count", said.needed("num_hidden_layers")?);
+    found.put_u32("llama.context_length", said.needed("max_position_embeddings")?);
+    found.put_u32("llama.embedding_length", said.needed("hidden_size")?);
+    found.put_u32("llama.feed_forward_length", said.needed("intermediate_size")?);
+    let heads = said.needed("num_attention_heads")?;
     found.put_u32("llama.attention.head_count", heads);
-    found.put_u32("llama.attention.head_count_kv", number("num_key_value_heads").unwrap_or(heads));
-    let rope = Rope::of(config);
+    found.put_u32("llama.attention.head_count_kv", said.number("num_key_value_heads")?.unwrap_or(heads));
+    let rope = Rope::of(config)?;
     rope.scaling(&mut found)?;
     found.put_f32("llama.rope.freq_base", rope.theta as f32);
-    let epsilon = float("rms_norm_eps").ok_or("its config.json has no number `rms_norm_eps`")?;
-    found.put_f32("llama.attention.layer_norm_rms_epsilon", epsilon as f32);
-    if let Some(experts) = number("num_local_experts") {
+    let epsilon = said.said("rms_norm_eps").ok_or("its config.json has no number `rms_norm_eps`")?;
+    found.put_f32("llama.attention.layer_norm_rms_epsilon", positive(epsilon, "rms_norm_eps")? as f32);
+    let experts = said.number("num_local_experts")?;
+    if let Some(experts) = experts {
         found.put_u32("llama.expert_count", experts);
-        found.put_u32("llama.expert_used_count", needed("num_experts_per_tok")?);
+        found.put_u32("llama.expert_used_count", said.needed("num_experts_per_tok")?);
     }
     // transformers' own configuration of Mixtral has none where the file has none.
-    let is_said = number("head_dim").is_some() || number("num_local_experts").is_none();
-    if let Some(dimension) = head_dimension(config).filter(|_| is_said) {
+    let dimension = said.head_dimension()?;
+    if said.number("head_dim")?.is_some() || experts.is_none() {
         found.put_u32("llama.attention.key_length", dimension);
         found.put_u32("llama.attention.value_length", dimension);
     }
-    found.put_u32("llama.vocab_size", needed("vocab_size")?);
-    found.put_u32("llama.rope.dimension_count", head_dimension(config).ok_or("its heads have no dimension")?);
+    found.put_u32("llama.vocab_size", said.needed("vocab_size")?);
+    found.put_u32("llama.rope.dimension_count", dimension);
     Ok(found)
-}
-
-fn head_dimension(config: &Map<String, Value>) -> Option<u32> {
-    let number = |key: &str| config.get(key).and_then(Value::as_u64);
-    let of_heads = || number("hidden_size")?.checked_div(number("num_attention_heads")?);
-    u32::try_from(number("head_dim").or_else(of_heads)?).ok().filter(|dimension| (1..=1 << 16).contains(dimension))
 }
 
 /// How positions are rotated: of transformers 5 `rope_parameters`, before it `rope_theta` and `rope_scaling`.
@@ -137,15 +168,31 @@ struct Rope {
 }
 
 impl Rope {
-    fn of(config: &Map<String, Value>) -> Rope {
-        let object = |key: &str| config.get(key).and_then(Value::as_object);
-        let said = object("rope_parameters").or_else(|| object("rope_scaling"));
-        let of = |key: &str| said?.get(key);
-        let theta = of("rope_theta").or_else(|| config.get("rope_theta")).and_then(Value::as_f64);
-        let kind = of("rope_type").or_else(|| of("type")).and_then(Value::as_str).unwrap_or("default");
-        let said = said.into_iter().flatten();
-        let said = said.filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect();
-        Rope { theta: theta.unwrap_or(10_000.0), kind: kind.to_owned(), said }
+    fn of(config: &Map<String, Value>) -> Result<Rope, String> {
+        let mut said = Map::new();
+        for key in ["rope_parameters", "rope_scaling"] {
+            match config.get(key) {
+                Some(Value::Object(object)) if said.is_empty() => said.clone_from(object),
+                None | Some(Value::Null | Value::Object(_)) => {}
+                Some(other) => return Err(format!("its config.json has `{key}` {other}: expected an object")),
+            }
+        }
+        let there = |object: &Map<String, Value>, key: &str| object.get(key).filter(|value| !value.is_null()).cloned();
+        let theta = there(&said, "rope_theta").or_else(|| there(config, "rope_theta"));
+        let theta = theta.map_or(Ok(10_000.0), |theta| positive(&theta, "rope_theta"))?;
+        let kind = match there(&said, "rope_type").or_else(|| there(&said, "type")) {
+            None => "default".to_owned(),
+            Some(Value::String(kind)) => kind,
+            Some(other) => return Err(format!("its rope scaling is of type {other}: expected a text")),
+        };
+        let mut numbers = BTreeMap::new();
+        let is_scaling = |key: &str| kind != "default" && !["rope_type", "type", "rope_theta"].contains(&key);
+        for (key, value) in said.iter().filter(|(key, _)| is_scaling(key)) {
+            if value.is_number() || value.is_string() {
+                numbers.insert(key.clone(), positive(value, key)?);
+            }
+        }
+        Ok(Rope { theta, kind, said: numbers })
     }
 
     fn scaling(&self, found: &mut Metadata) -> Result<(), String> {
@@ -185,11 +232,20 @@ impl Rope {
 }
 
 /// By what Llama 3's scaling divides the frequencies: the tensor `rope_freqs.weight`; none for others.
-pub(crate) fn frequency_factors(config: &Map<String, Value>) -> Option<Vec<f32>> {
-    let rope = Rope::of(config);
-    let dimension = head_dimension(config).filter(|_| rope.kind == "llama3")?;
+///
+/// # Errors
+/// Numbers of which no scaling comes.
+pub(crate) fn frequency_factors(config: &Map<String, Value>) -> Result<Option<Vec<f32>>, String> {
+    let rope = Rope::of(config)?;
+    if rope.kind != "llama3" {
+        return Ok(None);
+    }
+    let dimension = Config(config).head_dimension()?;
     let of = |key: &str, usual: f64| rope.said.get(key).copied().unwrap_or(usual);
     let (factor, low, high) = (of("factor", 8.0), of("low_freq_factor", 1.0), of("high_freq_factor", 4.0));
+    if low >= high || dimension > 1 << 16 {
+        return Err(format!("its rope scaling has factors {low} and {high} of frequencies: expected rising ones"));
+    }
     let before = of("original_max_position_embeddings", 8192.0);
     let (longest, shortest) = (before / low, before / high);
     // In f32, and a number over a tensor as the number times the inverse, where llama.cpp's converter computes so.
@@ -206,7 +262,7 @@ pub(crate) fn frequency_factors(config: &Map<String, Value>) -> Option<Vec<f32>>
             }
         }
     };
-    Some((0..dimension / 2).map(of).collect())
+    Ok(Some((0..dimension / 2).map(of).collect()))
 }
 
 #[cfg(test)]

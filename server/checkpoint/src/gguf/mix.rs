@@ -8,7 +8,7 @@ use quarrel_proto::Reason;
 use safetensors::Dtype;
 
 use super::metadata::Metadata;
-use crate::{element::Element, error::CheckpointError, source::Tensor};
+use crate::{element::Element, error::CheckpointError, fate::float_word, source::Tensor};
 
 /// What `llama-quantize` can be asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ const fn float(name: &'static str, file_type: u32, dtype: Dtype) -> Mix {
 
 const MXFP4_MOE: &str = "MXFP4_MOE";
 
-static MIXES: [Mix; 22] = [
+static MIXES: [Mix; 19] = [
     float("F32", 0, Dtype::F32),
     float("F16", 1, Dtype::F16),
     float("BF16", 32, Dtype::BF16),
@@ -46,14 +46,11 @@ static MIXES: [Mix; 22] = [
     mix("Q5_0", 8, Block::Q5_0),
     mix("Q5_1", 9, Block::Q5_1),
     mix("Q2_K", 10, Block::Q2K),
-    mix("Q3_K", 12, Block::Q3K),
     mix("Q3_K_S", 11, Block::Q3K),
     mix("Q3_K_M", 12, Block::Q3K),
     mix("Q3_K_L", 13, Block::Q3K),
-    mix("Q4_K", 15, Block::Q4K),
     mix("Q4_K_S", 14, Block::Q4K),
     mix("Q4_K_M", 15, Block::Q4K),
-    mix("Q5_K", 17, Block::Q5K),
     mix("Q5_K_S", 16, Block::Q5K),
     mix("Q5_K_M", 17, Block::Q5K),
     mix("Q6_K", 18, Block::Q6K),
@@ -61,8 +58,14 @@ static MIXES: [Mix; 22] = [
     mix(MXFP4_MOE, 38, Block::Mxfp4),
 ];
 
-/// Of what models the rules of llama.cpp differ in ways that are not here.
-const OTHERS: [&str; 3] = ["falcon", "bailingmoe3", "glm5-next"];
+/// What `llama-quantize` takes for others.
+const ALIASES: [(&str, &str); 3] = [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M")];
+
+/// Of what models the rules of llama.cpp, or what it takes for their number of layers, are others than here.
+const OTHERS: [&str; 6] = ["falcon", "bailingmoe3", "clip", "glm5-next", "granite-switch", "nanbeige"];
+
+/// More layers than llama.cpp allows.
+const BLOCKS_MAX: u64 = 512;
 
 impl Mix {
     /// The mix of that name.
@@ -70,9 +73,11 @@ impl Mix {
     /// # Errors
     /// [`CheckpointError::Command`] for a name of none.
     pub(crate) fn named(name: &str) -> Result<&'static Mix, CheckpointError> {
-        let found = MIXES.iter().find(|mix| mix.name == name);
+        let whole = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, whole)| whole);
+        let found = MIXES.iter().find(|mix| mix.name == whole);
         found.ok_or_else(|| {
-            let names = Vec::from_iter(MIXES.iter().map(|mix| mix.name)).join(", ");
+            let names = MIXES.iter().map(|mix| mix.name).chain(ALIASES.map(|(alias, _)| alias));
+            let names = Vec::from_iter(names).join(", ");
             let message = format!(
                 "scheme `{}` is none of a whole GGUF file: expected {names}, COPY, or a recipe whose rules name types tensor by tensor",
                 quarrel_engine::shorten(name, 100)
@@ -84,8 +89,14 @@ impl Mix {
     /// What each of a model's tensors gets, which are in the order of [`natural`](super::natural).
     ///
     /// # Errors
-    /// [`CheckpointError::Model`] for a model whose rules are not known.
+    /// Of what model the rules are not known.
     pub(crate) fn elements(&self, tensors: &[Tensor], facts: &Facts) -> Result<Vec<Element>, String> {
+        if facts.architecture.is_empty() || facts.blocks > BLOCKS_MAX {
+            return Err(format!(
+                "it names no architecture, or {} layers: expected `general.architecture`, and at most {BLOCKS_MAX} of `block_count`",
+                facts.blocks
+            ));
+        }
         if OTHERS.contains(&facts.architecture.as_str()) {
             return Err(format!(
                 "llama.cpp has rules of their own for models of architecture `{}`, which this version does not: expected a recipe",
@@ -225,7 +236,9 @@ fn is_quantized(tensor: &Tensor) -> bool {
     let rank = tensor.shape.iter().skip_while(|dimension| **dimension == 1).count();
     let name = tensor.name.as_str();
     let is_kept = WHOLE.contains(&name) || WITHIN.iter().any(|within| name.contains(within));
-    rank >= 2 && name.ends_with("weight") && !is_kept
+    // Of whole numbers nothing is made.
+    let is_number = tensor.dtype.plain().is_none() || float_word(tensor.dtype).is_some();
+    rank >= 2 && name.ends_with("weight") && !is_kept && is_number
 }
 
 /// The type of which the columns are whole blocks.
@@ -257,12 +270,6 @@ impl Choice<'_> {
     fn of(&mut self, tensor: &Tensor, usual: Block) -> Result<Block, String> {
         let (facts, mix) = (self.facts, self.mix.name);
         let part = Part::of(&tensor.name);
-        let mix = match mix {
-            "Q3_K" => "Q3_K_M",
-            "Q4_K" => "Q4_K_M",
-            "Q5_K" => "Q5_K_M",
-            other => other,
-        };
         let is_eight = facts.experts == 8;
         let columns = tensor.shape.last().copied().unwrap_or(1);
         let chosen = match part {

@@ -17,7 +17,12 @@ pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
 pub(super) const NAME_BYTES_MAX: usize = 63;
 /// As llama.cpp has it.
 pub(super) const DIMENSIONS_MAX: u32 = 4;
-const ALIGNMENT_KEY: &str = "general.alignment";
+pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
+/// As the format has it.
+const KEY_BYTES_MAX: u64 = 65_535;
+/// More than any file has: what is remembered of each takes a kilobyte or two.
+const KEYS_MAX: u64 = 1 << 16;
+const TENSORS_MAX: u64 = 1 << 16;
 /// The file would have more elements than any model.
 const ELEMENTS_MAX: u64 = 1 << 48;
 
@@ -50,6 +55,11 @@ pub(crate) fn read(bytes: &Bytes) -> Result<Found, Wrong> {
         return Err(Wrong::Bad(format!("its version is {version}: {what}, expected 2 or 3")));
     }
     let (tensors, keys) = (at.u64()?, at.u64()?);
+    for (what, count, most) in [("tensors", tensors, TENSORS_MAX), ("keys", keys, KEYS_MAX)] {
+        if count > most {
+            return Err(Wrong::Bad(format!("it claims {count} {what}: expected at most {most}")));
+        }
+    }
     let metadata = metadata(&mut at, keys)?;
     let alignment = match metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
         None => ALIGNMENT,
@@ -93,7 +103,8 @@ pub(crate) fn read(bytes: &Bytes) -> Result<Found, Wrong> {
 fn metadata(at: &mut Cursor<'_>, keys: u64) -> Result<Metadata, Wrong> {
     let (mut metadata, mut seen) = (Metadata::default(), HashSet::new());
     for _ in 0..keys {
-        let key = at.text("a key")?;
+        let key = at.text("a key", KEY_BYTES_MAX)?;
+        let shown = quarrel_engine::shorten(&key, 100);
         let kind = at.u32()?;
         let start = at.at;
         match (kind, width(kind)) {
@@ -104,13 +115,13 @@ fn metadata(at: &mut Cursor<'_>, keys: u64) -> Result<Metadata, Wrong> {
                 match (kind, width(kind)) {
                     (_, Some(width)) => at.skip(count.checked_mul(width as u64).ok_or(Wrong::Short)?)?,
                     (STRING, _) => (0..count).try_for_each(|_| at.skip_text())?,
-                    _ => return Err(Wrong::Bad(format!("key `{key}` is of values of kind {kind}, which is none"))),
+                    _ => return Err(Wrong::Bad(format!("key `{shown}` is of values of kind {kind}, which is none"))),
                 }
             }
-            _ => return Err(Wrong::Bad(format!("key `{key}` has a value of kind {kind}, which is none"))),
+            _ => return Err(Wrong::Bad(format!("key `{shown}` has a value of kind {kind}, which is none"))),
         }
         if key.is_empty() || !seen.insert(key.clone()) {
-            return Err(Wrong::Bad(format!("key `{key}` is there twice, or has no name")));
+            return Err(Wrong::Bad(format!("key `{shown}` is there twice, or has no name")));
         }
         metadata.push(key, Value { kind, bytes: at.bytes.slice(start..at.at) });
     }
@@ -119,7 +130,7 @@ fn metadata(at: &mut Cursor<'_>, keys: u64) -> Result<Metadata, Wrong> {
 
 /// The next tensor, where it begins behind the head, and its bytes.
 fn tensor(at: &mut Cursor<'_>) -> Result<(Tensor, u64, u64), Wrong> {
-    let name = at.text("the name of a tensor")?;
+    let name = at.text("the name of a tensor", KEY_BYTES_MAX)?;
     if name.len() > NAME_BYTES_MAX {
         let bytes = name.len();
         return Err(Wrong::Bad(format!(
@@ -176,8 +187,11 @@ impl Cursor<'_> {
         self.skip(length)
     }
 
-    fn text(&mut self, what: &str) -> Result<String, Wrong> {
+    fn text(&mut self, what: &str, most: u64) -> Result<String, Wrong> {
         let length = self.u64()?;
+        if length > most {
+            return Err(Wrong::Bad(format!("{what} has {length} bytes: expected at most {most}")));
+        }
         let bytes = self.take(length)?;
         let text = std::str::from_utf8(bytes).map_err(|_| Wrong::Bad(format!("{what} is no UTF-8")))?;
         Ok(text.to_owned())

@@ -12,7 +12,7 @@ use prost::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use self::special::{special, template};
+use self::special::{special, templates};
 use super::metadata::Metadata;
 
 const NORMAL: i32 = 1;
@@ -44,6 +44,8 @@ pub(crate) struct Files {
     pub(crate) added: Option<Bytes>,
     /// `chat_template.jinja`.
     pub(crate) template: Option<Bytes>,
+    /// `chat_template.json`.
+    pub(crate) template_json: Option<Bytes>,
 }
 
 /// What a file says of a tokenizer; `config` is the model's.
@@ -85,9 +87,7 @@ pub(crate) fn metadata(files: &Files, config: &Map<String, Value>) -> Result<Met
         }
     };
     special(&mut found, tokenizer.as_ref(), (&configuration, config), size);
-    if let Some(template) = template(&configuration, files)? {
-        found.put_text("tokenizer.chat_template", &template);
-    }
+    templates(&mut found, &configuration, files)?;
     match size {
         // CodeLlama's; Granite's.
         32_016 if !is_byte_level => {
@@ -169,6 +169,9 @@ struct Piece {
 fn of_pieces(bytes: &Bytes, files: &Files, configuration: &Map<String, Value>, size: usize) -> Result<Tokens, String> {
     let model =
         Pieces::decode(bytes.clone()).map_err(|error| format!("its tokenizer.model cannot be read: {error}"))?;
+    if model.pieces.is_empty() {
+        return Err("its tokenizer.model has no pieces".to_owned());
+    }
     let mut tokens = Tokens::of(size);
     for (at, piece) in model.pieces.iter().enumerate().take(size) {
         let kind = match piece.kind.unwrap_or(NORMAL) {
@@ -241,24 +244,31 @@ impl Model {
         self.merges.iter().map(text).collect()
     }
 
-    fn check(&self, size: usize) -> Result<(), String> {
-        if self.kind.as_deref().is_some_and(|kind| kind != "BPE") {
-            return Err(format!(
-                "its tokenizer.json is of `{}`: expected BPE",
-                self.kind.as_deref().unwrap_or_default()
-            ));
-        }
-        match self.vocab.iter().find(|(_, at)| **at >= size) {
-            Some((text, at)) => Err(format!("token `{text}` is the {at}th, and `vocab_size` is {size}")),
-            None => Ok(()),
+    fn check(&self) -> Result<(), String> {
+        match self.kind.as_deref() {
+            None | Some("BPE") => Ok(()),
+            Some(kind) => Err(format!("its tokenizer.json is of `{kind}`: expected BPE")),
         }
     }
 }
 
 impl Tokenizer {
+    /// Whether all of its tokens are below a size.
+    fn check(&self, size: usize) -> Result<(), String> {
+        self.model.check()?;
+        let added = self.added_tokens.iter().map(|token| (&token.content, token.id));
+        match self.model.vocab.iter().map(|(text, at)| (text, *at)).chain(added).find(|(_, at)| *at >= size) {
+            Some((text, at)) => {
+                let text = quarrel_engine::shorten(text, 100);
+                Err(format!("token `{text}` has number {at}, and `vocab_size` is {size}"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Of byte-level BPE.
     fn tokens(&self, size: usize) -> Result<Tokens, String> {
-        self.model.check(size)?;
+        self.check(size)?;
         let mut tokens = Tokens::of(size);
         self.model.vocab.iter().for_each(|(text, at)| tokens.set(*at, text, 0.0, NORMAL));
         self.added_tokens.iter().for_each(|token| tokens.add(token.id, &token.content, token.special));
@@ -267,7 +277,7 @@ impl Tokenizer {
 
     /// Of SentencePiece's BPE, whose scores are gone: what is merged first is preferred.
     fn fallback_tokens(&self, size: usize) -> Result<Tokens, String> {
-        self.model.check(size)?;
+        self.check(size)?;
         let mut ranks = HashMap::<String, usize>::new();
         for (rank, merge) in self.model.merges.iter().enumerate() {
             let whole = match merge {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     fs::File,
     io::{self, Write},
     ops::Range,
@@ -11,11 +12,13 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use half::{bf16, f16};
 use quarrel_engine::{Level, to_f32};
+use quarrel_proto::Reason;
 use safetensors::Dtype;
 
 use super::{BEHIND, Computed};
 use crate::{
     element::Element,
+    error::CheckpointError,
     fate::float_word,
     source::{Source, Tensor},
     target::Stop,
@@ -57,6 +60,7 @@ pub(crate) fn moved(first: &Source, tensors: impl IntoIterator<Item = (String, E
 }
 
 impl Moved {
+    /// The tensor that holds a place.
     fn find(&self, at: u64) -> io::Result<(u64, &Tensor, &From)> {
         let found = self.0.range(..=at).next_back();
         let (start, (tensor, from)) = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -64,12 +68,18 @@ impl Moved {
     }
 
     pub(super) fn read(&self, at: &Range<u64>) -> io::Result<Bytes> {
+        if at.is_empty() {
+            return Ok(Bytes::new());
+        }
         let (start, tensor, from) = self.find(at.start)?;
         from.read(tensor, &(at.start - start..at.end - start))
     }
 
     /// Copies a tensor, or some of it, to the end of a file.
     pub(crate) fn copy(&self, at: &Range<u64>, to: &mut File, stop: &Stop) -> io::Result<u64> {
+        if at.is_empty() {
+            return Ok(0);
+        }
         let (start, tensor, from) = self.find(at.start)?;
         if let Some((source, part)) = from.as_it_is(tensor) {
             let first = part.at.start + (at.start - start);
@@ -125,7 +135,7 @@ impl From {
             let (from, to) = (start.clamp(before, before + rows) - before, end.clamp(before, before + rows) - before);
             if from < to {
                 let bytes = self.rows(source, part, from..to)?;
-                out.extend_from_slice(&converted(part.dtype, tensor.dtype, bytes)?);
+                out.extend_from_slice(&converted(&tensor.name, (part.dtype, tensor.dtype), bytes)?);
             }
         }
         let skipped = start * row;
@@ -155,30 +165,50 @@ impl From {
     }
 }
 
-/// Numbers of another type, rounded once.
-fn converted(from: Element, to: Element, bytes: Bytes) -> io::Result<Bytes> {
+/// Numbers of another type, rounded once, all of which are finite in it.
+fn converted(name: &str, (from, to): (Element, Element), bytes: Bytes) -> io::Result<Bytes> {
     if from == to {
         return Ok(bytes);
     }
     let (Some(from), Some(to)) = (from.plain(), to.plain()) else { return Err(invalid()) };
-    if from == Dtype::F64 {
+    let found = if from == Dtype::F64 {
         let numbers = bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
-        return Ok(match to {
-            Dtype::F32 => numbers.flat_map(|number| (number as f32).to_le_bytes()).collect(),
-            Dtype::F16 => numbers.flat_map(|number| f16::from_f64(number).to_le_bytes()).collect(),
-            Dtype::BF16 => numbers.flat_map(|number| bf16::from_f64(number).to_le_bytes()).collect(),
+        match to {
+            Dtype::F32 => {
+                narrowed(numbers, |number| (number as f32).is_finite(), |number| (number as f32).to_le_bytes())
+            }
+            Dtype::F16 => narrowed(numbers, |n| f16::from_f64(n).is_finite(), |n| f16::from_f64(n).to_le_bytes()),
+            Dtype::BF16 => narrowed(numbers, |n| bf16::from_f64(n).is_finite(), |n| bf16::from_f64(n).to_le_bytes()),
             _ => return Err(invalid()),
-        });
-    }
-    let word = float_word(from.into()).ok_or_else(invalid)?;
-    let wide = to_f32(Level::detect(), word, &bytes).ok_or_else(invalid)?;
-    let numbers = wide.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-    Ok(match to {
-        Dtype::F32 => Bytes::from(wide),
-        Dtype::F16 => numbers.flat_map(|number| f16::from_f32(number).to_le_bytes()).collect(),
-        Dtype::BF16 => numbers.flat_map(|number| bf16::from_f32(number).to_le_bytes()).collect(),
-        _ => return Err(invalid()),
+        }
+    } else {
+        let word = float_word(from.into()).ok_or_else(invalid)?;
+        let wide = to_f32(Level::detect(), word, &bytes).ok_or_else(invalid)?;
+        let numbers = wide.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        match to {
+            Dtype::F32 => narrowed(numbers, f32::is_finite, f32::to_le_bytes),
+            Dtype::F16 => narrowed(numbers, |n| f16::from_f32(n).is_finite(), |n| f16::from_f32(n).to_le_bytes()),
+            Dtype::BF16 => narrowed(numbers, |n| bf16::from_f32(n).is_finite(), |n| bf16::from_f32(n).to_le_bytes()),
+            _ => return Err(invalid()),
+        }
+    };
+    found.map_err(|number| {
+        let message =
+            format!("tensor `{name}`: {number} becomes {to:?}, in which it is not finite: expected a number that is");
+        io::Error::other(CheckpointError::Layer { reason: Reason::NonFinite, message })
     })
+}
+
+/// Numbers as bytes, or the first that is not to be.
+fn narrowed<T: Copy + Display, const N: usize>(
+    numbers: impl Iterator<Item = T> + Clone,
+    is_finite: impl Fn(T) -> bool,
+    bytes: impl Fn(T) -> [u8; N],
+) -> Result<Bytes, String> {
+    match numbers.clone().find(|number| !is_finite(*number)) {
+        Some(number) => Err(number.to_string()),
+        None => Ok(numbers.flat_map(bytes).collect()),
+    }
 }
 
 fn invalid() -> io::Error {
