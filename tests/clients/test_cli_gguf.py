@@ -80,7 +80,7 @@ def test_estimate_foretells_the_file(source, tmp_path):
 
 @pytest.mark.parametrize("arguments, says", [
     (["-s", "W4A16"], "[scheme_unknown] scheme `W4A16` is none of a whole GGUF file: expected F32, F16"),
-    (["-s", "Q4_K_M", "--group-size", "32"], "`group_size` has no effect on `Q4_K_M` of a GGUF file"),
+    (["-s", "Q4_K_M", "--group-size", "32"], "`group_size` has no effect on `Q4_K_M` here"),
     (["-s", "Q4_K_M", "--ignore", "output"], "`--ignore` and `--no-standard` have no effect"),
     (["--profile", "local"], "scheme `W4A16` is of no type of GGUF"),
 ])

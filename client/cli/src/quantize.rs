@@ -144,6 +144,9 @@ fn failed(layers: &[LayerReport]) -> Result<(), Failure> {
     }
 }
 
+/// The scheme of those who quantize nothing.
+const COPY: &str = "COPY";
+
 /// What a checkpoint becomes, which says what a scheme stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Becomes {
@@ -164,9 +167,9 @@ impl Becomes {
 /// What the command line asks of every layer.
 pub(crate) fn command(args: &WhatArgs, what: Becomes) -> Result<v1::Quantize, Failure> {
     let how = match (&args.how.scheme, &args.how.recipe, &args.how.profile) {
-        (Some(scheme), ..) if what == Becomes::Gguf => {
+        (Some(scheme), ..) if what == Becomes::Gguf || scheme == COPY => {
             if !args.ignore.is_empty() || args.no_standard {
-                let sentence = "a scheme of a GGUF file says what becomes of every tensor: `--ignore` and `--no-standard` have no effect on it";
+                let sentence = "a scheme of a GGUF file, and `COPY`, say what becomes of every tensor: `--ignore` and `--no-standard` have no effect on it";
                 return Err(Failure::usage(sentence.to_owned(), "Leave them out, or write a recipe."));
             }
             return Ok(v1::Quantize {

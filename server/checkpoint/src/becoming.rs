@@ -44,7 +44,12 @@ pub(crate) struct Becoming {
 }
 
 /// The scheme of a GGUF file whose tensors stay what they are; what is quantized otherwise gets blocks of the same numbers.
-const COPY: &str = "COPY";
+pub(crate) const COPY: &str = "COPY";
+
+/// Whether a command quantizes nothing: what is quantized is stored in another layout, with the same numbers.
+pub fn is_copy(command: &v1::Quantize) -> bool {
+    matches!(&command.how, Some(How::Scheme(name)) if name == COPY)
+}
 
 /// Whether a file is to be GGUF.
 pub fn is_gguf(location: &Location) -> bool {
@@ -66,9 +71,8 @@ pub fn check_for_gguf(command: &v1::Quantize) -> Result<(), CheckpointError> {
                 ("amax", command.amax.is_some()),
             ];
             if let Some((option, _)) = options.iter().find(|(_, is_there)| *is_there) {
-                let message = format!(
-                    "`{option}` has no effect on `{name}` of a GGUF file, which says what becomes of every tensor"
-                );
+                let message =
+                    format!("`{option}` has no effect on `{name}` here, which says what becomes of every tensor");
                 return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
             }
             if name == COPY { Ok(()) } else { Mix::named(name).map(drop) }
@@ -105,7 +109,7 @@ impl Becoming {
     ) -> Result<Becoming, CheckpointError> {
         check_for_gguf(&command)?;
         refuse_parts(model)?;
-        let is_copy = matches!(&command.how, Some(How::Scheme(name)) if name == COPY);
+        let is_copy = is_copy(&command);
         let path = model.path();
         let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
         let gguf = model.shards().iter().find_map(|shard| Some((shard, shard.gguf()?)));

@@ -56,7 +56,7 @@ pub(crate) fn refuse_parts(model: &Model) -> Result<(), CheckpointError> {
 /// The error of what is quantized in a way that is not read.
 pub(crate) fn already_quantized(what: &str) -> CheckpointError {
     let message = format!(
-        "{what}: expected a dense model, or one in the layout of compressed-tensors or of DeepSeek's FP8, which is decoded"
+        "{what}: expected a dense model, or one in the layout of compressed-tensors, of DeepSeek's FP8, or of GPTQ or AWQ with its config.json, which is decoded"
     );
     CheckpointError::Command { reason: Reason::AlreadyQuantized, message }
 }

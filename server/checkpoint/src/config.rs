@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quarrel_engine::{Codes, Granularity, Scaling, Scheme};
 use serde_json::{Map, Value, json};
 
-use crate::{error::CheckpointError, report::LayerReport, site::Record};
+use crate::{error::CheckpointError, model::Model, modules::Module, report::LayerReport, site::Record};
 
 /// The version of compressed-tensors whose layout is written.
 const LAYOUT_VERSION: &str = "0.20.0";
@@ -22,6 +22,18 @@ pub(crate) struct Decided {
     pub(crate) quantized: BTreeMap<String, Scheme>,
     /// Left as they are, though they have a weight of two dimensions or more.
     pub(crate) kept: BTreeSet<String>,
+}
+
+impl Decided {
+    /// Of a model that is quantized already.
+    pub(crate) fn of(model: &Model, modules: &[Vec<Module>]) -> Decided {
+        let modules = modules.iter().flatten();
+        let quantized = BTreeMap::from_iter(modules.map(|module| (module.name.clone(), module.scheme)));
+        let weights = model.tensors().filter(|(_, tensor)| tensor.shape.len() >= 2);
+        let names = weights.filter_map(|(_, tensor)| tensor.name.strip_suffix(".weight"));
+        let kept = names.filter(|name| !quantized.contains_key(*name)).map(str::to_owned).collect();
+        Decided { quantized, kept }
+    }
 }
 
 /// What became of the modules.

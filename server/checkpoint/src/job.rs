@@ -1,39 +1,36 @@
-//! A job: a model in, a quantized one out, file by file.
+//! A job: a model in, a quantized one out, file by file. `open` looks at everything before.
 //!
 //! A unit is one file of the source, which becomes one of the destination under the same name; a tensor is never split over units. A
 //! folder's job goes on where another was stopped, and what makes the folder a model, index and `config.json`, is written last.
+
+mod open;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use quarrel_proto::v1::{self, command::Verb};
-use serde_json::{Value, json};
+use quarrel_proto::v1;
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::{
-    becoming::{Becoming, is_gguf, no_effect},
-    checks::{
-        as_json, identity, name, refuse_for_models, refuse_overlap, refuse_parts, refuse_quantized, refuse_scattered,
-        refuse_transposed,
-    },
-    config::{decided, dense_config, index, quantized_config, text},
+    checks::{identity, name},
+    config::{Decided, decided, dense_config, index, quantized_config, text},
     error::CheckpointError,
-    fate::{Fate, fates, plan_of},
-    fused::{Fused, fused, with_shared_scales},
+    fate::Fate,
+    fused::{Fused, with_shared_scales},
     gguf::Head,
-    make::{dense, quantized},
+    make::{copied, dense, quantized},
     model::{CONFIG, Model, REPORT},
-    modules::{Module, modules},
+    modules::Module,
     quantizer::{Quantizer, Told},
     report::{Gate, LayerReport, pass},
     site::{Record, Site},
     source::Tensor,
     storage::Location,
-    target::{Replace, Stop, Target},
+    target::{Stop, Target},
     unit::{Sealed, Unit},
-    view::view,
 };
 
 /// Where a job reads and writes.
@@ -68,6 +65,8 @@ enum Work {
         /// What a GGUF file says, if it is to be one.
         head: Option<Head>,
     },
+    /// Nothing: what is quantized is stored as it is seen.
+    Copy { effective: v1::Command, modules: Vec<Vec<Module>> },
     /// To one type, or to the one that each layer's weights had.
     Dequantize { dtype: Option<String>, modules: Vec<Vec<Module>> },
 }
@@ -97,103 +96,6 @@ impl Made {
 }
 
 impl Job {
-    /// Looks at everything before any work is done: source, destination and command fit together. It reads much of the source
-    /// where fused layers must share a scale.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] of any kind.
-    pub fn open(
-        Ends { source, destination, metadata }: Ends<'_>,
-        command: v1::Quantize,
-        (replace, gate): (Replace, Gate),
-        stop: &Stop,
-    ) -> Result<Job, CheckpointError> {
-        refuse_overlap(source, destination)?;
-        let mut becoming = None;
-        let (model, command) = if is_gguf(destination) {
-            if let Some(metadata) = metadata {
-                refuse_overlap(metadata, destination)?;
-            }
-            let found = becoming.insert(Becoming::new(&Model::open(source)?, command, metadata)?);
-            (found.model.clone(), found.command.clone())
-        } else if metadata.is_some() {
-            return Err(no_effect());
-        } else {
-            refuse_for_models(&plan_of(&command)?)?;
-            (view(Model::open(source)?, &command)?, command)
-        };
-        // What is wrong with it is said before anything is written.
-        let mut fates = fates(model.shards(), &command)?;
-        if let Some(becoming) = &becoming {
-            becoming.tell(&mut fates);
-        }
-        refuse_quantized(&model, &fates)?;
-        if let Some(config) = model.folder().and_then(|folder| folder.config.as_ref()) {
-            refuse_transposed(config, model.path())?;
-        }
-        // Whoever was to wait for it may have gone: then nothing is touched any more.
-        stop.check()?;
-        let (destination, fused) = match model.folder() {
-            None => {
-                let target = Target::new(destination, replace)?;
-                (Destination::File(target), fused(model.shards(), &command, stop)?)
-            }
-            Some(_) => {
-                stop.keep();
-                let identity = identity(&model, as_json(&command)?)?;
-                let site = Site::open(destination, identity, replace, stop)?;
-                let found = match site.facts()? {
-                    Some(found) => found,
-                    None => {
-                        let found = fused(model.shards(), &command, stop)?;
-                        site.remember_facts(&found)?;
-                        found
-                    }
-                };
-                (Destination::Folder(site), found)
-            }
-        };
-        let (effective, head) = match becoming {
-            // Not the recipe that it stands for, with the name of every tensor.
-            Some(Becoming { asked, head, .. }) => {
-                (v1::Command { verb: Some(Verb::Quantize(asked)), ..v1::Command::default() }, Some(head))
-            }
-            None => (plan_of(&with_shared_scales(&command, &fused, |_| true))?.effective, None),
-        };
-        Ok(Job { model, work: Work::Quantize { command, effective, fates, fused, head }, destination, gate })
-    }
-
-    /// The same for a job that makes dense layers of quantized ones, of type `dtype` or of their own.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] of any kind.
-    pub fn open_dense(
-        source: &Location,
-        destination: &Location,
-        dtype: Option<String>,
-        replace: Replace,
-        stop: &Stop,
-    ) -> Result<Job, CheckpointError> {
-        refuse_overlap(source, destination)?;
-        let model = Model::open(source)?;
-        refuse_parts(&model)?;
-        let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
-        refuse_scattered(&model, &modules)?;
-        if modules.iter().all(Vec::is_empty) {
-            return Err(CheckpointError::NothingQuantized { path: source.shown() });
-        }
-        stop.check()?;
-        let destination = match model.folder() {
-            None => Destination::File(Target::new(destination, replace)?),
-            Some(_) => {
-                stop.keep();
-                let identity = identity(&model, json!({ "dequantize": { "dtype": dtype } }))?;
-                Destination::Folder(Site::open(destination, identity, replace, stop)?)
-            }
-        };
-        Ok(Job { model, work: Work::Dequantize { dtype, modules }, destination, gate: Gate::default() })
-    }
-
     /// The source.
     pub fn model(&self) -> &Model {
         &self.model
@@ -210,7 +112,7 @@ impl Job {
     /// The command with all that it leaves open, if it quantizes.
     pub fn effective(&self) -> Option<&v1::Command> {
         match &self.work {
-            Work::Quantize { effective, .. } => Some(effective),
+            Work::Quantize { effective, .. } | Work::Copy { effective, .. } => Some(effective),
             Work::Dequantize { .. } => None,
         }
     }
@@ -244,6 +146,7 @@ impl Job {
                 tensors.filter(|(_, fate)| matches!(fate, Fate::Sent(_))).map(|(tensor, _)| tensor).collect()
             }
             Work::Dequantize { modules, .. } => modules[at].iter().map(|module| &module.codes).collect(),
+            Work::Copy { .. } => Vec::new(),
         }
     }
 
@@ -282,6 +185,7 @@ impl Job {
                     quantized(quantizer, command, (shard, &fates[at]), (target.clone(), head.as_ref()), &mut tell)
                         .await?
                 }
+                Work::Copy { modules, .. } => copied(shard, &modules[at], target.clone())?,
                 Work::Dequantize { dtype, modules } => {
                     dense(quantizer, dtype.as_deref(), (shard, &modules[at]), target.clone(), &mut tell).await?
                 }
@@ -341,8 +245,12 @@ impl Job {
             if is_decoded || matches!(self.work, Work::Dequantize { .. }) {
                 config = dense_config(config);
             }
-            if let Work::Quantize { .. } = self.work {
-                config = quantized_config(config, &decided(&made.layers)?);
+            match &self.work {
+                Work::Quantize { .. } => config = quantized_config(config, &decided(&made.layers)?),
+                Work::Copy { modules, .. } => {
+                    config = quantized_config(dense_config(config), &Decided::of(&self.model, modules));
+                }
+                Work::Dequantize { .. } => {}
             }
             site.put(Path::new(CONFIG), &text(&Value::Object(config))?)?;
         }

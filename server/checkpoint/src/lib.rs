@@ -26,6 +26,7 @@ mod gguf;
 mod header;
 mod job;
 mod layer;
+mod legacy;
 mod local;
 mod make;
 mod measure;
@@ -45,7 +46,7 @@ mod target;
 mod unit;
 mod view;
 
-pub use becoming::{check_for_gguf, is_gguf};
+pub use becoming::{check_for_gguf, is_copy, is_gguf};
 pub use beside::Beside;
 pub use columns::{Columns, holds_columns, is_columns};
 pub use element::Element;

@@ -53,6 +53,12 @@ pub(crate) async fn quantized<Q: Quantizer>(
     Ok(unit)
 }
 
+/// A file whose quantized layers are stored as they are seen.
+pub(crate) fn copied(shard: &Source, modules: &[Module], target: Target) -> Result<Unit, CheckpointError> {
+    let schemes = modules.iter().map(|module| (module.name.clone(), module.scheme.to_string()));
+    Unit::copied(target, shard.clone(), schemes.collect())
+}
+
 /// A file, dequantized but not written yet.
 pub(crate) async fn dense<Q: Quantizer>(
     quantizer: &Q,

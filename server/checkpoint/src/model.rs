@@ -17,6 +17,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     error::CheckpointError,
+    legacy::translated,
     source::{Source, Tensor},
     storage::{Kind, Location},
 };
@@ -109,6 +110,8 @@ impl Model {
             Some((name, index)) => Some((name.clone(), metadata(&path.join(&name), index.metadata)?)),
             None => None,
         };
+        let translate = |shard| translated(shard, config.as_ref());
+        let shards = shards.into_iter().map(translate).collect::<Result<Vec<_>, _>>()?;
         let folder = Folder { index, config, others, left_out };
         Ok(Model { location: location.clone(), shards, folder: Some(folder) })
     }

@@ -179,6 +179,11 @@ impl Source {
         Source(Arc::new(Header { path, location, file, tensors, places, metadata, computed, gguf }))
     }
 
+    /// Whether tensors of it are computed.
+    pub(crate) fn is_computed(&self) -> bool {
+        self.0.computed.is_some()
+    }
+
     /// What it says beside its tensors, if it is GGUF.
     pub(crate) fn gguf(&self) -> Option<&Metadata> {
         self.0.gguf.as_ref()
@@ -227,9 +232,9 @@ impl Source {
         self.read_at(&(tensor.at.start + range.start..tensor.at.start + range.end))
     }
 
-    fn read_at(&self, at: &Range<u64>) -> io::Result<Bytes> {
+    pub(crate) fn read_at(&self, at: &Range<u64>) -> io::Result<Bytes> {
         match self.0.computed.as_ref().filter(|_| Computed::holds(at.start)) {
-            Some(computed) => computed.read(self, at),
+            Some(computed) => computed.read(at),
             None => self.0.file.read(at.clone()),
         }
     }
@@ -252,7 +257,7 @@ impl Source {
         match self.0.computed.as_deref().filter(|_| Computed::holds(range.start)) {
             None => return self.0.file.copy(range, to, stop),
             Some(Computed::Moved(moved)) => return moved.copy(range, to, stop),
-            Some(Computed::Decoded(_)) => {}
+            Some(Computed::Decoded(_) | Computed::Legacy(_)) => {}
         }
         for start in range.clone().step_by(DECODED_BYTES as usize) {
             if stop.is_stopped() {

@@ -154,6 +154,21 @@ impl Unit {
         }
     }
 
+    /// The file with the tensors of another, which has layers of these schemes.
+    pub(crate) fn copied(
+        target: Target,
+        source: Source,
+        schemes: BTreeMap<String, String>,
+    ) -> Result<Unit, CheckpointError> {
+        let entries = source.tensors().iter().map(Tensor::entry).collect();
+        let sink = Sink::expecting(target, entries, &form(&source, &schemes, false, None))?;
+        let mut unit = Unit::of(sink, source, schemes, false);
+        for at in 0..unit.source.tensors().len() {
+            unit.keep(at)?;
+        }
+        Ok(unit)
+    }
+
     /// The file of dense tensors that a file of quantized ones becomes.
     pub(crate) fn dense(target: Target, source: Source, modules: &[(&Module, Dtype)]) -> Result<Unit, CheckpointError> {
         let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(|(module, _)| module.parts()));

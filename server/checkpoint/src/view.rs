@@ -16,10 +16,10 @@ pub(crate) use self::{
     decoded::{dense, files as dense_files, repacked_files},
     moved::{From, Moved, moved},
 };
-use crate::{checks::refuse_parts, error::CheckpointError, fate::plan_of, model::Model, source::Source};
+use crate::{checks::refuse_parts, error::CheckpointError, fate::plan_of, legacy::Legacy, model::Model};
 
-/// Where tensors lie that are computed where they are read: behind any file.
-const BEHIND: u64 = 1 << 62;
+/// Where tensors lie that are computed where they are read: behind any file. Those that are computed of such lie behind them.
+pub(crate) const BEHIND: u64 = 1 << 62;
 
 /// Tensors of a file that are computed where they are read.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) enum Computed {
     Decoded(Decoded),
     /// Of other files' tensors: rows in another order, numbers of another type.
     Moved(Moved),
+    /// Of layers of GPTQ or AWQ.
+    Legacy(Legacy),
 }
 
 impl Computed {
@@ -37,10 +39,11 @@ impl Computed {
     }
 
     /// Reads some of a computed tensor, wherever it begins and ends.
-    pub(crate) fn read(&self, source: &Source, at: &Range<u64>) -> io::Result<Bytes> {
+    pub(crate) fn read(&self, at: &Range<u64>) -> io::Result<Bytes> {
         match self {
-            Computed::Decoded(decoded) => decoded.read(source, at),
+            Computed::Decoded(decoded) => decoded.read(at),
             Computed::Moved(moved) => moved.read(at),
+            Computed::Legacy(legacy) => legacy.read(at),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use prost::Message;
-use quarrel_checkpoint::{Allowed, CheckpointError, Location, Stop, Stores, Told, check_for_gguf, is_gguf};
+use quarrel_checkpoint::{Allowed, CheckpointError, Location, Stop, Stores, Told, check_for_gguf, is_copy, is_gguf};
 use quarrel_proto::{
     Reason,
     v1::{self, command::Verb},
@@ -131,7 +131,7 @@ impl Jobs {
             return Err(Fault::new(Reason::OptionConflict, what));
         }
         match &command.verb {
-            Some(Verb::Quantize(quantize)) if is_gguf(&ends.1) => check_for_gguf(quantize)?,
+            Some(Verb::Quantize(quantize)) if is_gguf(&ends.1) || is_copy(quantize) => check_for_gguf(quantize)?,
             // The plan of the verb alone: a stream's has no URIs.
             verb => drop(quarrel_engine::Plan::new(&v1::Command { verb: verb.clone(), ..v1::Command::default() })?),
         }

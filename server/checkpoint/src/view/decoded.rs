@@ -30,6 +30,10 @@ const REMEMBERED_BYTES: usize = 16 << 20;
 /// Decoded tensors of a file, by where they begin.
 #[derive(Debug)]
 pub(crate) struct Decoded {
+    /// The file whose layers they are.
+    source: Source,
+    /// Where they begin: what lies before is the file's.
+    begins: u64,
     layers: BTreeMap<u64, (Module, Option<Block>)>,
     remembered: Arc<Remembered>,
     /// Which of the model's files it is.
@@ -87,7 +91,8 @@ fn file(shard: &Source, modules: Vec<(Module, Option<Block>)>, number: usize, re
     let by_codes = BTreeMap::from_iter(modules.iter().map(|layer| (layer.0.codes.name.as_str(), layer)));
     let parts = HashSet::<&str>::from_iter(modules.iter().flat_map(|(module, _)| module.parts()));
     let mut layers = BTreeMap::new();
-    let mut end = BEHIND;
+    let begins = if shard.is_computed() { 2 * BEHIND } else { BEHIND };
+    let mut end = begins;
     let mut tensors = Vec::new();
     for tensor in shard.tensors() {
         if let Some((module, block)) = by_codes.get(tensor.name.as_str()) {
@@ -106,7 +111,7 @@ fn file(shard: &Source, modules: Vec<(Module, Option<Block>)>, number: usize, re
             tensors.push(tensor.clone());
         }
     }
-    let decoded = Decoded { layers, remembered: Arc::clone(remembered), number };
+    let decoded = Decoded { source: shard.clone(), begins, layers, remembered: Arc::clone(remembered), number };
     shard.with(tensors, Some(Arc::new(Computed::Decoded(decoded))))
 }
 
@@ -117,7 +122,10 @@ fn dense_type(module: &Module) -> Dtype {
 
 impl Decoded {
     /// Reads some of a decoded tensor, wherever it begins and ends.
-    pub(super) fn read(&self, source: &Source, at: &Range<u64>) -> io::Result<Bytes> {
+    pub(super) fn read(&self, at: &Range<u64>) -> io::Result<Bytes> {
+        if at.start < self.begins {
+            return self.source.read_at(at);
+        }
         let found = self.layers.range(..=at.start).next_back();
         let (start, (module, block)) = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let (channels, _) = module.channels();
@@ -129,7 +137,7 @@ impl Decoded {
         let wanted = at.start - start..at.end - start;
         let first = wanted.start / channel;
         let last = wanted.end.div_ceil(channel);
-        let scales = self.scales(source, *start, module).map_err(io::Error::other)?;
+        let scales = self.scales(*start, module).map_err(io::Error::other)?;
         let mut dense = BytesMut::new();
         let mut at = first;
         while at < last {
@@ -137,8 +145,8 @@ impl Decoded {
             // Blocks of matrices that lie one behind the other are decoded together.
             let part = if is_of_matrices(module) { 0..channels } else { at..end };
             let decoded = match block {
-                None => decode(source, module, &scales, part.clone()),
-                Some(block) => repacked::blocks(source, module, *block, &scales, part.clone()),
+                None => decode(&self.source, module, &scales, part.clone()),
+                Some(block) => repacked::blocks(&self.source, module, *block, &scales, part.clone()),
             };
             let decoded = decoded.map_err(io::Error::other)?;
             dense.extend_from_slice(
@@ -150,14 +158,14 @@ impl Decoded {
         Ok(dense.freeze().slice((wanted.start - skipped) as usize..(wanted.end - skipped) as usize))
     }
 
-    fn scales(&self, source: &Source, start: u64, module: &Module) -> Result<Arc<Scales>, CheckpointError> {
+    fn scales(&self, start: u64, module: &Module) -> Result<Arc<Scales>, CheckpointError> {
         let key = (self.number, start);
         // Two threads that want the same read it once.
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, scales)) = remembered.iter().find(|(of, _)| *of == key) {
             return Ok(Arc::clone(scales));
         }
-        let read = Arc::new(Scales::read(source, module)?);
+        let read = Arc::new(Scales::read(&self.source, module)?);
         remembered.push_back((key, Arc::clone(&read)));
         let bytes =
             |scales: &VecDeque<(_, Arc<Scales>)>| scales.iter().map(|(_, scales)| scales.bytes()).sum::<usize>();

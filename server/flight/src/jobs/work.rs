@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use quarrel_checkpoint::{
     By, CheckpointError, Ends, Flow, FlowLimits, Gate, JOB_BYTES, Job, Local, Location, Replace, Report, Tensor,
-    is_gguf, of_checkpoint,
+    is_copy, is_gguf, of_checkpoint,
 };
 use quarrel_proto::{
     Reason, VERSION,
@@ -96,7 +96,11 @@ impl Work {
         let stopped = stop.hold();
         let opened = tokio::task::spawn_blocking(move || match request.command.and_then(|command| command.verb) {
             Some(Verb::Quantize(command)) => {
-                let command = if is_gguf(&sink) { command } else { of_checkpoint(command, source.is_folder()?) };
+                let command = if is_gguf(&sink) || is_copy(&command) {
+                    command
+                } else {
+                    of_checkpoint(command, source.is_folder()?)
+                };
                 let ends = Ends { source: &source, destination: &sink, metadata: metadata.as_ref() };
                 Job::open(ends, command, (replace, gate), &stopped)
             }

@@ -1,0 +1,117 @@
+"""Models of GPTQ and AWQ are seen in the layout of compressed-tensors: the same codes, scales and zero points, which stand for the same numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from golden import ggufs, legacy
+from harness import cli
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("legacy")
+    return {name: model.write(folder / name) for name, model in legacy.MODELS.items()}
+
+
+@pytest.mark.parametrize("name", legacy.MODELS)
+def test_values_are_those_of_the_formula(name, folders, tmp_path):
+    cli.done("dequantize", folders[name], tmp_path / "dense", "--dtype", "f32")
+    dense = cli.read(tmp_path / "dense/model.safetensors").tensors
+    layers = legacy.MODELS[name].layers()
+    for module, layer in layers.items():
+        np.testing.assert_array_equal(dense[f"{module}.weight"], layer.values, err_msg=module)
+    others = {tensor for tensor in legacy.MODELS[name].family.tensors() if tensor.removesuffix(".weight") not in layers}
+    assert set(dense) == others | {f"{module}.weight" for module in layers}
+    assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
+
+
+@pytest.mark.parametrize("name", legacy.MODELS)
+def test_a_copy_has_the_same_codes_scales_and_zero_points(name, folders, tmp_path):
+    cli.quantize(folders[name], tmp_path / "copy", "-s", "COPY")
+    model = legacy.MODELS[name]
+    made = cli.read(tmp_path / "copy/model.safetensors").tensors
+    expected = {}
+    for module, layer in model.layers().items():
+        expected |= {f"{module}.{part}": array for part, array in legacy.packed(layer, model.bits).items()}
+    kept = {tensor: array for tensor, array in model.family.tensors().items() if tensor.removesuffix(".weight") not in model.layers()}
+    assert set(made) == set(expected) | set(kept)
+    for tensor, array in (expected | kept).items():
+        assert made[tensor].dtype == array.dtype, tensor
+        np.testing.assert_array_equal(made[tensor], array, err_msg=tensor)
+    config = json.loads((tmp_path / "copy/config.json").read_text())["quantization_config"]
+    weights = config["config_groups"]["group_0"]["weights"]
+    assert config["format"] == "pack-quantized" and "lm_head" in config["ignore"] and config["quant_method"] == "compressed-tensors"
+    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (model.bits, model.group, model.symmetric)
+
+
+def test_inspect_says_what_they_are(folders):
+    told = cli.done("inspect", folders["awq"], "--json").json
+    assert set(told["schemes"].values()) == {"int4-asym/g64"} and len(told["schemes"]) == 7
+
+
+def test_they_become_anything_that_a_dense_model_becomes(folders, tmp_path):
+    cli.done("dequantize", folders["gptq"], tmp_path / "dense")
+    for scheme, ending in (("Q8_0", ".gguf"), ("FP8_DYNAMIC", "")):
+        cli.quantize(folders["gptq"], tmp_path / f"made{ending}", "-s", scheme)
+        cli.quantize(tmp_path / "dense", tmp_path / f"expected{ending}", "-s", scheme)
+    assert ggufs.read(tmp_path / "made.gguf").tensors == ggufs.read(tmp_path / "expected.gguf").tensors
+    made, expected = (cli.read(tmp_path / name / "model.safetensors").tensors for name in ("made", "expected"))
+    assert {name: array.tobytes() for name, array in made.items()} == {name: array.tobytes() for name, array in expected.items()}
+
+
+def test_a_copy_of_eight_bits_becomes_blocks_of_the_same_numbers(folders, tmp_path):
+    cli.quantize(folders["gptq 8 bits"], tmp_path / "made.gguf", "-s", "COPY")
+    assert {kind for kind, shape, _ in ggufs.read(tmp_path / "made.gguf").tensors.values() if len(shape) > 1} == {"Q8_0", "F16"}
+
+
+def spoiled(folder, tensors=None, said=None):
+    file = cli.read(folder / "model.safetensors")
+    found = {name: array.copy() for name, array in file.tensors.items()}
+    (tensors or (lambda _: None))(found)
+    cli.write(folder / "model.safetensors", found)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= said or {}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("method, tensors, said, says", [
+    ("gptq", lambda t: t[f"{Q}.g_idx"].__setitem__(0, 1), None, "its groups are not of neighbouring columns (`g_idx`"),
+    ("gptq", lambda t: t.pop(f"{Q}.g_idx"), {"desc_act": True}, "its columns are ordered (`desc_act`)"),
+    ("gptq", lambda t: t[f"{Q}.qzeros"].fill(-1), None, "the zero point of channel 0 and group 0 is 16: codes of 4 bits have none beyond 15"),
+    ("gptq", lambda t: t.pop(f"{Q}.scales"), None, "it has no `scales`"),
+    ("gptq", lambda t: t.update({f"{Q}.scales": t[f"{Q}.scales"][:, :8].copy()}), None, "which are no codes of 4 bits"),
+    ("awq", lambda t: t.update({f"{Q}.qzeros": t[f"{Q}.qzeros"][:1].copy()}), None, "its `qzeros` is I32 [1, 32]: expected I32 [4, 32]"),
+    ("gptq", None, {"bits": 3}, "its layers have 3 bits"),
+    ("gptq", None, {"checkpoint_format": "marlin"}, "in the format `marlin`"),
+    ("awq", None, {"version": "gemv"}, "of version `gemv`"),
+], ids=str.split("order no-order zero lacks scales zeros bits format version"))
+def test_what_has_no_place_in_the_layout_is_refused(method, tensors, said, says, tmp_path):
+    folder = spoiled(legacy.Model(method=method).write(tmp_path / "model"), tensors, said)
+    for command in (["quantize", folder, tmp_path / "copy", "-s", "COPY"], ["dequantize", folder, tmp_path / "dense"]):
+        cli.check_refusal(cli.run(*command), 3, says)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--group-size", "32"], "`group_size` has no effect on `COPY` here"), (["--sqnr-db-min", "20"], "`COPY` measures nothing"),
+    (["--ignore", "x"], "`--ignore` and `--no-standard` have no effect"),
+])
+def test_a_copy_has_no_options(flags, says, folders, tmp_path):
+    cli.check_refusal(cli.run("quantize", folders["awq"], tmp_path / "copy", "-s", "COPY", *flags), 2, says)
+
+
+def test_zero_points_of_eight_bits_have_no_scheme(tmp_path):
+    folder = legacy.Model(bits=8, group=32).write(tmp_path / "model")
+    ended = cli.run("quantize", folder, tmp_path / "copy", "-s", "COPY")
+    cli.check_refusal(ended, 3, Q, "its codes of 8 bits have zero points, of which there is no scheme")
+
+
+def test_there_must_be_something_to_copy(tmp_path):
+    folder = legacy.Model().family.write(tmp_path / "dense")
+    cli.check_refusal(cli.run("quantize", folder, tmp_path / "copy", "-s", "COPY"), 3, "has no quantized layers")
