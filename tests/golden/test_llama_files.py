@@ -191,3 +191,37 @@ def test_a_copy_of_a_file_has_its_tensors(folders, tmp_path):
     cli.quantize(folders["llama"], tmp_path / "made.gguf", "-s", "Q4_K_M")
     cli.quantize(tmp_path / "made.gguf", tmp_path / "copy.gguf", "-s", "COPY")
     assert (tmp_path / "copy.gguf").read_bytes() == (tmp_path / "made.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("scheme", ["MXFP4A16", "NVFP4A16", "W8A16/g32"])
+def test_a_copy_comes_back_as_it_was(scheme, tmp_path):
+    """To GGUF and back: every tensor of the quantized model, but norms and biases, which are f32 there."""
+    model = llamas.Family(dtype="bf16" if scheme != "W8A16/g32" else "f16", bias=True)
+    model.write(tmp_path / "model")
+    cli.quantize(tmp_path / "model", tmp_path / "quantized", "-s", scheme)
+    cli.quantize(tmp_path / "quantized", tmp_path / "there.gguf", "-s", "COPY")
+    cli.quantize(tmp_path / "there.gguf", tmp_path / "back.safetensors", "-s", "COPY")
+    expected, found = (cli.read(path).tensors for path in (tmp_path / "quantized/model.safetensors", tmp_path / "back.safetensors"))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        if array.ndim == 1 and name.endswith((".bias", "norm.weight")):
+            array = array.astype(np.float32)
+        if name.endswith("weight_global_scale"):
+            # Over one, and over one again.
+            np.testing.assert_allclose(found[name], array, rtol=2**-23)
+            continue
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
+        assert found[name].tobytes() == array.tobytes(), name
+    schemes = cli.done("inspect", tmp_path / "back.safetensors", "--json").json["schemes"]
+    assert len(schemes) == 14 and schemes == cli.done("inspect", tmp_path / "quantized", "--json").json["schemes"]
+
+
+@pytest.mark.parametrize("scheme, says", [("Q4_K_M", "does not hold blocks of Q6_K"), ("NVFP4", "it has no scale of its own"), ("F16", "has no quantized layers")])
+def test_blocks_that_the_layout_does_not_hold_do_not_come_back(scheme, says, folders, tmp_path):
+    how = ["-s", scheme]
+    if scheme == "NVFP4":
+        (tmp_path / "recipe.json").write_text(json.dumps({"rules": [{"targets": ["blk.0.attn_q.weight"], "scheme": "NVFP4"}]}))
+        how = ["--recipe", tmp_path / "recipe.json"]
+    cli.quantize(folders["llama"], tmp_path / "made.gguf", *how)
+    cli.check_refusal(cli.run("quantize", tmp_path / "made.gguf", tmp_path / "back.safetensors", "-s", "COPY"), 3, says)
+    assert not (tmp_path / "back.safetensors").exists()

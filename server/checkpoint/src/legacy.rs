@@ -3,14 +3,8 @@
 //! Source: AutoGPTQ and GPTQModel (`qweight` packed along the input, zero points less one in the first version of the format), AutoAWQ (`gemm`: packed along the
 //! output, interleaved); compressed-tensors 0.20, `converters/autoawq.py`.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    io,
-    ops::Range,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashSet, io, sync::Arc};
 
-use bytes::Bytes;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -18,7 +12,7 @@ use crate::{
     bits::pack_down,
     error::CheckpointError,
     source::{Source, Tensor},
-    view::{BEHIND, Computed},
+    view::{Compute, whole},
 };
 
 /// What a model's configuration says of such layers.
@@ -38,17 +32,6 @@ enum Kind {
 /// Where among eight nibbles of AWQ each channel is.
 const INTERLEAVED: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// Layers of a file, by where their tensors begin.
-#[derive(Debug)]
-pub(crate) struct Legacy {
-    /// The file whose layers they are.
-    source: Source,
-    tensors: BTreeMap<u64, (usize, Part, u64)>,
-    layers: Vec<Layer>,
-    /// The part that was read last: it is computed whole.
-    last: Mutex<Option<(u64, Bytes)>>,
-}
-
 #[derive(Debug)]
 struct Layer {
     layout: Layout,
@@ -59,6 +42,16 @@ struct Layer {
     scales: Tensor,
     /// Signed, channel by channel; none if all of them are zero.
     points: Option<Vec<i8>>,
+}
+
+/// A tensor of a layer.
+#[derive(Debug)]
+struct Piece(Arc<Layer>, Part);
+
+impl Compute for Piece {
+    fn bytes(&self, source: &Source) -> io::Result<Vec<u8>> {
+        self.0.part(source, self.1)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,25 +73,18 @@ pub(crate) fn translated(shard: Source, config: Option<&Map<String, Value>>) -> 
     let (Some(said), false) = (said, names.is_empty()) else { return Ok(shard) };
     let wrong = |detail: String| CheckpointError::Model { path: shard.path().to_owned(), detail };
     let Some(layout) = layout(said).map_err(wrong)? else { return Ok(shard) };
-    let (mut layers, mut parts, mut dropped) = (Vec::new(), Vec::new(), HashSet::new());
-    let mut computed = BTreeMap::new();
-    let mut end = BEHIND;
+    let (mut parts, mut dropped) = (Vec::<(Tensor, Arc<dyn Compute>)>::new(), HashSet::new());
     for name in &names {
         let module = |detail: String| CheckpointError::Module { module: name.clone(), detail };
-        let layer = Layer::of(&shard, name, layout, said).map_err(module)?;
+        let layer = Arc::new(Layer::of(&shard, name, layout, said).map_err(module)?);
         dropped.extend(["qweight", "qzeros", "scales", "g_idx"].map(|part| format!("{name}.{part}")));
         for (part, name, dtype, shape) in layer.tensors(name) {
-            let bytes = shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8;
-            computed.insert(end, (layers.len(), part, bytes));
-            parts.push(Tensor { name, dtype: dtype.into(), shape, at: end..end + bytes, scheme: None });
-            end += bytes;
+            let tensor = Tensor { name, dtype: dtype.into(), shape, at: 0..0, scheme: None };
+            parts.push((tensor, Arc::new(Piece(Arc::clone(&layer), part))));
         }
-        layers.push(layer);
     }
     let kept = shard.tensors().iter().filter(|tensor| !dropped.contains(&tensor.name)).cloned();
-    let tensors = kept.chain(parts).collect();
-    let legacy = Legacy { source: shard.clone(), tensors: computed, layers, last: Mutex::default() };
-    Ok(shard.with(tensors, Some(Arc::new(Computed::Legacy(legacy)))))
+    Ok(whole(&shard, kept.collect(), parts))
 }
 
 /// The layout that a configuration names; none if it is another than these.
@@ -298,31 +284,6 @@ fn transposed(bytes: &[u8], rows: usize, width: usize) -> Vec<u8> {
         }
     }
     out
-}
-
-impl Legacy {
-    /// Reads some of a tensor.
-    pub(crate) fn read(&self, at: &Range<u64>) -> io::Result<Bytes> {
-        if at.is_empty() {
-            return Ok(Bytes::new());
-        }
-        let found = self.tensors.range(..=at.start).next_back();
-        let (start, (layer, part, bytes)) = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let whole = match last.as_ref().filter(|(known, _)| known == start) {
-            Some((_, whole)) => whole.clone(),
-            None => {
-                let whole = Bytes::from(self.layers[*layer].part(&self.source, *part)?);
-                // Small ones are computed as fast as they are found.
-                if *bytes > 4096 {
-                    *last = Some((*start, whole.clone()));
-                }
-                whole
-            }
-        };
-        let range = (at.start - start) as usize..(at.end - start) as usize;
-        if range.end > whole.len() { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(whole.slice(range)) }
-    }
 }
 
 #[cfg(test)]

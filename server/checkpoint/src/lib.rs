@@ -36,6 +36,7 @@ mod pull;
 mod put;
 mod quantizer;
 mod report;
+mod returned;
 mod said;
 mod sink;
 mod site;

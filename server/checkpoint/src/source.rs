@@ -179,6 +179,15 @@ impl Source {
         Source(Arc::new(Header { path, location, file, tensors, places, metadata, computed, gguf }))
     }
 
+    /// The same tensors, as safetensors have them: with nothing said beside.
+    pub(crate) fn as_safetensors(&self) -> Source {
+        let Header { path, location, file, tensors, computed, .. } = &*self.0;
+        let (path, location, file) = (path.clone(), location.clone(), Arc::clone(file));
+        let (tensors, computed, metadata) = (tensors.clone(), computed.clone(), BTreeMap::new());
+        let places = places(&tensors);
+        Source(Arc::new(Header { path, location, file, tensors, places, metadata, computed, gguf: None }))
+    }
+
     /// Whether tensors of it are computed.
     pub(crate) fn is_computed(&self) -> bool {
         self.0.computed.is_some()
@@ -257,7 +266,7 @@ impl Source {
         match self.0.computed.as_deref().filter(|_| Computed::holds(range.start)) {
             None => return self.0.file.copy(range, to, stop),
             Some(Computed::Moved(moved)) => return moved.copy(range, to, stop),
-            Some(Computed::Decoded(_) | Computed::Legacy(_)) => {}
+            Some(Computed::Decoded(_) | Computed::Whole(_)) => {}
         }
         for start in range.clone().step_by(DECODED_BYTES as usize) {
             if stop.is_stopped() {

@@ -5,18 +5,20 @@ mod decoded;
 mod experts;
 mod moved;
 mod repacked;
+mod whole;
 
 use std::{collections::HashMap, io, ops::Range};
 
 use bytes::Bytes;
 use quarrel_proto::v1;
 
-use self::decoded::Decoded;
+use self::{decoded::Decoded, whole::Whole};
 pub(crate) use self::{
     decoded::{dense, files as dense_files, repacked_files},
     moved::{From, Moved, moved},
+    whole::{Compute, whole},
 };
-use crate::{checks::refuse_parts, error::CheckpointError, fate::plan_of, legacy::Legacy, model::Model};
+use crate::{checks::refuse_parts, error::CheckpointError, fate::plan_of, model::Model};
 
 /// Where tensors lie that are computed where they are read: behind any file. Those that are computed of such lie behind them.
 pub(crate) const BEHIND: u64 = 1 << 62;
@@ -28,8 +30,8 @@ pub(crate) enum Computed {
     Decoded(Decoded),
     /// Of other files' tensors: rows in another order, numbers of another type.
     Moved(Moved),
-    /// Of layers of GPTQ or AWQ.
-    Legacy(Legacy),
+    /// Of others, one by one.
+    Whole(Whole),
 }
 
 impl Computed {
@@ -43,7 +45,7 @@ impl Computed {
         match self {
             Computed::Decoded(decoded) => decoded.read(at),
             Computed::Moved(moved) => moved.read(at),
-            Computed::Legacy(legacy) => legacy.read(at),
+            Computed::Whole(whole) => whole.read(at),
         }
     }
 }

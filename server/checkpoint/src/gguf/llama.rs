@@ -67,6 +67,19 @@ pub(crate) fn named(name: &str) -> Option<Named> {
     Some(Named::Expert(format!("blk.{number}.{other}.{part}"), expert.parse().ok()?))
 }
 
+/// What a tensor of llama.cpp is to transformers; none of experts, which are several.
+pub(crate) fn unnamed(name: &str) -> Option<(String, Rows)> {
+    let (module, part) = name.rsplit_once('.').filter(|(_, part)| ["weight", "bias"].contains(part))?;
+    if let Some((known, _)) = OUTSIDE.iter().find(|(_, other)| *other == module) {
+        let prefix = if *known == "lm_head" { "" } else { "model." };
+        return Some((format!("{prefix}{known}.{part}"), Rows::AsTheyAre));
+    }
+    let (number, within) = module.strip_prefix("blk.")?.split_once('.')?;
+    let number = number.parse::<u32>().ok()?;
+    let (known, _, rows) = LAYER.iter().find(|(_, other, _)| *other == within)?;
+    Some((format!("model.layers.{number}.{known}.{part}"), *rows))
+}
+
 /// Whether a configuration is of a model of the family.
 ///
 /// # Errors
@@ -281,6 +294,12 @@ mod tests {
             Some(Named::Expert("blk.0.ffn_down_exps.weight".to_owned(), 7))
         );
         assert_eq!(named("model.layers.0.self_attn.rotary_emb.inv_freq"), Some(Named::Nothing));
+        assert_eq!(
+            unnamed("blk.3.attn_q.bias"),
+            Some(("model.layers.3.self_attn.q_proj.bias".to_owned(), Rows::Queries))
+        );
+        assert_eq!(unnamed("output.weight"), Some(("lm_head.weight".to_owned(), Rows::AsTheyAre)));
+        assert_eq!(unnamed("blk.0.ffn_up_exps.weight"), None);
         for other in [
             "model.layers.0.self_attn.q_norm.weight",
             "model.layers.x.mlp.up_proj.weight",

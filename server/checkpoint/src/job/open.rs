@@ -19,6 +19,7 @@ use crate::{
     model::Model,
     modules::{Module, modules},
     report::Gate,
+    returned::returned,
     site::Site,
     storage::Location,
     target::{Replace, Stop, Target},
@@ -108,13 +109,12 @@ impl Job {
             let message = "`COPY` measures nothing: `sqnr_db_min` and `cosine_min` have no effect on it".to_owned();
             return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
         }
-        let (model, modules) = quantized_model(source)?;
+        let mut model = Model::open(source)?;
         if model.shards().iter().any(|shard| shard.gguf().is_some()) {
-            let detail =
-                "it is GGUF, whose blocks have no place in safetensors: expected a GGUF file as the destination"
-                    .to_owned();
-            return Err(CheckpointError::Model { path: model.path(), detail });
+            refuse_parts(&model)?;
+            model = returned(&model)?;
         }
+        let (model, modules) = quantized_model(model)?;
         let destination = place(&model, destination, as_json(&command)?, replace, stop)?;
         let effective = v1::Command { verb: Some(Verb::Quantize(command)), ..v1::Command::default() };
         Ok(Job { model, work: Work::Copy { effective, modules }, destination, gate })
@@ -132,7 +132,7 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
-        let (model, modules) = quantized_model(source)?;
+        let (model, modules) = quantized_model(Model::open(source)?)?;
         let what = json!({ "dequantize": { "dtype": dtype } });
         let destination = place(&model, destination, what, replace, stop)?;
         Ok(Job { model, work: Work::Dequantize { dtype, modules }, destination, gate: Gate::default() })
@@ -140,13 +140,12 @@ impl Job {
 }
 
 /// A model that is quantized, and its layers file by file.
-fn quantized_model(source: &Location) -> Result<(Model, Vec<Vec<Module>>), CheckpointError> {
-    let model = Model::open(source)?;
+fn quantized_model(model: Model) -> Result<(Model, Vec<Vec<Module>>), CheckpointError> {
     refuse_parts(&model)?;
     let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
     refuse_scattered(&model, &modules)?;
     match modules.iter().all(Vec::is_empty) {
-        true => Err(CheckpointError::NothingQuantized { path: source.shown() }),
+        true => Err(CheckpointError::NothingQuantized { path: model.path() }),
         false => Ok((model, modules)),
     }
 }
