@@ -87,15 +87,68 @@ Q = "model.layers.0.self_attn.q_proj"
     ("gptq", lambda t: t.pop(f"{Q}.scales"), None, "it has no `scales`"),
     ("gptq", lambda t: t.update({f"{Q}.scales": t[f"{Q}.scales"][:, :8].copy()}), None, "which are no codes of 4 bits"),
     ("awq", lambda t: t.update({f"{Q}.qzeros": t[f"{Q}.qzeros"][:1].copy()}), None, "its `qzeros` is I32 [1, 32]: expected I32 [4, 32]"),
+    ("gptq", None, {"bits": "8"}, "its config.json has `bits` \"8\": expected a whole number"),
+    ("gptq", None, {"bits": None}, "its config.json has no `bits`"),
+    ("gptq", None, {"group_size": 128}, "it has 4 groups of 256 columns: its config.json says groups of 128"),
+    ("gptq", None, {"sym": True}, "its zero points are not in the middle of the codes"),
+    ("gptq", lambda t: t.pop(f"{Q}.qzeros"), None, "it has no `qzeros`"),
+    ("gptq", None, {"dynamic": {"-:.*q_proj": {}}}, "layers of their own bits are not read"),
+    ("gptq", None, {"desc_act": "true"}, "its config.json has `desc_act` \"true\": expected true or false"),
+    ("gptq", lambda t: t.update({f"{Q}.weight": np.ones((256, 256), np.float16)}), None, "is there beside its `qweight`"),
+    ("awq", lambda t: t.update({"model.layers.0.mlp.act.scales": np.ones(4, np.float16)}), None, "is there and no `qweight` that it is of"),
     ("gptq", None, {"bits": 3}, "its layers have 3 bits"),
     ("gptq", None, {"checkpoint_format": "marlin"}, "in the format `marlin`"),
     ("awq", None, {"version": "gemv"}, "of version `gemv`"),
-], ids=str.split("order no-order zero lacks scales zeros bits format version"))
+], ids=str.split("order no-order zero lacks scales zeros text-bits no-bits group symmetric no-zeros dynamic flag beside orphan bits format version"))
 def test_what_has_no_place_in_the_layout_is_refused(method, tensors, said, says, tmp_path):
     folder = spoiled(legacy.Model(method=method).write(tmp_path / "model"), tensors, said)
     for command in (["quantize", folder, tmp_path / "copy", "-s", "COPY"], ["dequantize", folder, tmp_path / "dense"]):
         cli.check_refusal(cli.run(*command), 3, says)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_layer_over_two_files_is_refused(tmp_path):
+    folder = legacy.Model().write(tmp_path / "model")
+    tensors = cli.read(folder / "model.safetensors").tensors
+    (folder / "model.safetensors").unlink()
+    parts = {"a.safetensors": {name: array for name, array in tensors.items() if not name.endswith("qzeros")}}
+    parts["b.safetensors"] = {name: array for name, array in tensors.items() if name.endswith("qzeros")}
+    for file, held in parts.items():
+        cli.write(folder / file, held)
+    homes = {name: file for file, held in parts.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    for command in (["quantize", folder, tmp_path / "copy", "-s", "COPY"], ["dequantize", folder, tmp_path / "dense"]):
+        cli.check_refusal(cli.run(*command), 3, "its `qzeros` is in `", "this version wants both in one file")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_says_that_a_model_is_gptq_is_not_copied(tmp_path):
+    folder = legacy.Model().write(tmp_path / "model")
+    (folder / "quantize_config.json").write_text("{}")
+    cli.quantize(folder, tmp_path / "copy", "-s", "COPY")
+    assert not (tmp_path / "copy/quantize_config.json").exists() and (tmp_path / "copy/tokenizer.model").exists()
+
+
+def test_a_copy_of_the_layout_keeps_what_its_configuration_says(tmp_path):
+    """What no tensor tells, as activations."""
+    folder = legacy.Model().family.write(tmp_path / "dense")
+    cli.quantize(folder, tmp_path / "quantized", "-s", "W8A8")
+    file = cli.read(tmp_path / "quantized/model.safetensors")
+    cli.write(tmp_path / "quantized/model.safetensors", file.tensors, {"format": "pt"})
+    cli.quantize(tmp_path / "quantized", tmp_path / "copy", "-s", "COPY")
+    assert (tmp_path / "copy/config.json").read_text() == (tmp_path / "quantized/config.json").read_text()
+    assert cli.read(tmp_path / "copy/model.safetensors").tensors.keys() == file.tensors.keys()
+
+
+def test_a_copy_of_deepseeks_layout_is_refused(tmp_path):
+    """Its scales have another name, and loaders of the layout would find none."""
+    folder = legacy.Model().family.write(tmp_path / "dense")
+    cli.quantize(folder, tmp_path / "quantized", "-s", "FP8_BLOCK")
+    tensors = cli.read(tmp_path / "quantized/model.safetensors").tensors
+    renamed = {name.replace("weight_scale", "weight_scale_inv"): array for name, array in tensors.items()}
+    renamed = {name: array.astype(np.float32) if name.endswith("_inv") else array for name, array in renamed.items()}
+    cli.write(tmp_path / "quantized/model.safetensors", renamed)
+    cli.check_refusal(cli.run("quantize", tmp_path / "quantized", tmp_path / "copy", "-s", "COPY"), 3, "DeepSeek's layout")
 
 
 @pytest.mark.parametrize("flags, says", [

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,9 @@ def test_blocks_hold_the_numbers_of_a_quantized_model(scheme, kind, tmp_path):
     expected, found = ggufs.read(tmp_path / "expected.gguf").tensors, ggufs.read(tmp_path / "found.gguf").tensors
     for name, (_, _, data) in expected.items():
         one, other = np.frombuffer(data, np.float32), np.frombuffer(found[name][2], np.float32)
+        if scale := found.get(name.replace(".weight", ".scale")):
+            # It stays beside the blocks, whatever they become, and llama.cpp multiplies by it.
+            other = other * np.frombuffer(scale[2], np.float32)
         np.testing.assert_allclose(other, one, rtol=2**-22 if kind == "NVFP4" else 0, atol=0, err_msg=name)
 
 
@@ -185,6 +189,50 @@ def test_numbers_that_no_block_holds_are_no_copy(scheme, tmp_path):
     cli.quantize(tmp_path / "model", tmp_path / "quantized", "-s", scheme)
     ended = cli.run("quantize", tmp_path / "quantized", tmp_path / "made.gguf", "-s", "COPY")
     cli.check_refusal(ended, 3, "no block of ggml holds the numbers of `", "model.layers.0.")
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda t: t.update({"model.layers.0.self_attn.q_proj.weight_global_scale": np.array([np.inf], np.float32)}), "its global scale is inf"),
+    (lambda t: t["model.layers.0.self_attn.q_proj.weight_scale"].view(np.uint8).__setitem__((0, 0), 0xb8), "is no finite number above zero"),
+], ids=["global", "sign"])
+def test_scales_that_blocks_do_not_hold_are_refused(spoil, says, tmp_path):
+    llamas.Family(layers=1, dtype="bf16").write(tmp_path / "model")
+    cli.quantize(tmp_path / "model", tmp_path / "quantized", "-s", "NVFP4A16")
+    file = cli.read(tmp_path / "quantized/model.safetensors")
+    tensors = {name: array.copy() for name, array in file.tensors.items()}
+    spoil(tensors)
+    cli.write(tmp_path / "quantized/model.safetensors", tensors, file.metadata)
+    ended = cli.run("quantize", tmp_path / "quantized", tmp_path / "made.gguf", "-s", "COPY")
+    cli.check_refusal(ended, 3, "model.layers.0.self_attn.q_proj", says)
+    assert not (tmp_path / "made.gguf").exists()
+
+
+def test_a_scale_beside_blocks_multiplies_what_they_decode_to(folders, tmp_path):
+    cli.quantize(folders["llama"], tmp_path / "made.gguf", "-s", "F16")
+    made = ggufs.read(tmp_path / "made.gguf")
+    tensors = {name: np.frombuffer(data, {"F16": np.float16, "F32": np.float32}[kind]).reshape(shape) for name, (kind, shape, data) in made.tensors.items()}
+    ggufs.write(tmp_path / "scaled.gguf", made.keys, tensors | {"blk.0.attn_v.scale": np.array([2], np.float32)})
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"rules": [{"targets": ["blk.0.attn_v.weight"], "scheme": "Q8_0"}]}))
+    cli.quantize(tmp_path / "scaled.gguf", tmp_path / "blocks.gguf", "--recipe", recipe)
+    cli.quantize(tmp_path / "blocks.gguf", tmp_path / "made.safetensors", "-s", "int8", "--ignore", "blk.0.attn_v.weight")
+    decoded = cli.read(tmp_path / "made.safetensors").tensors
+    weights = tensors["blk.0.attn_v.weight"].astype(np.float32)
+    assert "blk.0.attn_v.scale" not in decoded
+    np.testing.assert_allclose(decoded["blk.0.attn_v.weight"], 2 * weights, atol=2 * np.abs(weights).max() / 127)
+    cli.check_refusal(cli.run("quantize", tmp_path / "scaled.gguf", tmp_path / "back.safetensors", "-s", "COPY"), 3, "blk.0.attn_v.scale")
+
+
+@pytest.mark.parametrize("heads", [2**63, 2**64 - 1, 0])
+def test_a_number_of_heads_that_is_none_is_refused(heads, folders, tmp_path):
+    cli.quantize(folders["llama"], tmp_path / "made.gguf", "-s", "Q8_0")
+    data = (tmp_path / "made.gguf").read_bytes()
+    key = ggufs.text("llama.attention.head_count")
+    at = data.index(key + ggufs.packed(4)) + len(key)
+    (tmp_path / "made.gguf").write_bytes(data[:at] + struct.pack("<IQ", 10, heads) + data[at + 8 :])
+    for command in (["quantize", tmp_path / "made.gguf", tmp_path / "back.safetensors", "-s", "COPY"],
+                    ["quantize", folders["llama"], tmp_path / "other.gguf", "-s", "Q8_0", "--metadata", tmp_path / "made.gguf"]):
+        cli.check_refusal(cli.run(*command), 3)
 
 
 def test_a_copy_of_a_file_has_its_tensors(folders, tmp_path):

@@ -23,7 +23,7 @@ use crate::{
     fused::exactly,
     gguf::{ALIGNMENT, ALIGNMENT_KEY, Facts, Head, Metadata, Mix, natural},
     model::Model,
-    modules::blocks,
+    modules::{Module, blocks},
     source::{Source, Tensor},
     storage::Location,
     view::{From, dense, moved},
@@ -192,7 +192,10 @@ fn decode(source: &Source, named: &mut [Named], wanted: &[Element]) -> Result<()
         return Ok(());
     }
     let coded = source.tensors().iter().filter(|tensor| changed.contains(&tensor.name));
-    let coded = coded.filter_map(|tensor| blocks(source, tensor)).collect::<Result<Vec<_>, _>>()?;
+    let coded = coded
+        .filter_map(|tensor| blocks(source, tensor))
+        .map(|module| module.map(Module::without_scale))
+        .collect::<Result<Vec<_>, _>>()?;
     let decoded = dense(source, coded);
     for named in named.iter_mut().filter(|named| changed.contains(&named.tensor.name)) {
         if let Some(tensor) = decoded.tensor(&named.tensor.name) {

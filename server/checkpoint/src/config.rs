@@ -31,9 +31,16 @@ impl Decided {
         let quantized = BTreeMap::from_iter(modules.map(|module| (module.name.clone(), module.scheme)));
         let weights = model.tensors().filter(|(_, tensor)| tensor.shape.len() >= 2);
         let names = weights.filter_map(|(_, tensor)| tensor.name.strip_suffix(".weight"));
-        let kept = names.filter(|name| !quantized.contains_key(*name)).map(str::to_owned).collect();
-        Decided { quantized, kept }
+        let kept = names.filter(|name| !quantized.contains_key(*name)).map(str::to_owned);
+        let fused = model.tensors().filter_map(|(_, tensor)| fused_experts(&tensor.name, &tensor.shape));
+        Decided { kept: kept.chain(fused).collect(), quantized }
     }
+}
+
+/// Experts in one tensor: whoever splits them must not take them for quantized.
+fn fused_experts(name: &str, shape: &[u64]) -> Option<String> {
+    let (parent, _) = name.rsplit_once('.').filter(|_| shape.len() >= 3 && !name.ends_with(".weight"))?;
+    Some(format!("re:{}\\..*", parent.replace('.', "\\.")))
 }
 
 /// What became of the modules.
@@ -41,10 +48,7 @@ pub(crate) fn decided(layers: &[LayerReport]) -> Result<Decided, CheckpointError
     let mut decided = Decided::default();
     for layer in layers {
         let Some(module) = layer.name.strip_suffix(".weight") else {
-            // Experts in one tensor: whoever splits them must not take them for quantized.
-            if let (3.., Some((parent, _))) = (layer.shape.len(), layer.name.rsplit_once('.')) {
-                decided.kept.insert(format!("re:{}\\..*", parent.replace('.', "\\.")));
-            }
+            decided.kept.extend(fused_experts(&layer.name, &layer.shape));
             continue;
         };
         match &layer.scheme {
@@ -82,6 +86,12 @@ pub(crate) fn text(value: &Value) -> Result<Vec<u8>, CheckpointError> {
 pub(crate) fn says_quantized(config: &Map<String, Value>) -> bool {
     let has_it = SAYS_QUANTIZED.iter().any(|key| config.get(*key).is_some_and(|value| !value.is_null()));
     has_it || config.values().any(|value| value.as_object().is_some_and(says_quantized))
+}
+
+/// Whether a configuration says that its model is in the layout of compressed-tensors.
+pub(crate) fn says_compressed_tensors(config: &Map<String, Value>) -> bool {
+    let says = |value: &Value| value.get("quant_method").and_then(Value::as_str) == Some("compressed-tensors");
+    config.get("quantization_config").is_some_and(says)
 }
 
 /// The configuration without what it says of codes that are decoded.

@@ -140,7 +140,9 @@ pub enum CheckpointError {
         detail: String,
     },
     /// A layer that is quantized in a layout of others.
-    #[error("layer `{module}`: it is quantized in a layout that this version does not read (`{mark}`)")]
+    #[error(
+        "layer `{module}`: it is quantized in a layout that this version does not read (`{mark}`); of GPTQ and AWQ it reads folders whose config.json says so"
+    )]
     Foreign {
         /// Its name.
         module: String,

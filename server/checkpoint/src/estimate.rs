@@ -14,7 +14,7 @@ use crate::{
     source::Tensor,
     storage::Location,
     stored::{self, Entry, Part, layout},
-    view::view,
+    view::{Computed, view},
 };
 
 /// What a process takes beside weights and results.
@@ -71,6 +71,9 @@ pub fn estimate(
     memory_bytes: u64,
 ) -> Result<Estimate, CheckpointError> {
     let model = Model::open(source)?;
+    // Layers of GPTQ and AWQ are computed whole: two at once, each read, turned and remembered.
+    let computed = model.tensors().filter(|(_, tensor)| Computed::holds(tensor.at.start));
+    let computed = 6 * computed.map(|(_, tensor)| tensor.bytes()).max().unwrap_or(0);
     let becoming = gguf.map(|metadata| Becoming::new(&model, command.clone(), metadata)).transpose()?;
     let (model, command) = match &becoming {
         Some(becoming) => (becoming.model.clone(), becoming.command.clone()),
@@ -101,7 +104,7 @@ pub fn estimate(
         source_bytes: model.bytes(),
         destination_bytes: (sum(|layer| layer.destination_bytes.0), sum(|layer| layer.destination_bytes.1)),
         bits_per_weight: (elements > 0.0).then(|| bits / elements),
-        peak_memory_bytes: BESIDE_BYTES + memory_bytes + 3 * whole,
+        peak_memory_bytes: BESIDE_BYTES + memory_bytes + 3 * whole + computed,
         layers,
     })
 }

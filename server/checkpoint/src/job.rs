@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     checks::{identity, name},
-    config::{Decided, decided, dense_config, index, quantized_config, text},
+    config::{Decided, decided, dense_config, index, quantized_config, says_compressed_tensors, text},
     error::CheckpointError,
     fate::Fate,
     fused::{Fused, with_shared_scales},
@@ -247,6 +247,8 @@ impl Job {
             }
             match &self.work {
                 Work::Quantize { .. } => config = quantized_config(config, &decided(&made.layers)?),
+                // What is in the layout already says of itself what no tensor does.
+                Work::Copy { .. } if says_compressed_tensors(&config) => {}
                 Work::Copy { modules, .. } => {
                     config = quantized_config(dense_config(config), &Decided::of(&self.model, modules));
                 }

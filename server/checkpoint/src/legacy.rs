@@ -3,11 +3,19 @@
 //! Source: AutoGPTQ and GPTQModel (`qweight` packed along the input, zero points less one in the first version of the format), AutoAWQ (`gemm`: packed along the
 //! output, interleaved); compressed-tensors 0.20, `converters/autoawq.py`.
 
-use std::{collections::HashSet, io, sync::Arc};
+mod configuration;
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
+use self::configuration::{Kind, Layout, Said};
 use crate::{
     bits::pack_down,
     error::CheckpointError,
@@ -15,19 +23,10 @@ use crate::{
     view::{Compute, whole},
 };
 
-/// What a model's configuration says of such layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Layout {
-    kind: Kind,
-    bits: u8,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// What is added to stored zero points.
-    Gptq(u32),
-    Awq,
-}
+/// Of one layer, whose tensors are computed whole: more than any has.
+const CODES_BYTES_MAX: u64 = 1 << 30;
+const COLUMNS_MAX: u64 = 1 << 24;
+const POINTS_MAX: u64 = 1 << 26;
 
 /// Where among eight nibbles of AWQ each channel is.
 const INTERLEAVED: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -40,8 +39,8 @@ struct Layer {
     groups: u64,
     codes: Tensor,
     scales: Tensor,
-    /// Signed, channel by channel; none if all of them are zero.
-    points: Option<Vec<i8>>,
+    /// Its zero points, if any is another than zero in the signed domain of the codes.
+    zeros: Option<Tensor>,
 }
 
 /// A tensor of a layer.
@@ -62,61 +61,77 @@ enum Part {
     Points,
 }
 
-/// A file with layers of GPTQ or AWQ, if its model says that it has such, in the layout of compressed-tensors.
+/// What such layers are made of.
+const PARTS: [&str; 4] = ["qweight", "qzeros", "scales", "g_idx"];
+/// What they are seen as: none of it may be there beside them.
+const SEEN: [&str; 5] = ["weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"];
+/// Beside a model of such layers, files that say so.
+const CONFIGURATIONS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+
+/// A model's files with their layers of GPTQ or AWQ, if its configuration says that it has such, in the layout of compressed-tensors. Files that say that it
+/// is of theirs go from `others`.
 ///
 /// # Errors
 /// [`CheckpointError::Module`] for a layer that has no place in it; [`CheckpointError::Model`] for a layout that is not known.
-pub(crate) fn translated(shard: Source, config: Option<&Map<String, Value>>) -> Result<Source, CheckpointError> {
-    let names = shard.tensors().iter().filter_map(|tensor| tensor.name.strip_suffix(".qweight"));
-    let names = Vec::from_iter(names.map(str::to_owned));
+pub(crate) fn translated(
+    shards: Vec<Source>,
+    config: Option<&Map<String, Value>>,
+    others: &mut Vec<PathBuf>,
+) -> Result<Vec<Source>, CheckpointError> {
     let said = config.and_then(|config| config.get("quantization_config")).and_then(Value::as_object);
-    let (Some(said), false) = (said, names.is_empty()) else { return Ok(shard) };
-    let wrong = |detail: String| CheckpointError::Model { path: shard.path().to_owned(), detail };
-    let Some(layout) = layout(said).map_err(wrong)? else { return Ok(shard) };
+    let (Some(said), Some(first)) = (said, shards.first()) else { return Ok(shards) };
+    let wrong = |detail: String| CheckpointError::Model { path: first.path().to_owned(), detail };
+    let names = || shards.iter().flat_map(Source::tensors).map(|tensor| tensor.name.as_str());
+    if !names().any(|name| name.ends_with(".qweight")) {
+        return Ok(shards);
+    }
+    let Some(said) = Said::of(said).map_err(wrong)? else { return Ok(shards) };
+    let modules = HashSet::<&str>::from_iter(names().filter_map(|name| name.strip_suffix(".qweight")));
+    for shard in &shards {
+        for tensor in shard.tensors() {
+            let Some((module, part)) = tensor.name.rsplit_once('.') else { continue };
+            let detail = match (modules.contains(module), PARTS.contains(&part), SEEN.contains(&part)) {
+                (true, true, _) if shard.tensor(&format!("{module}.qweight")).is_none() => {
+                    format!(
+                        "its `{part}` is in `{}` and its codes are not: this version wants both in one file",
+                        shard.path().display()
+                    )
+                }
+                (true, _, true) => {
+                    format!("`{}` is there beside its `qweight`: expected the one or the other", tensor.name)
+                }
+                (false, true, _) => format!("`{}` is there and no `qweight` that it is of", tensor.name),
+                _ => continue,
+            };
+            return Err(CheckpointError::Module { module: module.to_owned(), detail });
+        }
+    }
+    others.retain(|other| !CONFIGURATIONS.iter().any(|name| other == Path::new(name)));
+    shards.iter().map(|shard| file(shard, &said)).collect()
+}
+
+fn file(shard: &Source, said: &Said) -> Result<Source, CheckpointError> {
+    let names = shard.tensors().iter().filter_map(|tensor| tensor.name.strip_suffix(".qweight"));
     let (mut parts, mut dropped) = (Vec::<(Tensor, Arc<dyn Compute>)>::new(), HashSet::new());
-    for name in &names {
-        let module = |detail: String| CheckpointError::Module { module: name.clone(), detail };
-        let layer = Arc::new(Layer::of(&shard, name, layout, said).map_err(module)?);
-        dropped.extend(["qweight", "qzeros", "scales", "g_idx"].map(|part| format!("{name}.{part}")));
+    for name in names {
+        let module = |detail: String| CheckpointError::Module { module: name.to_owned(), detail };
+        let layer = Arc::new(Layer::of(shard, name, said).map_err(module)?);
+        dropped.extend(PARTS.map(|part| format!("{name}.{part}")));
         for (part, name, dtype, shape) in layer.tensors(name) {
             let tensor = Tensor { name, dtype: dtype.into(), shape, at: 0..0, scheme: None };
             parts.push((tensor, Arc::new(Piece(Arc::clone(&layer), part))));
         }
     }
-    let kept = shard.tensors().iter().filter(|tensor| !dropped.contains(&tensor.name)).cloned();
-    Ok(whole(&shard, kept.collect(), parts))
-}
-
-/// The layout that a configuration names; none if it is another than these.
-fn layout(said: &Map<String, Value>) -> Result<Option<Layout>, String> {
-    let text = |key: &str| said.get(key).and_then(Value::as_str).map(str::to_ascii_lowercase);
-    let bits = said.get("bits").or_else(|| said.get("w_bit")).and_then(Value::as_u64).unwrap_or(4);
-    let kind = match text("quant_method").as_deref() {
-        Some("gptq") => match text("checkpoint_format").as_deref() {
-            None | Some("gptq") => Kind::Gptq(1),
-            Some("gptq_v2") => Kind::Gptq(0),
-            Some(other) => {
-                return Err(format!("its GPTQ layers are in the format `{other}`: expected `gptq` or `gptq_v2`"));
-            }
-        },
-        Some("awq") => match text("version").as_deref() {
-            None | Some("gemm") => Kind::Awq,
-            Some(other) => return Err(format!("its AWQ layers are of version `{other}`: expected `gemm`")),
-        },
-        _ => return Ok(None),
-    };
-    let is_known = match kind {
-        Kind::Gptq(_) => [2, 4, 8].contains(&bits),
-        Kind::Awq => bits == 4,
-    };
-    match is_known {
-        true => Ok(Some(Layout { kind, bits: bits as u8 })),
-        false => Err(format!("its layers have {bits} bits: expected 2, 4 or 8 of GPTQ, 4 of AWQ")),
+    if parts.is_empty() {
+        return Ok(shard.clone());
     }
+    let kept = shard.tensors().iter().filter(|tensor| !dropped.contains(&tensor.name)).cloned();
+    Ok(whole(shard, kept.collect(), parts))
 }
 
 impl Layer {
-    fn of(shard: &Source, name: &str, layout: Layout, said: &Map<String, Value>) -> Result<Layer, String> {
+    fn of(shard: &Source, name: &str, said: &Said) -> Result<Layer, String> {
+        let layout = said.layout;
         let part = |part: &str| shard.tensor(&format!("{name}.{part}")).ok_or_else(|| format!("it has no `{part}`"));
         let (codes, scales) = (part("qweight")?, part("scales")?);
         let per_word = 32 / u64::from(layout.bits);
@@ -151,11 +166,30 @@ impl Layer {
             groups: *groups,
             codes: codes.clone(),
             scales: scales.clone(),
-            points: None,
+            zeros: None,
         };
+        layer.check_size()?;
+        let group = said.group.map(|group| group.unwrap_or(columns));
+        if group.is_some_and(|group| group != columns / groups) {
+            return Err(format!(
+                "it has {groups} groups of {columns} columns: its config.json says groups of {}",
+                group.unwrap_or(0)
+            ));
+        }
         layer.check_order(shard, name, said)?;
-        layer.points = layer.read_points(shard, name)?;
-        if layer.points.is_some() && layout.bits == 8 {
+        layer.zeros = layer.find_zeros(shard, name)?;
+        match (said.symmetric, &layer.zeros, shard.tensor(&format!("{name}.qzeros"))) {
+            (Some(true), Some(_), _) => {
+                return Err("its zero points are not in the middle of the codes, and its config.json says that they are (`sym`, or no `zero_point`): \
+                            perhaps its `checkpoint_format` is another"
+                    .to_owned());
+            }
+            (Some(false), _, None) => {
+                return Err("it has no `qzeros`, and its config.json says that it is not symmetric".to_owned());
+            }
+            _ => {}
+        }
+        if layer.zeros.is_some() && layout.bits == 8 {
             return Err(
                 "its codes of 8 bits have zero points, of which there is no scheme: only symmetric ones are read"
                     .to_owned(),
@@ -164,29 +198,47 @@ impl Layer {
         Ok(layer)
     }
 
+    /// Its tensors are computed whole.
+    fn check_size(&self) -> Result<(), String> {
+        let points = self.rows.checked_mul(self.groups).filter(|points| *points <= POINTS_MAX);
+        match self.codes.bytes() <= CODES_BYTES_MAX && points.is_some() && self.columns <= COLUMNS_MAX {
+            true => Ok(()),
+            false => Err(format!(
+                "it has codes of {} bytes, {} columns and {} groups in {} channels: expected at most {CODES_BYTES_MAX} bytes, {COLUMNS_MAX} columns \
+                 and {POINTS_MAX} scales",
+                self.codes.bytes(),
+                self.columns,
+                self.groups,
+                self.rows
+            )),
+        }
+    }
+
     /// GPTQ may have taken columns to groups in another order: those are no groups of neighbours.
-    fn check_order(&self, shard: &Source, name: &str, said: &Map<String, Value>) -> Result<(), String> {
+    fn check_order(&self, shard: &Source, name: &str, said: &Said) -> Result<(), String> {
         let Some(order) = shard.tensor(&format!("{name}.g_idx")) else {
-            let is_ordered = said.get("desc_act").and_then(Value::as_bool).unwrap_or(false);
-            return if is_ordered {
+            return if said.ordered {
                 Err("its columns are ordered (`desc_act`) and it has no `g_idx`".to_owned())
             } else {
                 Ok(())
             };
         };
+        if order.dtype != Dtype::I32.into() || order.shape != [self.columns] {
+            return Err(format!("its `g_idx` is {} {:?}: expected I32 {:?}", order.dtype, order.shape, [self.columns]));
+        }
         let bytes = shard.read_whole(order).map_err(|error| error.to_string())?;
         let size = self.columns / self.groups;
         let found = bytes.as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
-        match order.dtype == Dtype::I32.into() && found.eq((0..self.columns).map(|column| (column / size) as i64)) {
+        match found.eq((0..self.columns).map(|column| (column / size) as i64)) {
             true => Ok(()),
             false => Err("its groups are not of neighbouring columns (`g_idx`, of `desc_act`): the layout of compressed-tensors has no such".to_owned()),
         }
     }
 
-    /// Zero points in the signed domain of the codes.
-    fn read_points(&self, shard: &Source, name: &str) -> Result<Option<Vec<i8>>, String> {
+    /// The tensor of its zero points, if one of them counts.
+    fn find_zeros(&self, shard: &Source, name: &str) -> Result<Option<Tensor>, String> {
         let Some(stored) = shard.tensor(&format!("{name}.qzeros")) else { return Ok(None) };
-        let (bits, per_word) = (u32::from(self.layout.bits), 32 / u64::from(self.layout.bits));
+        let per_word = 32 / u64::from(self.layout.bits);
         if stored.dtype != Dtype::I32.into() || stored.shape != [self.groups, self.rows / per_word] {
             return Err(format!(
                 "its `qzeros` is {} {:?}: expected I32 {:?}",
@@ -196,6 +248,13 @@ impl Layer {
             ));
         }
         let bytes = shard.read_whole(stored).map_err(|error| error.to_string())?;
+        let points = self.points(&bytes)?;
+        Ok(points.iter().any(|point| *point != 0).then(|| stored.clone()))
+    }
+
+    /// Zero points in the signed domain of the codes, channel by channel.
+    fn points(&self, bytes: &[u8]) -> Result<Vec<i8>, String> {
+        let (bits, per_word) = (u32::from(self.layout.bits), 32 / u64::from(self.layout.bits));
         let words = Vec::from_iter(bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)));
         let mut points = vec![0i8; (self.rows * self.groups) as usize];
         for (at, point) in points.iter_mut().enumerate() {
@@ -215,7 +274,7 @@ impl Layer {
             }
             *point = (zero as i32 - (1 << (bits - 1))) as i8;
         }
-        Ok(points.iter().any(|point| *point != 0).then_some(points))
+        Ok(points)
     }
 
     /// What it is in the layout of compressed-tensors.
@@ -227,7 +286,7 @@ impl Layer {
             (Part::Scales, format!("{name}.weight_scale"), scales, vec![self.rows, self.groups]),
             (Part::Shape, format!("{name}.weight_shape"), Dtype::I64, vec![2]),
         ];
-        if self.points.is_some() {
+        if self.zeros.is_some() {
             let shape = vec![self.rows / per_word, self.groups];
             parts.push((Part::Points, format!("{name}.weight_zero_point"), Dtype::I32, shape));
         }
@@ -238,7 +297,10 @@ impl Layer {
         match part {
             Part::Shape => Ok([self.rows, self.columns].iter().flat_map(|size| size.to_le_bytes()).collect()),
             Part::Points => {
-                Ok(pack_down(self.points.as_deref().unwrap_or_default(), self.groups as usize, self.layout.bits))
+                let Some(zeros) = &self.zeros else { return Ok(Vec::new()) };
+                let bytes = source.read(zeros, 0..zeros.bytes())?;
+                let points = self.points(&bytes).map_err(io::Error::other)?;
+                Ok(pack_down(&points, self.groups as usize, self.layout.bits))
             }
             Part::Scales => {
                 let bytes = source.read(&self.scales, 0..self.scales.bytes())?;

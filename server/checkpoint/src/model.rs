@@ -110,8 +110,7 @@ impl Model {
             Some((name, index)) => Some((name.clone(), metadata(&path.join(&name), index.metadata)?)),
             None => None,
         };
-        let translate = |shard| translated(shard, config.as_ref());
-        let shards = shards.into_iter().map(translate).collect::<Result<Vec<_>, _>>()?;
+        let shards = translated(shards, config.as_ref(), &mut others)?;
         let folder = Folder { index, config, others, left_out };
         Ok(Model { location: location.clone(), shards, folder: Some(folder) })
     }

@@ -7,7 +7,7 @@
 mod parts;
 
 use half::{bf16, f16};
-use quarrel_engine::{Block, Codes, Granularity, Packing, Scheme, SchemeError, e4m3_value, packed_bytes};
+use quarrel_engine::{Codes, Granularity, Packing, Scheme, SchemeError, e4m3_value, packed_bytes};
 use safetensors::Dtype;
 
 use self::parts::Parts;
@@ -79,6 +79,11 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
 }
 
 impl Module {
+    /// The same layer, whose blocks are taken as they are: what multiplies them stays beside them.
+    pub(crate) fn without_scale(self) -> Module {
+        Module { global: None, ..self }
+    }
+
     /// How many output channels it has, and the bytes of each one's codes.
     pub fn channels(&self) -> (u64, u64) {
         let dims = (self.scheme.channel_dims().get() as usize).min(self.shape.len());
@@ -193,6 +198,11 @@ pub(crate) fn blocks(source: &Source, tensor: &Tensor) -> Option<Result<Module, 
         dims => format!("{};channel_dims={dims}", block.name()),
     };
     let scheme = scheme.parse().map_err(|error: SchemeError| CheckpointError::Ours(error.to_string()));
+    let scale = source.tensor(&format!("{}.scale", module_of(&tensor.name))).cloned();
+    if let Some(scale) = scale.as_ref().filter(|scale| scale.dtype != Dtype::F32.into() || scale.bytes() != 4) {
+        let detail = format!("`{}` is {} {:?}: expected one F32", scale.name, scale.dtype, scale.shape);
+        return Some(Err(CheckpointError::Module { module: name, detail }));
+    }
     let module = |scheme| Module {
         name,
         scheme,
@@ -203,7 +213,7 @@ pub(crate) fn blocks(source: &Source, tensor: &Tensor) -> Option<Result<Module, 
         zero_points: None,
         shape_tensor: None,
         // What llama.cpp multiplies by, where it is there.
-        global: source.tensor(&format!("{}.scale", module_of(&tensor.name))).filter(|_| block == Block::Nvfp4).cloned(),
+        global: scale,
         activations: Vec::new(),
     };
     Some(scheme.map(module))

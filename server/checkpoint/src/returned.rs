@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc};
 
+use half::f16;
 use quarrel_engine::{Block, e4m3_value};
 use safetensors::Dtype;
 
@@ -14,6 +15,9 @@ use crate::{
     source::{Source, Tensor},
     view::{Compute, whole},
 };
+
+/// Of one tensor that is computed whole: more than any has.
+const WHOLE_BYTES_MAX: u64 = 1 << 30;
 
 /// A tensor of it.
 #[derive(Debug)]
@@ -48,15 +52,13 @@ pub(crate) fn returned(model: &Model) -> Result<Model, CheckpointError> {
             "its architecture is not `llama`: names and order of rows are known of that alone".to_owned(),
         ));
     }
-    let heads = |key: &str| metadata.number(&format!("llama.attention.{key}"));
-    let queries = heads("head_count").ok_or_else(|| wrong("its number of heads is not known".to_owned()))?;
-    let keys = heads("head_count_kv").unwrap_or(queries);
-    let mut pieces = Vec::<(Tensor, Arc<dyn Compute>)>::new();
+    let [queries, keys] = llama::heads(metadata).map_err(wrong)?;
+    let (mut kept, mut pieces) = (Vec::new(), Vec::<(Tensor, Arc<dyn Compute>)>::new());
     for tensor in source.tensors() {
-        let is_scale =
-            tensor.name.ends_with(".scale") && source.tensor(&format!("{}.weight", scaled(&tensor.name))).is_some();
-        // Computed of the configuration, or a part of what is told with its weight.
-        if is_scale || tensor.name == "rope_freqs.weight" {
+        // A part of what is told with its weight, if it is NVFP4; of others it has no place, and no name.
+        let weight = tensor.name.strip_suffix(".scale").and_then(|name| source.tensor(&format!("{name}.weight")));
+        // `rope_freqs` is computed of a configuration, which says it.
+        if weight.is_some_and(|weight| weight.dtype == Block::Nvfp4.into()) || tensor.name == "rope_freqs.weight" {
             continue;
         }
         let unknown = || wrong(format!("tensor `{}` has no name in transformers that is known here", tensor.name));
@@ -68,9 +70,18 @@ pub(crate) fn returned(model: &Model) -> Result<Model, CheckpointError> {
         };
         let rows = tensor.shape.first().copied().unwrap_or(0);
         if heads.is_some_and(|heads| heads == 0 || !rows.is_multiple_of(2 * heads)) {
+            return Err(wrong(format!("tensor `{}` of shape {:?} is not of its heads", tensor.name, tensor.shape)));
+        }
+        // Nothing is computed of it.
+        if tensor.dtype.plain().is_some() && heads.is_none() {
+            kept.push(Tensor { name, ..tensor.clone() });
+            continue;
+        }
+        if tensor.bytes() > WHOLE_BYTES_MAX {
+            let bytes = tensor.bytes();
             return Err(wrong(format!(
-                "tensor `{}` of shape {:?} is not of {heads:?} heads",
-                tensor.name, tensor.shape
+                "tensor `{}` has {bytes} bytes: expected at most {WHOLE_BYTES_MAX}",
+                tensor.name
             )));
         }
         let parts = parts(source, tensor, &name)
@@ -80,12 +91,7 @@ pub(crate) fn returned(model: &Model) -> Result<Model, CheckpointError> {
             (new, piece)
         }));
     }
-    Ok(model.as_one(whole(source, Vec::new(), pieces).as_safetensors()))
-}
-
-/// The module of what multiplies its blocks.
-fn scaled(name: &str) -> &str {
-    name.strip_suffix(".scale").unwrap_or(name)
+    Ok(model.as_one(whole(source, kept, pieces).as_safetensors()))
 }
 
 /// What a tensor becomes.
@@ -125,8 +131,10 @@ fn parts(source: &Source, tensor: &Tensor, name: &str) -> Result<Vec<(Part, Tens
         Block::Q8_0 => parts.push((Part::Shape, tensor.clone(), new("weight_shape", Dtype::I64, vec![2]))),
         Block::Nvfp4 => {
             let factor = source.tensor(&format!("{}.scale", module_of(&tensor.name)));
-            let factor = factor.filter(|factor| factor.dtype == Dtype::F32.into() && factor.bytes() == 4);
             let factor = factor.ok_or("it has no scale of its own (`NAME.scale`), which NVFP4A16 has")?;
+            if factor.dtype != Dtype::F32.into() || factor.bytes() != 4 {
+                return Err(format!("`{}` is {} {:?}: expected one F32", factor.name, factor.dtype, factor.shape));
+            }
             parts.push((Part::Global, factor.clone(), new("weight_global_scale", Dtype::F32, vec![1])));
         }
         _ => {}
@@ -142,7 +150,12 @@ impl Compute for Piece {
         let bytes = source.read(&self.from, 0..self.from.bytes())?;
         if self.part == Part::Global {
             let factor = bytes.first_chunk().map_or(1.0, |bytes| f32::from_le_bytes(*bytes));
-            return Ok((1.0 / factor).to_le_bytes().to_vec());
+            return match factor.is_normal() && (1.0 / factor).is_normal() && factor > 0.0 {
+                true => Ok((1.0 / factor).to_le_bytes().to_vec()),
+                false => {
+                    Err(self.wrong(format!("it is {factor:e}: expected a finite number above zero, as its inverse")))
+                }
+            };
         }
         let rows = self.from.shape.first().copied().unwrap_or(1).max(1);
         let row_bytes = (bytes.len() as u64 / rows).max(1) as usize;
@@ -163,6 +176,10 @@ fn before(at: usize, head: usize) -> usize {
 }
 
 impl Piece {
+    fn wrong(&self, detail: String) -> io::Error {
+        io::Error::other(CheckpointError::Module { module: self.from.name.clone(), detail })
+    }
+
     fn row(&self, row: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         match self.part {
             Part::Codes(Block::Mxfp4) => row.chunks_exact(17).for_each(|block| out.extend(side_by_side(&block[1..]))),
@@ -173,17 +190,30 @@ impl Piece {
             Part::Codes(_) => {
                 row.chunks_exact(34).for_each(|block| out.extend(block[2..].iter().map(|code| code ^ 0x80)))
             }
-            Part::Scales(Block::Mxfp4) => out.extend(row.chunks_exact(17).map(|block| block[0])),
+            Part::Scales(Block::Mxfp4) => {
+                let scales = row.chunks_exact(17).map(|block| block[0]);
+                if scales.clone().any(|bits| bits == u8::MAX) {
+                    return Err(self.wrong("a scale of it is no number (0xff)".to_owned()));
+                }
+                out.extend(scales);
+            }
             Part::Scales(Block::Nvfp4) => {
                 let scales = row.chunks_exact(36).flat_map(|block| &block[..4]);
                 // ggml reads no sign, and the highest of them as zero; a scale of zero has no place beside codes.
                 if let Some(bits) = scales.clone().find(|bits| **bits & 0x80 != 0 || !e4m3_value(**bits).is_finite()) {
-                    let detail = format!("a scale of it is {bits:#04x}, which is no FP8 above zero");
-                    return Err(io::Error::other(CheckpointError::Module { module: self.from.name.clone(), detail }));
+                    return Err(self.wrong(format!("a scale of it is {bits:#04x}, which is no FP8 above zero")));
                 }
                 out.extend(scales);
             }
-            Part::Scales(_) => row.chunks_exact(34).for_each(|block| out.extend(&block[..2])),
+            Part::Scales(_) => {
+                for block in row.chunks_exact(34) {
+                    let scale = f16::from_le_bytes([block[0], block[1]]);
+                    if !scale.is_finite() {
+                        return Err(self.wrong(format!("a scale of it is {scale}: expected a finite number")));
+                    }
+                    out.extend(&block[..2]);
+                }
+            }
             Part::Numbers | Part::Shape | Part::Global => out.extend(row),
         }
         Ok(())

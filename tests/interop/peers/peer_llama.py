@@ -112,10 +112,13 @@ def expected_logits(dense: Path, made: Path, folder: Path) -> np.ndarray:
     run("quantize", made, folder / "wide.gguf", "--scheme", "F32")
     model = LlamaForCausalLM.from_pretrained(dense, dtype=torch.float32)
     state = {}
-    for name, (_, shape, data) in ggufs.read(folder / "wide.gguf").tensors.items():
+    tensors = ggufs.read(folder / "wide.gguf").tensors
+    for name, (_, shape, data) in tensors.items():
         if name.endswith(".scale"):
             continue
         values = torch.from_numpy(np.frombuffer(data, np.float32).reshape(shape).copy())
+        if scale := tensors.get(name.replace(".weight", ".scale")):
+            values = values * float(np.frombuffer(scale[2], np.float32)[0])
         parts = name.split(".")
         of = OUTSIDE[parts[0]] if parts[0] in OUTSIDE else f"model.layers.{parts[1]}.{NAMES[parts[2]]}"
         if parts[0] == "blk" and parts[2] in ("attn_q", "attn_k"):

@@ -59,9 +59,7 @@ pub(super) fn named(
             ));
         }
     };
-    let heads = |key: &str| metadata.number(&format!("llama.attention.{key}"));
-    let queries = heads("head_count").ok_or_else(|| wrong("its number of heads is not known".to_owned()))?;
-    let keys = heads("head_count_kv").unwrap_or(queries);
+    let [queries, keys] = llama::heads(&metadata).map_err(wrong)?;
     let (mut found, mut experts) = (Vec::new(), BTreeMap::<String, BTreeMap<u64, (Source, Tensor)>>::new());
     let shards = if is_copy { repacked_files(model)? } else { dense_files(model)? };
     for shard in shards {
@@ -147,10 +145,15 @@ fn scale(model: &Model, name: &str, tensor: &Tensor) -> Result<Option<Named>, Ch
     let Some((shard, global)) = found else { return Ok(None) };
     let bytes = shard.read_whole(global)?;
     let number = bytes.first_chunk().map_or(1.0, |bytes| f32::from_le_bytes(*bytes));
+    // Where compressed-tensors divides.
+    let factor = 1.0 / number;
+    if !(number.is_normal() && factor.is_normal() && number > 0.0) {
+        let detail = format!("its global scale is {number:e}: expected a finite number above zero, as its inverse");
+        return Err(CheckpointError::Module { module: module_of(&tensor.name).to_owned(), detail });
+    }
     let name = format!("{}.scale", module_of(name));
     let tensor = Tensor { name, dtype: Dtype::F32.into(), shape: vec![1], at: 0..0, scheme: None };
-    // Where compressed-tensors divides.
-    Ok(Some(Named { tensor, from: From::numbers(&[1.0 / number]) }))
+    Ok(Some(Named { tensor, from: From::numbers(&[factor]) }))
 }
 
 /// A tensor of numbers, in the type that it has where nothing else is wanted.

@@ -80,6 +80,24 @@ pub(crate) fn unnamed(name: &str) -> Option<(String, Rows)> {
     Some((format!("model.layers.{number}.{known}.{part}"), *rows))
 }
 
+/// Heads of queries and of keys.
+///
+/// # Errors
+/// What the metadata lack, or no number of heads.
+pub(crate) fn heads(metadata: &Metadata) -> Result<[u64; 2], String> {
+    const MOST: u64 = 1 << 16;
+    let of = |key: &str| {
+        let key = format!("llama.attention.{key}");
+        if !metadata.has(&key) {
+            return Ok(None);
+        }
+        let number = metadata.number(&key).filter(|number| (1..=MOST).contains(number));
+        number.map(Some).ok_or_else(|| format!("its `{key}` is no number of heads: expected one from 1 to {MOST}"))
+    };
+    let queries = of("head_count")?.ok_or("its number of heads is not known")?;
+    Ok([queries, of("head_count_kv")?.unwrap_or(queries)])
+}
+
 /// Whether a configuration is of a model of the family.
 ///
 /// # Errors

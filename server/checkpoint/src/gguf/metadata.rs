@@ -48,6 +48,11 @@ impl Metadata {
         self.0.iter().find(|(other, _)| other == key).map(|(_, value)| value)
     }
 
+    /// Whether a key is there.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
     /// A text.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         let value = self.get(key).filter(|value| value.kind == STRING)?;

@@ -17,7 +17,7 @@ use crate::{
     fate::{fates, plan_of},
     fused::{fused, with_shared_scales},
     model::Model,
-    modules::{Module, modules},
+    modules::{DEEPSEEK_SCALES, Module, modules},
     report::Gate,
     returned::returned,
     site::Site,
@@ -115,6 +115,13 @@ impl Job {
             model = returned(&model)?;
         }
         let (model, modules) = quantized_model(model)?;
+        let is_deepseek = |module: &&Module| module.parts().any(|part| part.ends_with(DEEPSEEK_SCALES));
+        if let Some(module) = modules.iter().flatten().find(is_deepseek) {
+            let detail = format!(
+                "it is in DeepSeek's layout (`{DEEPSEEK_SCALES}`), which is not copied: quantize it anew, as FP8_BLOCK"
+            );
+            return Err(CheckpointError::Module { module: module.name.clone(), detail });
+        }
         let destination = place(&model, destination, as_json(&command)?, replace, stop)?;
         let effective = v1::Command { verb: Some(Verb::Quantize(command)), ..v1::Command::default() };
         Ok(Job { model, work: Work::Copy { effective, modules }, destination, gate })

@@ -159,7 +159,7 @@ impl Run for CodesRun {
         let scales = self.scales()?;
         if scales.global.is_some() && module.scheme.format().scaling == Scaling::InBlocks {
             let detail =
-                "it is NVFP4 with a scale beside it, which is not decoded alone yet: quantize it to what you want";
+                "it has a scale beside its blocks, which are not decoded alone yet: quantize it to what you want";
             return Err(CheckpointError::Module { module: module.name.clone(), detail: detail.to_owned() });
         }
         let range = scales.of(module, &self.channels);

@@ -50,6 +50,13 @@ pub(super) fn blocks(
     let range = rows.start * row_bytes..rows.end * row_bytes;
     let codes = source.read(&module.codes, range).map_err(CheckpointError::io("cannot read", source.path()))?;
     let scales = scales.of_rows(module, &rows);
+    if let Some(scale) = scales.iter().find(|scale| !scale.is_finite() || scale.is_sign_negative()) {
+        let detail = format!(
+            "its scale {scale:e} is no finite number above zero, and the blocks of `{}` have no other",
+            block.name()
+        );
+        return Err(CheckpointError::Module { module: module.name.clone(), detail });
+    }
     let mut out = BytesMut::with_capacity(scales.len() * block.bytes());
     match block {
         Block::Mxfp4 => {
@@ -61,8 +68,7 @@ pub(super) fn blocks(
         }
         Block::Nvfp4 => {
             for (scales, codes) in scales.chunks_exact(4).zip(codes.chunks_exact(32)) {
-                // Their sign is not there.
-                scales.iter().for_each(|scale| out.put_u8(e4m3_bits(*scale) & 0x7f));
+                scales.iter().for_each(|scale| out.put_u8(e4m3_bits(*scale)));
                 codes.chunks_exact(8).for_each(|codes| out.put_slice(&halves::<8>(codes)));
             }
         }
