@@ -146,7 +146,7 @@ def test_layouts_of_others_are_refused(model, tmp_path):
     (tmp_path / "gptq" / INDEX).write_text(json.dumps(index))
     ended = cli.run("quantize", tmp_path / "gptq", tmp_path / "out", "-s", "W8A16")
     assert ended.code == 3 and "[already_quantized]" in ended.err and not (tmp_path / "out").exists()
-    assert "compressed-tensors or of DeepSeek's FP8" in ended.err.replace("\n", " ")
+    assert "compressed-tensors, of DeepSeek's FP8, or of GPTQ or AWQ with its config.json" in ended.err.replace("\n", " ")
 
 
 def one_layer(folder: Path, shape, seed="one") -> Path:
