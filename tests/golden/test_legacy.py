@@ -153,6 +153,7 @@ def test_a_copy_of_deepseeks_layout_is_refused(tmp_path):
 
 @pytest.mark.parametrize("flags, says", [
     (["--group-size", "32"], "`group_size` has no effect on `COPY` here"), (["--sqnr-db-min", "20"], "`COPY` measures nothing"),
+    (["--on-error", "continue"], "`on_error` has no effect on `COPY` here"), (["--arith", "weight-dtype"], "`arith` has no effect on `COPY` here"),
     (["--ignore", "x"], "`--ignore` and `--no-standard` have no effect"),
 ])
 def test_a_copy_has_no_options(flags, says, folders, tmp_path):

@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Instant};
 
 use quarrel_checkpoint::{
-    By, Ends as JobEnds, Flow, FlowLimits, Gate, Job, LayerReport, Limits, Made, Report, Status, Stop, Target, Tensor,
-    Told, checkpoint_recipe, is_gguf,
+    By, COPY, Ends as JobEnds, Flow, FlowLimits, Gate, Job, LayerReport, Limits, Made, Report, Status, Stop, Target,
+    Tensor, Told, checkpoint_recipe, is_gguf,
 };
 use quarrel_client::proto::{
     VERSION,
@@ -143,9 +143,6 @@ fn failed(layers: &[LayerReport]) -> Result<(), Failure> {
         None => Ok(()),
     }
 }
-
-/// The scheme of those who quantize nothing.
-const COPY: &str = "COPY";
 
 /// What a checkpoint becomes, which says what a scheme stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -44,7 +44,7 @@ pub(crate) struct Becoming {
 }
 
 /// The scheme of a GGUF file whose tensors stay what they are; what is quantized otherwise gets blocks of the same numbers.
-pub(crate) const COPY: &str = "COPY";
+pub const COPY: &str = "COPY";
 
 /// Whether a command quantizes nothing: what is quantized is stored in another layout, with the same numbers.
 pub fn is_copy(command: &v1::Quantize) -> bool {
@@ -69,6 +69,9 @@ pub fn check_for_gguf(command: &v1::Quantize) -> Result<(), CheckpointError> {
                 ("on_indivisible", command.on_indivisible.is_some()),
                 ("fallback", command.fallback.is_some()),
                 ("amax", command.amax.is_some()),
+                // Where nothing is computed, there are no faults and no arithmetic.
+                ("on_error", name == COPY && command.on_error.as_deref() == Some("continue")),
+                ("arith", name == COPY && command.arith.as_deref() == Some("weight-dtype")),
             ];
             if let Some((option, _)) = options.iter().find(|(_, is_there)| *is_there) {
                 let message =
@@ -156,9 +159,7 @@ impl Becoming {
         let shard = moved(first, Vec::from_iter(seen));
         Ok(Becoming { model: model.as_one(shard), command, asked, converted, head })
     }
-}
 
-impl Becoming {
     /// Says of tensors whose numbers get another type that they do.
     pub(crate) fn tell(&self, fates: &mut [Vec<Fate>]) {
         let tensors = self.model.tensors().map(|(_, tensor)| tensor);

@@ -92,7 +92,7 @@ pub(crate) fn refuse_for_models(plan: &Plan) -> Result<(), CheckpointError> {
     if let Some(scheme) = plan.schemes().iter().find(blocks) {
         let message = format!(
             "scheme `{scheme}` makes blocks of GGUF, which a model in safetensors has no layout for: expected another scheme, or \
-             layers in columns (`.arrow`, `.parquet`) as the destination of `quantize` or of a job"
+             a GGUF file (`.gguf`) or layers in columns (`.arrow`, `.parquet`) as the destination of `quantize` or of a job"
         );
         return Err(CheckpointError::Command { reason: Reason::OptionInvalid, message });
     }

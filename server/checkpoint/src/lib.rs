@@ -1,6 +1,6 @@
 //! Checkpoints on disk: which of their tensors are quantized, and how quantized layers are stored.
 //!
-//! Safetensors in, a file or the folder of a model, and the same out, in the layout of compressed-tensors. START at [`Job`]: in the order in which a tensor
+//! Safetensors or GGUF in, a file or the folder of a model, and the same out: in the layout of compressed-tensors, or as llama.cpp has it. START at [`Job`]: in the order in which a tensor
 //! meets them, [`Model`] and [`Source`] read, `fused` finds what fused layers share, `fate` decides what is quantized, a [`Quantizer`] does it, `unit` puts
 //! a file together, for which `stored` names what a layer becomes and `sink` writes; `site` remembers what is complete, `config` says it to whoever loads the model.
 //! The other way, [`modules`] finds the quantized layers of a file. Nothing here computes a code.
@@ -47,7 +47,7 @@ mod target;
 mod unit;
 mod view;
 
-pub use becoming::{check_for_gguf, is_copy, is_gguf};
+pub use becoming::{COPY, check_for_gguf, is_copy, is_gguf};
 pub use beside::Beside;
 pub use columns::{Columns, holds_columns, is_columns};
 pub use element::Element;

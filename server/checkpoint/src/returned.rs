@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use crate::{
     element::Element,
     error::CheckpointError,
-    gguf::llama::{self, Rows},
+    gguf::llama,
     layer::module_of,
     model::Model,
     source::{Source, Tensor},
@@ -52,7 +52,7 @@ pub(crate) fn returned(model: &Model) -> Result<Model, CheckpointError> {
             "its architecture is not `llama`: names and order of rows are known of that alone".to_owned(),
         ));
     }
-    let [queries, keys] = llama::heads(metadata).map_err(wrong)?;
+    let heads = llama::heads(metadata).map_err(wrong)?;
     let (mut kept, mut pieces) = (Vec::new(), Vec::<(Tensor, Arc<dyn Compute>)>::new());
     for tensor in source.tensors() {
         // A part of what is told with its weight, if it is NVFP4; of others it has no place, and no name.
@@ -63,15 +63,8 @@ pub(crate) fn returned(model: &Model) -> Result<Model, CheckpointError> {
         }
         let unknown = || wrong(format!("tensor `{}` has no name in transformers that is known here", tensor.name));
         let (name, rows) = llama::unnamed(&tensor.name).ok_or_else(unknown)?;
-        let heads = match rows {
-            Rows::AsTheyAre => None,
-            Rows::Queries => Some(queries),
-            Rows::Keys => Some(keys),
-        };
-        let rows = tensor.shape.first().copied().unwrap_or(0);
-        if heads.is_some_and(|heads| heads == 0 || !rows.is_multiple_of(2 * heads)) {
-            return Err(wrong(format!("tensor `{}` of shape {:?} is not of its heads", tensor.name, tensor.shape)));
-        }
+        let heads = rows.heads(heads, &tensor.shape);
+        let heads = heads.map_err(|detail| wrong(format!("tensor `{}` {detail}", tensor.name)))?;
         // Nothing is computed of it.
         if tensor.dtype.plain().is_some() && heads.is_none() {
             kept.push(Tensor { name, ..tensor.clone() });

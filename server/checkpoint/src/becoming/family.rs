@@ -14,11 +14,7 @@ use crate::{
     element::Element,
     error::CheckpointError,
     fate::float_word,
-    gguf::{
-        Metadata, Shapes,
-        llama::{self, Rows},
-        shapes, tokenizer,
-    },
+    gguf::{Metadata, Shapes, llama, shapes, tokenizer},
     layer::module_of,
     model::Model,
     source::{Source, Tensor},
@@ -59,7 +55,7 @@ pub(super) fn named(
             ));
         }
     };
-    let [queries, keys] = llama::heads(&metadata).map_err(wrong)?;
+    let heads = llama::heads(&metadata).map_err(wrong)?;
     let (mut found, mut experts) = (Vec::new(), BTreeMap::<String, BTreeMap<u64, (Source, Tensor)>>::new());
     let shards = if is_copy { repacked_files(model)? } else { dense_files(model)? };
     for shard in shards {
@@ -71,18 +67,8 @@ pub(super) fn named(
             match llama::named(&tensor.name).ok_or_else(unknown)? {
                 llama::Named::Nothing => {}
                 llama::Named::Whole(name, rows) => {
-                    let heads = match rows {
-                        Rows::AsTheyAre => None,
-                        Rows::Queries => Some(queries),
-                        Rows::Keys => Some(keys),
-                    };
-                    let fits =
-                        |heads: u64| heads > 0 && tensor.shape.first().is_some_and(|rows| rows % (2 * heads) == 0);
-                    if let Some(heads) = heads.filter(|heads| !fits(*heads)) {
-                        let detail =
-                            format!("tensor `{}` of shape {:?} is not of {heads} heads", tensor.name, tensor.shape);
-                        return Err(wrong(detail));
-                    }
+                    let heads = rows.heads(heads, &tensor.shape);
+                    let heads = heads.map_err(|detail| wrong(format!("tensor `{}` {detail}", tensor.name)))?;
                     let from = From { heads, ..From::one(&shard, tensor) };
                     found.extend(scale(model, &name, tensor)?);
                     found.push(of(name, tensor.shape.clone(), tensor, from).map_err(wrong)?);

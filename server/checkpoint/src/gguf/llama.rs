@@ -32,6 +32,22 @@ pub(crate) enum Rows {
     Keys,
 }
 
+impl Rows {
+    /// Of how many heads the rows of a tensor of that shape are to be put in another order, of these numbers of queries and of keys.
+    ///
+    /// # Errors
+    /// Rows that are not of as many heads.
+    pub(crate) fn heads(self, [queries, keys]: [u64; 2], shape: &[u64]) -> Result<Option<u64>, String> {
+        let heads = match self {
+            Rows::AsTheyAre => return Ok(None),
+            Rows::Queries => queries,
+            Rows::Keys => keys,
+        };
+        let fits = shape.first().is_some_and(|rows| rows.is_multiple_of(2 * heads));
+        if fits { Ok(Some(heads)) } else { Err(format!("of shape {shape:?} is not of {heads} heads")) }
+    }
+}
+
 const LAYER: [(&str, &str, Rows); 10] = [
     ("input_layernorm", "attn_norm", Rows::AsTheyAre),
     ("post_attention_layernorm", "ffn_norm", Rows::AsTheyAre),
