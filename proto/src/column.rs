@@ -8,6 +8,8 @@ pub const WEIGHTS: &str = "weights";
 pub const DTYPE: &str = "dtype";
 /// Full shape of the layer.
 pub const SHAPE: &str = "shape";
+/// How much each column counts, as float32.
+pub const IMPORTANCE: &str = "importance";
 /// `quantized`, `kept` or `failed`.
 pub const STATUS: &str = "status";
 /// A [`Reason`](crate::Reason)'s word, null if quantized.

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import quarrel
 
@@ -34,6 +36,37 @@ def test_a_layer_has_blocks_for_codes_and_its_values_come_back(kind, client, lay
     values = answered.dequantize()
     assert metrics.max_abs_error == pytest.approx(np.abs(values - layer).max())
     assert 10 * np.log10((layer**2).sum() / ((values - layer) ** 2).sum()) == pytest.approx(metrics.sqnr_db, abs=1e-3)
+
+
+def test_importance_of_columns_goes_beside_the_layers(client, layer, tmp_path):
+    """Small layers travel together, large ones in runs; what some say is nothing to the others."""
+    rng = np.random.default_rng(6)
+    layers = {"small.0": layer, "large": rng.normal(0, 0.02, (3000, 512)).astype(np.float32), "small.1": layer * 2, "plain": layer}
+    said = {name: np.square(rng.standard_normal(512)) for name in ("small.0", "large", "small.1")}  # f64
+    found = client.quantize(layers, scheme="Q4_K", importance=said).collect()
+    without = client.quantize(layers, scheme="Q4_K").collect()
+    for name, array in layers.items():
+        batch = wire.layer_batch(name, array, importance=said[name].astype(np.float32) if name in said else None)
+        alone = wire.exchange(client.location, {"quantize": {"scheme": "Q4_K"}}, [batch]).layer(name)
+        assert found[name].codes.tobytes() == bytes(alone.codes), name
+        assert (found[name].codes.tobytes() == without[name].codes.tobytes()) == (name not in said)
+
+    def weighted(quantized):
+        """What it is for: the error where columns count."""
+        off = quantized["large"].dequantize() - layers["large"]
+        return (off**2 * said["large"]).sum()
+
+    assert weighted(found) < 0.9 * weighted(without)
+
+
+def test_a_file_of_layers_has_the_column_too(layer, tmp_path, client):
+    importance = np.arange(512, dtype=np.float32)
+    batch = wire.layer_batch("ffn", layer, importance=importance)
+    pq.write_table(pa.Table.from_batches([batch]), tmp_path / "in.parquet")
+    done = cli.run("quantize", tmp_path / "in.parquet", tmp_path / "out.arrow", "--scheme", "Q3_K")
+    assert done.code == 0, done.err
+    made = pa.ipc.open_file(tmp_path / "out.arrow").read_all()["quantized_data"][0].as_py()
+    assert made == client.quantize({"ffn": layer}, scheme="Q3_K", importance={"ffn": importance}).collect()["ffn"].codes.tobytes()
 
 
 def test_a_block_that_does_not_divide_the_columns_is_named(client):

@@ -11,6 +11,8 @@ TYPES = {
     "Q2_K": (10, 256, 84), "Q3_K": (11, 256, 110), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210),
     "IQ4_NL": (20, 32, 18), "MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36),
 }
+# Those whose searches go by the importance of columns.
+BY_IMPORTANCE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
 SHAPE = (24, 1280)
 # Two dtypes beside f32, which ggml gets widened.
 NARROW = ("bf16", "f16")
@@ -52,6 +54,24 @@ def layers() -> dict[str, np.ndarray]:
         "large": draw("large") * 1e4,
     }
     return {name: np.ascontiguousarray(values, np.float32) for name, values in found.items()}
+
+
+def importances(columns: int) -> dict[str, np.ndarray]:
+    """A number for each column: mean squares of activations as they come, and edges."""
+    drawn = cases.normal(cases.generator(f"importance {columns}"), (columns,))
+    found = {
+        "squares": drawn**2 * np.where(np.arange(columns) % 113 == 7, 1e4, 1),
+        # Whole groups of 16 and 32 that count for nothing, and single columns.
+        "zeros": np.where((np.arange(columns) // 32 % 3 == 1) | (drawn > 1), 0, np.abs(drawn)),
+        "nothing": np.zeros(columns),
+        "wide": np.ldexp(1.0, np.clip(np.round(drawn * 20), -60, 60).astype(np.int32)),
+    }
+    return {name: np.ascontiguousarray(values, np.float32) for name, values in found.items()}
+
+
+def fitting(kind: str, layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those that blocks of a type divide."""
+    return {name: layer for name, layer in layers.items() if layer.shape[1] % TYPES[kind][1] == 0}
 
 
 def any_blocks(kind: str) -> np.ndarray:

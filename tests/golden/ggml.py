@@ -49,6 +49,11 @@ def main():
                 kind: ggml.digests(kind, x)
                 for kind, (_, elements, _) in blocks.TYPES.items() if x.shape[1] % elements == 0
             }
+    hard, real = blocks.layers(), minilm.tensors("f32")
+    document["by_importance"] = {
+        name: {kind: ggml.weighed(kind, hard, name) for kind in blocks.BY_IMPORTANCE} for name in blocks.importances(1)
+    }
+    document["by_importance"]["real"] = {kind: ggml.weighed(kind, real, "squares") for kind in blocks.BY_IMPORTANCE}
     FILE.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
@@ -113,7 +118,13 @@ class Ggml:
         ]
         self.library.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
 
-    def quantize(self, kind: str, weights: np.ndarray) -> np.ndarray:
+    def weighed(self, kind: str, layers: dict[str, np.ndarray], name: str) -> str:
+        """Of all layers' blocks, where columns have that importance."""
+        fitting = blocks.fitting(kind, layers)
+        made = [self.quantize(kind, layer, blocks.importances(layer.shape[1])[name]).reshape(-1) for layer in fitting.values()]
+        return blocks.digest(np.concatenate(made))
+
+    def quantize(self, kind: str, weights: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
         """Rows of blocks, as bytes."""
         number, elements, size = blocks.TYPES[kind]
         traits = self.traits(kind)
@@ -121,7 +132,8 @@ class Ggml:
         rows, columns = weights.shape
         made = np.zeros((rows, columns // elements * size), np.uint8)
         weights = np.ascontiguousarray(weights)
-        written = self.library.ggml_quantize_chunk(number, weights.ctypes.data, made.ctypes.data, 0, rows, columns, None)
+        written = self.library.ggml_quantize_chunk(number, weights.ctypes.data, made.ctypes.data, 0, rows, columns,
+                                                   None if importance is None else importance.ctypes.data)
         assert written == made.nbytes
         return made
 

@@ -13,6 +13,7 @@ from harness import wire
 
 DOCUMENT = json.loads((Path(__file__).resolve().parent / "files" / "ggml.json").read_text())
 GOLDEN = DOCUMENT["layers"]
+BY_IMPORTANCE = DOCUMENT["by_importance"]
 
 
 @cache
@@ -55,6 +56,31 @@ def test_any_blocks_read_as_ggml_reads_them(server, kind):
     back = wire.exchange(server.location, {"dequantize": {}}, [batch])
     values = np.concatenate([weights.values.to_numpy() for batch in back.batches for weights in batch["weights"]])
     assert blocks.digest(blocks.numbers(values)) == DOCUMENT["any_values"][kind]
+
+
+@pytest.mark.parametrize("kind", blocks.BY_IMPORTANCE)
+@pytest.mark.parametrize("name", blocks.importances(1))
+def test_hard_layers_become_ggmls_blocks_by_importance(server, name, kind):
+    check_by_importance(server, blocks.layers(), kind, name, BY_IMPORTANCE[name][kind])
+
+
+@pytest.mark.parametrize("kind", blocks.BY_IMPORTANCE)
+def test_real_layers_become_ggmls_blocks_by_importance(server, kind):
+    check_by_importance(server, minilm.tensors("f32"), kind, "squares", BY_IMPORTANCE["real"][kind])
+
+
+def check_by_importance(server, layers: dict[str, np.ndarray], kind: str, name: str, expected: str):
+    layers = blocks.fitting(kind, layers)
+    batches = [
+        wire.layer_batch(layer, weights, channels_per_row=4096, importance=blocks.importances(weights.shape[1])[name])
+        for layer, weights in layers.items()
+    ]
+    reply = wire.exchange(server.location, {"quantize": {"scheme": kind}}, batches)
+    values = decoded(server, reply)
+    digest = blocks.digest(np.concatenate([np.frombuffer(bytes(reply.layer(layer).codes), np.uint8) for layer in layers]))
+    for layer, weights in layers.items():
+        check_quality(layer, reply.layer(layer), weights.reshape(-1), values[layer])
+    assert digest == expected
 
 
 def check(server, layers: dict[str, np.ndarray], kind: str):

@@ -30,11 +30,12 @@ SUMMARY_COUNTS = ("rows", "layers_quantized", "layers_kept", "layers_failed", "e
 
 # -- layers to batches ------------------------------------------------------------------------------------------------
 
-def layer_batch(name, weights, *, dtype=None, shape=None, channels_per_row=None) -> pa.RecordBatch:
+def layer_batch(name, weights, *, dtype=None, shape=None, channels_per_row=None, importance=None) -> pa.RecordBatch:
     """One layer as a batch, without copying its elements.
 
     `weights`: an array, or bytes together with `dtype`. f16, f32 and f64 arrays travel as large_list; other element
     types, and any array with `dtype`, as large_binary. `shape`: the array's own by default, `NO_SHAPE` for no column.
+    `importance`: a number for each column, on the first row; or None for no column of that name.
     `channels_per_row`: None for one row, a number of channels, or a list of numbers (their sum is the layer).
     """
     if isinstance(weights, np.ndarray):
@@ -61,6 +62,8 @@ def layer_batch(name, weights, *, dtype=None, shape=None, channels_per_row=None)
         columns["dtype"] = pa.array([dtype] * len(counts), pa.string())
     if shape != NO_SHAPE:
         columns["shape"] = pa.array([list(shape)] * len(counts), pa.list_(pa.int64()))
+    if importance is not None:
+        columns["importance"] = pa.array([importance] + [None] * (len(counts) - 1), pa.list_(pa.float32()))
     return pa.RecordBatch.from_pydict(columns)
 
 

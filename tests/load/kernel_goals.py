@@ -15,6 +15,7 @@ FP8 = ("FP8_DYNAMIC", "FP8_BLOCK")
 DENSE = ("int2", "int3", "int4", "int5", "int6", "int7")
 SMALL_FLOATS = ("NVFP4A16", "MXFP4A16", "MXFP6A16", "MXFP8A16")
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
+WEIGHED = tuple(f"{kind}+importance" for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *SEARCHED))
 FORMATS = (*INT8, *W4, "W4A16_ASYM", "W8A16", *FP8, *DENSE, *SMALL_FLOATS)
 
 
@@ -46,6 +47,7 @@ GOALS = (
     Goal(("Q8_0",), QUANTIZE, 4, over="ggml"),
     Goal(("Q4_0",), QUANTIZE, 2, over="ggml"),
     Goal(SEARCHED, QUANTIZE, 3, over="ggml"),
+    Goal(WEIGHED, QUANTIZE, 3, over="ggml"),
 )
 NOT_F32 = Goal(FORMATS, "", 1.00, over=F32)
 

@@ -40,6 +40,7 @@ pub(crate) struct WeightColumns {
     list_dtype: Option<Dtype>,
     dtype: Option<usize>,
     shape: Option<usize>,
+    importance: Option<usize>,
     /// The shape of a `fixed_shape_tensor`: the whole shape of each row that says no other.
     tensor_shape: Option<Shape>,
 }
@@ -47,8 +48,8 @@ pub(crate) struct WeightColumns {
 impl WeightColumns {
     /// Finds them.
     pub(crate) fn of(schema: &Schema) -> Result<WeightColumns, ColumnError> {
-        let known = [column::LAYER_NAME, column::WEIGHTS, column::DTYPE, column::SHAPE];
-        let [name, weights, dtype, shape] = places(schema, known)?;
+        let known = [column::LAYER_NAME, column::WEIGHTS, column::DTYPE, column::SHAPE, column::IMPORTANCE];
+        let [name, weights, dtype, shape, importance] = places(schema, known)?;
         let name = required(name, column::LAYER_NAME)?;
         let weights = required(weights, column::WEIGHTS)?;
         check(schema.field(name), is_text, "utf8, large_utf8, utf8_view or a dictionary of these")?;
@@ -68,9 +69,13 @@ impl WeightColumns {
         if let Some(at) = shape {
             check(schema.field(at), is_shape, "a list of int64")?;
         }
+        if let Some(at) = importance {
+            let is_f32 = |data_type: &DataType| list_dtype(data_type) == Some(Dtype::F32);
+            check(schema.field(at), is_f32, "a list of float32")?;
+        }
         let tensor_shape = tensor_shape(schema.field(weights))?;
         let list_dtype = list_dtype(schema.field(weights).data_type());
-        Ok(WeightColumns { name, weights, list_dtype, dtype, shape, tensor_shape })
+        Ok(WeightColumns { name, weights, list_dtype, dtype, shape, importance, tensor_shape })
     }
 
     /// The columns of one batch.
@@ -81,6 +86,7 @@ impl WeightColumns {
             weights: Weights::new(batch.column(self.weights), self.list_dtype),
             dtypes: self.dtype.map(|at| Texts::new(batch.column(at))).transpose()?,
             shapes: self.shape.map(|at| Lists::new(batch.column(at))),
+            importance: self.importance.map(|at| Lists::new(batch.column(at))),
             tensor_shape: self.tensor_shape.clone(),
         })
     }
@@ -94,6 +100,7 @@ pub(crate) struct WeightRows {
     pub(crate) weights: Weights,
     pub(crate) dtypes: Option<Texts>,
     pub(crate) shapes: Option<Lists>,
+    pub(crate) importance: Option<Lists>,
     pub(crate) tensor_shape: Option<Shape>,
 }
 

@@ -13,12 +13,13 @@ use std::{
 };
 
 use quarrel_kernels::{
-    self as kernels, Block, CLIPS, Codes, Dtype, Grid, Level, Part, Sums, TILE, first_non_finite, quantize, ranges,
-    squared_errors,
+    self as kernels, Block, CLIPS, Codes, Dtype, Grid, Level, Part, Sums, TILE, first_non_finite, mean_square,
+    quantize, ranges, squared_errors,
 };
 use quarrel_proto::Reason;
 
 use crate::{
+    importance::{Importance, takes_importance},
     layer::{Decision, Global, Note, Rung, note},
     parallel,
     plan::Thresholds,
@@ -59,7 +60,7 @@ impl Cancel {
 pub fn amax(level: Level, dtype: &str, bytes: &[u8]) -> Option<f32> {
     let dtype = Dtype::named(dtype)?;
     let codes = Codes::Fp4E2m1;
-    let part = Part { dtype, bytes, column: 0, group: usize::MAX, ahead: &[] };
+    let part = Part { dtype, bytes, column: 0, group: usize::MAX, ahead: &[], importance: kernels::Importance::NONE };
     let mut found = [kernels::Range::default()];
     ranges(level, codes, &part, &mut found);
     found[0].finite.then(|| found[0].amax())
@@ -234,6 +235,8 @@ pub(crate) struct Cell<'a> {
     /// Columns of each.
     pub(crate) columns: Range<usize>,
     pub(crate) bytes: &'a [u8],
+    /// How much its columns count, where the scheme takes it.
+    importance: Option<&'a Importance>,
 }
 
 /// Where a cell writes its codes, and its scales if it makes them.
@@ -330,17 +333,21 @@ pub(crate) fn starts(works: &[(&Work, &Rung)]) -> Vec<(usize, usize)> {
 /// Cuts a work into cells, in the order of its elements.
 fn cut<'a>(work: &'a Work, rung: &'a Rung, index: usize, cells: &mut Vec<Cell<'a>>) {
     let channel_bytes = rung.channel_bytes();
+    let importance = work.layer.importance.as_ref().filter(|_| takes_importance(rung));
+    // A mean over the whole channel is needed before its first code.
+    let is_whole = importance.is_some() && matches!(rung.codes(), Codes::Block(block) if block.weighs_by_channel());
     let mut channel = work.channels.start;
     for piece in &work.pieces {
         let end = channel + piece.channels;
         let mut bytes = piece.data.as_slice();
         while channel < end {
-            if rung.columns > STRETCH {
+            if rung.columns > STRETCH && !is_whole {
                 for start in (0..rung.columns).step_by(STRETCH) {
                     let columns = start..(start + STRETCH).min(rung.columns);
                     let (head, tail) = bytes.split_at(columns.len() * rung.dtype.bytes());
                     bytes = tail;
-                    cells.push(Cell { rung, work: index, channels: channel..channel + 1, columns, bytes: head });
+                    let channels = channel..channel + 1;
+                    cells.push(Cell { rung, work: index, channels, columns, bytes: head, importance });
                 }
                 channel += 1;
                 continue;
@@ -352,7 +359,8 @@ fn cut<'a>(work: &'a Work, rung: &'a Rung, index: usize, cells: &mut Vec<Cell<'a
             }
             let (head, tail) = bytes.split_at((until - channel) * channel_bytes);
             bytes = tail;
-            cells.push(Cell { rung, work: index, channels: channel..until, columns: 0..rung.columns, bytes: head });
+            let (channels, columns) = (channel..until, 0..rung.columns);
+            cells.push(Cell { rung, work: index, channels, columns, bytes: head, importance });
             channel = until;
         }
     }
@@ -390,7 +398,11 @@ impl Cell<'_> {
             let (bytes, ahead) = self.bytes[index * size..].split_at(size);
             let ahead = &ahead[..ahead.len().min(size)];
             let (dtype, column, group) = (self.rung.dtype, self.columns.start, self.rung.group);
-            (channel, Part { dtype, bytes, column, group, ahead })
+            let importance = kernels::Importance {
+                columns: self.importance.map_or(&[], |importance| &importance.of(channel)[self.columns.clone()]),
+                ..kernels::Importance::NONE
+            };
+            (channel, Part { dtype, bytes, column, group, ahead, importance })
         })
     }
 
@@ -406,11 +418,15 @@ impl Cell<'_> {
             .map(|((channel, part), codes)| {
                 let mut found = [kernels::Range::default()];
                 ranges(level, rung.codes(), &Part { group: usize::MAX, ..part }, &mut found);
+                let mut part = part;
+                if self.importance.is_some() && block.weighs_by_channel() {
+                    part.importance.mean_square = mean_square(part.dtype, part.bytes);
+                }
                 let made = found[0].finite.then(|| quantize(level, rung.format(), rung.arith, &part, grid, codes));
                 let unfit = match made {
                     None => Unfit::NonFinite,
                     Some(_) if block.first_overflow(codes).is_some() => Unfit::ScaleOverflow,
-                    Some(_) if found[0].amax() > block.greatest() => Unfit::ScaleOverflow,
+                    Some(_) if found[0].amax() > block.greatest(self.importance.is_some()) => Unfit::ScaleOverflow,
                     Some(sums) => return sums,
                 };
                 let kind = self.locate(unfit, channel, part.bytes);

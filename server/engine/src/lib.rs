@@ -15,6 +15,7 @@ mod compare;
 mod contained;
 mod decode;
 mod execute;
+mod importance;
 mod ipc;
 mod layer;
 mod names;

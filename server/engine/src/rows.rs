@@ -13,6 +13,7 @@ use quarrel_proto::Reason;
 
 use crate::{
     arrow_in::{ColumnError, NoWeights, WeightColumns, WeightRows},
+    importance::{self, Importance},
     layer::{Decision, Limits, Note, Shape, note},
     names::{Seen, check_rows, row_name},
     plan::{OnError, QuantizePlan},
@@ -71,6 +72,8 @@ pub(crate) struct Layer {
     /// Whether the caller said the shape; a row without is one whole channel.
     said: bool,
     pub(crate) decision: Decision,
+    /// How much its columns count, if a row says so and the decision takes it.
+    pub(crate) importance: Option<Importance>,
 }
 
 /// One input row, which will be one output row.
@@ -200,7 +203,8 @@ impl Rows {
 
     /// Bytes that stay from batch to batch beside spans: names seen, and rows that wait.
     pub fn held_bytes(&self) -> usize {
-        self.seen.bytes() + self.open.as_ref().map_or(0, |open| open.rows.len() * ROW_BYTES)
+        let open = self.open.as_ref().map_or(0, |open| open.rows.len() * ROW_BYTES + open.layer.importance_bytes());
+        self.seen.bytes() + open
     }
 
     /// Units made of rows before the one that failed: they are answered before the error is.
@@ -249,9 +253,10 @@ impl Rows {
             return Err(fail(Reason::BytesRagged, what));
         }
         let elements = data.len() / dtype.bytes();
+        let importance = importance::said(rows, at, name).map_err(LayerError)?;
         let mut open = match self.open.take() {
             Some(open) if open.layer.name == name => {
-                open.check_same(said.as_ref(), dtype)?;
+                open.check_same(said.as_ref(), dtype, importance)?;
                 open
             }
             Some(open) => {
@@ -263,7 +268,7 @@ impl Rows {
                 );
                 return Err(LayerError(note(Reason::LayerInterrupted, &open.layer.name, what)));
             }
-            None => self.begin_layer(name, said, elements, dtype)?,
+            None => self.begin_layer(name, said, elements, dtype, importance)?,
         };
         let row = open.place(elements, data.len())?;
         self.take(&mut open, row, data)?;
@@ -298,14 +303,16 @@ impl Rows {
         said: Option<Shape>,
         elements: usize,
         dtype: Dtype,
+        importance: Option<&[f32]>,
     ) -> Result<Open, LayerError> {
         self.seen.add(name, &self.limits)?;
         let decision = self.plan.decide(name, said.as_ref(), elements, dtype);
+        let was_said = said.is_some();
+        let shape = said.unwrap_or_else(|| Shape::flat(elements));
+        let (decision, importance) = Importance::beside(decision, importance, name, &shape);
         if let (Decision::Fail(note), OnError::Fail) = (&decision, self.plan.on_error) {
             return Err(LayerError(note.clone()));
         }
-        let was_said = said.is_some();
-        let shape = said.unwrap_or_else(|| Shape::flat(elements));
         let columns = match &decision {
             Decision::Quantize(rung) => rung.columns,
             Decision::Ladder(rungs, _) => rungs[0].columns,
@@ -323,7 +330,7 @@ impl Rows {
             );
             return Err(LayerError(note(Reason::ChannelTooLarge, name, what)));
         }
-        let layer = Arc::new(Layer { name: name.to_owned(), dtype, shape, said: was_said, decision });
+        let layer = Arc::new(Layer { name: name.to_owned(), dtype, shape, said: was_said, decision, importance });
         Ok(Open {
             layer,
             columns,
@@ -428,8 +435,10 @@ impl Rows {
 }
 
 impl Open {
-    fn check_same(&self, said: Option<&Shape>, dtype: Dtype) -> Result<(), LayerError> {
+    fn check_same(&self, said: Option<&Shape>, dtype: Dtype, importance: Option<&[f32]>) -> Result<(), LayerError> {
         let layer = &self.layer;
+        Importance::check_same(layer.importance.as_ref(), importance, &layer.name, &layer.decision)
+            .map_err(LayerError)?;
         if dtype != layer.dtype {
             let what = format_args!("a run of {} follows runs of {}", dtype.name(), layer.dtype.name());
             return Err(LayerError(note(Reason::DtypeChanged, &layer.name, what)));
@@ -523,7 +532,11 @@ impl Unit {
                 work.channels.end = channels.end;
                 work.pieces.extend(pieces);
             }
-            _ => self.works.push(Work { layer: Arc::clone(layer), channels, pieces }),
+            _ => {
+                // Each unit of a layer may be the last that holds it.
+                self.bytes_in += layer.importance_bytes();
+                self.works.push(Work { layer: Arc::clone(layer), channels, pieces });
+            }
         }
     }
 }

@@ -72,6 +72,7 @@ fn code(reason: Reason) -> Code {
         | Reason::DtypeChanged
         | Reason::ShapeInvalid
         | Reason::ShapeChanged
+        | Reason::ImportanceInvalid
         | Reason::BytesRagged
         | Reason::ChannelCut
         | Reason::LayerTooLong

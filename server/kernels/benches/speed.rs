@@ -8,8 +8,8 @@
 use std::{hint::black_box, time::Instant};
 
 use quarrel_kernels::{
-    Arith, Block, Coded, Codes, Decoded, Dtype, Format, Grid, Level, MxRule, Packing, Part, Range, Scaler, Scaling,
-    dequantize, encode, global_scale, packed_bytes, quantize, ranges,
+    Arith, Block, Coded, Codes, Decoded, Dtype, Format, Grid, Importance, Level, MxRule, Packing, Part, Range, Scaler,
+    Scaling, dequantize, encode, global_scale, mean_square, packed_bytes, quantize, ranges,
 };
 
 const SIDE: usize = 4096;
@@ -24,10 +24,15 @@ struct Laid {
     group: usize,
     /// Channels that do.
     height: usize,
+    /// Whether columns have an importance.
+    by_importance: bool,
 }
 
 fn formats() -> Vec<Laid> {
-    let laid = |name, codes, scaling, group, height| Laid { name, format: Format { codes, scaling }, group, height };
+    let laid = |name, codes, scaling, group, height| {
+        let format = Format { codes, scaling };
+        Laid { name, format, group, height, by_importance: false }
+    };
     let int = |name, bits, symmetric, packing, group| {
         laid(name, Codes::Int { bits, symmetric, packing }, Scaling::Weights, group, 1)
     };
@@ -55,8 +60,26 @@ fn formats() -> Vec<Laid> {
         int("int8", 8, true, Packing::Plain, SIDE),
     ];
     formats.extend(blocks);
+    let weighed = BY_IMPORTANCE.map(|(name, block)| Laid {
+        by_importance: true,
+        ..laid(name, Codes::Block(block), Scaling::InBlocks, SIDE, 1)
+    });
+    formats.extend(weighed);
     formats
 }
+
+const BY_IMPORTANCE: [(&str, Block); 10] = [
+    ("Q4_0+importance", Block::Q4_0),
+    ("Q4_1+importance", Block::Q4_1),
+    ("Q5_0+importance", Block::Q5_0),
+    ("Q5_1+importance", Block::Q5_1),
+    ("Q2_K+importance", Block::Q2K),
+    ("Q3_K+importance", Block::Q3K),
+    ("Q4_K+importance", Block::Q4K),
+    ("Q5_K+importance", Block::Q5K),
+    ("Q6_K+importance", Block::Q6K),
+    ("IQ4_NL+importance", Block::Iq4Nl),
+];
 
 struct Asked {
     level: Level,
@@ -79,6 +102,7 @@ struct Bench<'a> {
     packed: Vec<u8>,
     values: Vec<u8>,
     best: [f64; 3],
+    importance: Vec<f32>,
     in_cache: bool,
 }
 
@@ -109,6 +133,10 @@ fn main() {
     for bench in &benches {
         let (weights, codes, values) = (bench.weights.len(), bench.packed.len(), bench.values.len());
         for (op, seconds) in OPS.iter().zip(bench.best) {
+            if *op == "dequantize" && bench.laid.by_importance {
+                // The same as without.
+                continue;
+            }
             let (bytes_in, bytes_out) = if *op == "dequantize" { (codes, values) } else { (weights, codes) };
             line(bench.laid.name, op, bench.dtype.name(), level, seconds, SIDE * SIDE, bytes_in, bytes_out);
         }
@@ -199,6 +227,7 @@ impl<'a> Bench<'a> {
             packed: vec![1; SIDE * packed_bytes(laid.format.codes, SIDE)],
             values: vec![1; SIDE * SIDE * decoded(dtype).bytes()],
             best: [f64::INFINITY; 3],
+            importance: (0..SIDE).map(|column| (column % 61) as f32 * 0.1).collect(),
             in_cache,
         }
     }
@@ -233,7 +262,7 @@ impl<'a> Bench<'a> {
         let part = |channel: usize| {
             let (bytes, ahead) = weights[lies(channel) * channel_bytes..].split_at(channel_bytes);
             let ahead = &ahead[..ahead.len().min(channel_bytes)];
-            Part { dtype, bytes, column: 0, group, ahead }
+            Part { dtype, bytes, column: 0, group, ahead, importance: Importance::NONE }
         };
         let slots = |channel: usize| channel / shared * groups..(channel / shared + 1) * groups;
         self.found.fill(Range::default());
@@ -256,11 +285,16 @@ impl<'a> Bench<'a> {
                 let out = &mut self.packed[lies(channel) * packed_bytes..][..packed_bytes];
                 let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots(channel)] };
                 let grid = Grid { scales: &self.scales[slots(channel)], zero_points, global: self.global };
+                let mut part = part(channel);
+                if self.laid.by_importance {
+                    let mean_square = mean_square(dtype, part.bytes);
+                    part.importance = Importance { columns: &self.importance, mean_square };
+                }
                 match measuring {
                     Measuring::Yes => {
-                        black_box(quantize(level, format, Arith::F32, &part(channel), grid, out));
+                        black_box(quantize(level, format, Arith::F32, &part, grid, out));
                     }
-                    Measuring::No => encode(level, format, &part(channel), grid, out),
+                    Measuring::No => encode(level, format, &part, grid, out),
                 }
             }
         }

@@ -12,8 +12,9 @@ mod nonlinear;
 mod plain;
 mod search;
 mod superblock;
+mod weighted;
 
-use crate::{Part, half, quantize::Measure, simd::Simd};
+use crate::{Dtype, Part, TILE, element::widen, half, quantize::Measure, simd::Simd};
 
 pub(crate) use decode::dequantize;
 
@@ -136,10 +137,21 @@ impl Block {
         }
     }
 
+    /// Whether its search can go by the importance of columns. ggml's other types do without.
+    pub const fn takes_importance(self) -> bool {
+        !matches!(self, Block::Q8_0 | Block::Mxfp4 | Block::Nvfp4)
+    }
+
+    /// Whether elements are weighted by the mean square of their whole channel too, where columns have an importance.
+    pub const fn weighs_by_channel(self) -> bool {
+        matches!(self, Block::Q4_0 | Block::Q4_1 | Block::Q5_0 | Block::Q5_1)
+    }
+
     /// The greatest magnitude that a block can stand for, of the types whose search ends in a scale of zero, and not beyond f16, where
-    /// squares of the elements are beyond f32.
-    pub const fn greatest(self) -> f32 {
+    /// squares of the elements are beyond f32. With importance of columns it is any type's, and this is more than each can stand for.
+    pub const fn greatest(self, by_importance: bool) -> f32 {
         match self {
+            _ if by_importance => 1e9,
             Block::Q3K => 65_504.0 * 32.0 * 4.0,
             Block::Q6K => 65_504.0 * 128.0 * 32.0,
             _ => f32::INFINITY,
@@ -156,6 +168,9 @@ impl Block {
 /// Writes the blocks of a part: whole ones.
 #[inline(always)]
 pub(crate) fn quantize<R: Simd, M: Measure>(block: Block, part: &Part<'_>, out: &mut [u8]) -> M::Made {
+    if !part.importance.columns.is_empty() {
+        return quantize_by_importance::<R, M>(block, part, out);
+    }
     match block {
         Block::Q8_0 => plain::quantize::<R, M, legacy::Q8_0>(part, out),
         Block::Q4_0 => plain::quantize::<R, M, legacy::Q4_0>(part, out),
@@ -169,8 +184,35 @@ pub(crate) fn quantize<R: Simd, M: Measure>(block: Block, part: &Part<'_>, out: 
         Block::Q4K => superblock::quantize::<R, M, superblock::Q4K, 32>(part, out),
         Block::Q5K => superblock::quantize::<R, M, superblock::Q5K, 32>(part, out),
         Block::Q6K => superblock::quantize::<R, M, superblock::Q6K, 16>(part, out),
-        Block::Iq4Nl => superblock::quantize::<R, M, nonlinear::Iq4Nl, 32>(part, out),
+        Block::Iq4Nl => superblock::quantize::<R, M, nonlinear::Iq4Nl<false>, 32>(part, out),
     }
+}
+
+/// The same, where columns count differently.
+#[inline(always)]
+fn quantize_by_importance<R: Simd, M: Measure>(block: Block, part: &Part<'_>, out: &mut [u8]) -> M::Made {
+    match block {
+        Block::Q4_0 => superblock::quantize::<R, M, weighted::Q4_0, 32>(part, out),
+        Block::Q4_1 => superblock::quantize::<R, M, weighted::Q4_1, 32>(part, out),
+        Block::Q5_0 => superblock::quantize::<R, M, weighted::Q5_0, 32>(part, out),
+        Block::Q5_1 => superblock::quantize::<R, M, weighted::Q5_1, 32>(part, out),
+        Block::Q2K => superblock::quantize::<R, M, weighted::Q2K, 16>(part, out),
+        Block::Q3K => superblock::quantize::<R, M, weighted::Q3K, 16>(part, out),
+        Block::Q4K => superblock::quantize::<R, M, weighted::Q4K, 32>(part, out),
+        Block::Q5K => superblock::quantize::<R, M, weighted::Q5K, 32>(part, out),
+        Block::Q6K => superblock::quantize::<R, M, weighted::Q6K, 16>(part, out),
+        Block::Iq4Nl => superblock::quantize::<R, M, nonlinear::Iq4Nl<true>, 32>(part, out),
+        Block::Q8_0 | Block::Mxfp4 | Block::Nvfp4 => panic!("{} takes no importance of columns", block.name()),
+    }
+}
+
+/// The mean of a channel's squares, added in their order: what [`Block::weighs_by_channel`] is about.
+pub fn mean_square(dtype: Dtype, bytes: &[u8]) -> f32 {
+    let mut wide = [0f32; TILE];
+    let sum = bytes
+        .chunks(TILE * dtype.bytes())
+        .fold(0f32, |sum, tile| widen(dtype, tile, &mut wide).iter().fold(sum, |sum, x| sum + x * x));
+    sum / (bytes.len() / dtype.bytes()) as f32
 }
 
 /// The nearest f16 as a block holds it, and its value.

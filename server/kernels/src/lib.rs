@@ -24,14 +24,14 @@ mod simd;
 mod solve;
 mod sums;
 
-pub use block::Block;
+pub use block::{Block, mean_square};
 pub use dequantize::{Coded, Decoded, bytes_mut, convert, dequantize};
 pub use element::Dtype;
 pub use format::{Arith, Codes, Format, MxRule, Packing, Scaling};
 pub use level::{Level, LevelError};
 pub use minifloat::{e4m3_bits, e4m3_value};
 pub use pack::packed_bytes;
-pub use quantize::{Grid, Part, encode, quantize};
+pub use quantize::{Grid, Importance, Part, encode, quantize};
 pub use range::{Range, first_non_finite, ranges};
 pub use scale::{Qparams, ScaleOverflow, Scaler, global_scale};
 pub use solve::{CLIPS, clipped, squared_errors};

@@ -31,6 +31,23 @@ pub struct Part<'a> {
     pub group: usize,
     /// What will be read next, or nothing: it is asked for from memory while this part is computed.
     pub ahead: &'a [u8],
+    /// How much its columns count.
+    pub importance: Importance<'a>,
+}
+
+/// How much columns count in a search for scales. Only codes of [`Codes::Block`] take it, and of these those that
+/// [`Block::takes_importance`](crate::Block::takes_importance) names.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Importance<'a> {
+    /// A number for each element of the part, not below zero; nothing where all count alike.
+    pub columns: &'a [f32],
+    /// [`mean_square`](crate::mean_square) of the channel, of types that [weigh by it](crate::Block::weighs_by_channel).
+    pub mean_square: f32,
+}
+
+impl Importance<'_> {
+    /// All count alike.
+    pub const NONE: Importance<'static> = Importance { columns: &[], mean_square: 0.0 };
 }
 
 /// Codes that are packed at a time. Those of one tile would have to be read before they have left for the cache.
@@ -89,7 +106,7 @@ pub(crate) fn pieces(first: usize, len: usize, group: usize) -> impl Iterator<It
 ///
 /// # Panics
 /// If the scales or the zero points are too short, or `out` is not as long as it says; if a part is no whole number of
-/// blocks, where codes are blocks.
+/// blocks, where codes are blocks; if columns have an importance, and there is not one for each element, or the codes take none.
 pub fn quantize(level: Level, format: Format, arith: Arith, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
     assert_room(format.codes, part, out);
     match (format.scaling, arith, part.dtype) {
@@ -113,6 +130,11 @@ fn assert_room(codes: Codes, part: &Part<'_>, out: &[u8]) {
     let elements = part.bytes.len() / part.dtype.bytes();
     assert_eq!(out.len(), pack::packed_bytes(codes, elements), "bytes for the codes");
     assert_whole(codes, elements);
+    let importance = part.importance.columns.len();
+    if importance > 0 {
+        let takes = matches!(codes, Codes::Block(block) if block.takes_importance());
+        assert!(takes && importance == elements, "{importance} columns have an importance, of {elements} as {codes:?}");
+    }
 }
 
 /// Blocks are not padded.

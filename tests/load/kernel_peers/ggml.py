@@ -1,7 +1,7 @@
 """How fast ggml's C makes and reads blocks of its types on one core: `libggml-base`, as tests/golden/ggml.py builds it.
 
 Says the same lines as speed.py. 4096 x 4096 weights of f32, the best of the rounds after a first one that is not timed; of the types that ggml
-searches for, one round. Results lie in warm memory.
+searches for, one round; of those by importance of columns too (`Q4_K+importance`). Results lie in warm memory.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from golden import ggml  # noqa: E402
-from golden.blocks import TYPES  # noqa: E402
+from golden.blocks import BY_IMPORTANCE, TYPES  # noqa: E402
 
 SIDE = 4096
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
@@ -30,27 +30,33 @@ def main() -> None:
     options = parser.parse_args()
     print(json.dumps({"versions": {"ggml": ggml.PACKAGE}}))
     # ggml reads f32 alone.
-    formats = [kind for kind in TYPES if not options.format or kind in options.format]
+    names = (*TYPES, *(f"{kind}+importance" for kind in BY_IMPORTANCE))
+    formats = [name for name in names if not options.format or name in options.format]
     if options.dtype and "f32" not in options.dtype or not formats:
         return
     library = ggml.Ggml(ggml.built())
     weights = (np.random.default_rng(0).standard_normal((SIDE, SIDE)) * 0.02).astype(np.float32)
     values = np.ones_like(weights)
-    for kind in formats:
+    importance = np.square(np.random.default_rng(1).standard_normal(SIDE)).astype(np.float32)
+    for name in formats:
+        kind, _, is_weighed = name.partition("+")
         number, elements, size = TYPES[kind]
         made = np.ones((SIDE, SIDE // elements * size), np.uint8)
         quantize = library.library.ggml_quantize_chunk
         to_float = library.traits(kind).to_float
 
-        def forth(number=number, made=made):
-            quantize(number, weights.ctypes.data, made.ctypes.data, 0, SIDE, SIDE, None)
+        counts = importance.ctypes.data if is_weighed else None
+
+        def forth(number=number, made=made, counts=counts):
+            quantize(number, weights.ctypes.data, made.ctypes.data, 0, SIDE, SIDE, counts)
 
         def back(made=made, to_float=to_float):
             to_float(made.ctypes.data, values.ctypes.data, values.size)
 
-        rounds = 1 if kind in SEARCHED else options.rounds + 1
-        say(kind, "quantize", best(forth, rounds), weights.nbytes, made.nbytes)
-        say(kind, "dequantize", best(back, options.rounds + 1), made.nbytes, values.nbytes)
+        rounds = 1 if is_weighed or kind in SEARCHED else options.rounds + 1
+        say(name, "quantize", best(forth, rounds), weights.nbytes, made.nbytes)
+        if not is_weighed:
+            say(name, "dequantize", best(back, options.rounds + 1), made.nbytes, values.nbytes)
 
 
 def best(run, rounds: int) -> float:

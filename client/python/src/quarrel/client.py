@@ -146,6 +146,7 @@ class Client:
         return_kept: bool | None = None,
         fallback: Mapping[str, Any] | None = None,
         amax: float | np.floating[Any] | None = None,
+        importance: Mapping[str, Any] | None = None,
         progress: Asked = None,
     ) -> Results:
         """Quantizes layers: an iterator of `QuantizedLayer`, in order, that begins when it is first asked.
@@ -171,6 +172,7 @@ class Client:
             fallback: `{"schemes": [..], "sqnr_db_min": dB, "cosine_min": c}`: tried in order until one is good enough.
             amax: of NVFP4, the greatest magnitude over all layers that are to have one global scale, such as q, k and v
                 of one attention; by default each layer's own. In a recipe, a rule's.
+            importance: by layer, how much each column counts (llama.cpp's imatrix), for K-quants, Q4_0 to Q5_1, IQ4_NL.
             progress: True for a bar on standard error, or a function that is called with a `Progress`.
 
         Raises:
@@ -196,7 +198,7 @@ class Client:
             fallback=fallback,
             amax=amax,
         )
-        return Results(Answers(self._begin(how), source_of(layers, self._cuts(how)), progress), self)
+        return Results(Answers(self._begin(how), source_of(layers, self._cuts(how), importance), progress), self)
 
     def dequantize(
         self,

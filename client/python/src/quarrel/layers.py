@@ -22,20 +22,27 @@ from quarrel.layer import QuantizedLayer
 from quarrel.runs import Cuts, Layer, Piece, Source, Unsent
 
 
-def source_of(layers: Any, cuts: Cuts) -> Source:
+def source_of(layers: Any, cuts: Cuts, importance: Any = None) -> Source:
     """The source of whatever `Client.quantize` takes."""
+    said = None if importance is None else _importance(importance)
     match layers:
         case str() | os.PathLike():
             file = checkpoint.open_header(layers)
-            return runs.of_layers(file.layers(), cuts, bytes_total=file.float_bytes, join_layers=True)
+            layers = file.layers()
+            return runs.of_layers(layers, cuts, bytes_total=file.float_bytes, join_layers=True, importance=said)
         case pa.Table() | pa.RecordBatch() | pa.RecordBatchReader():
+            if said is not None:
+                raise InvalidInputError(
+                    "`importance` is given beside Arrow data",
+                    advice="Send it as the column `importance`, a list of float32, on the first row of each layer.",
+                )
             return runs.of_table(layers, cuts)
         case dict():
-            return _arrays(layers.items(), cuts)
+            return _arrays(layers.items(), cuts, said)
         case Mapping():
-            return _arrays(iter(layers.items()), cuts)  # which may make its values when asked for them
+            return _arrays(iter(layers.items()), cuts, said)  # which may make its values when asked for them
         case Iterable() if not isinstance(layers, (bytes, bytearray)):
-            return _arrays(layers, cuts)
+            return _arrays(layers, cuts, said)
         case _:
             raise TypeError(
                 f"layers are a `{type(layers).__name__}`: expected a dict or iterable of names and arrays, the path of "
@@ -68,13 +75,25 @@ def _coded(layer: Any) -> QuantizedLayer:
     return layer
 
 
-def _arrays(pairs: Iterable[tuple[str, Any]], cuts: Cuts) -> Source:
+def _importance(importance: Any) -> runs.Importance:
+    if not isinstance(importance, Mapping):
+        raise TypeError(f"`importance` is a `{type(importance).__name__}`: expected a dict of names and arrays")
+    found = {}
+    for name, array in importance.items():
+        numbers = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+        if numbers.dtype.kind not in "fiu" or numbers.ndim == 0:
+            raise TypeError(f"`importance` of `{name}` is `{numbers.dtype}` of {numbers.ndim} dimensions: expected numbers")
+        found[name] = np.ascontiguousarray(numbers, np.float32).reshape(-1)
+    return found
+
+
+def _arrays(pairs: Iterable[tuple[str, Any]], cuts: Cuts, said: runs.Importance | None) -> Source:
     if not isinstance(pairs, Collection):
         # Whoever makes layers one by one may wait for an answer before the next.
-        return runs.of_layers(_named(pairs), cuts, bytes_total=None, join_layers=False)
+        return runs.of_layers(_named(pairs), cuts, bytes_total=None, join_layers=False, importance=said)
     found: list[Layer | Unsent] = list(_named(pairs))
     total = sum(layer.bytes for layer in found if isinstance(layer, Layer))
-    return runs.of_layers(found, cuts, bytes_total=total, join_layers=True)
+    return runs.of_layers(found, cuts, bytes_total=total, join_layers=True, importance=said)
 
 
 def _named(pairs: Iterable[tuple[str, Any]]) -> Iterator[Layer]:

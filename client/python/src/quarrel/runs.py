@@ -61,6 +61,9 @@ CODED = pa.schema(
 )
 """The columns of an answer that `dequantize` reads."""
 
+IMPORTANCE = pa.field("importance", pa.list_(pa.float32()))
+"""The column that says how much the columns of each layer count, if any layer's do."""
+
 Piece = tuple[int | slice, ...]
 """Where a run stands in its layer: indices of leading dimensions, then a range of the next."""
 
@@ -139,54 +142,85 @@ class Source:
     unsent: deque[tuple[int, Unsent]] = field(default_factory=deque)
 
 
+Importance = dict[str, "np.ndarray[Any, Any]"]
+"""float32 for the columns of a layer, by its name."""
+
+
+@dataclass
+class Row:
+    """A run to send; a layer's first run carries its importance."""
+
+    layer: Layer
+    data: pa.Buffer
+    importance: np.ndarray[Any, Any] | None
+
+    @property
+    def bytes(self) -> int:
+        return int(self.data.size) + (0 if self.importance is None else self.importance.nbytes)
+
+
 def of_layers(
-    layers: Iterable[Layer | Unsent], cuts: Cuts, *, bytes_total: int | None, join_layers: bool
+    layers: Iterable[Layer | Unsent],
+    cuts: Cuts,
+    *,
+    bytes_total: int | None,
+    join_layers: bool,
+    importance: Importance | None = None,
 ) -> Source:
     """The source of `layers`. Without `join_layers`, a layer's last run does not wait for the next layer."""
-    source = Source(SCHEMA, iter(()), bytes_total)
-    source.batches = _batches(layers, cuts, source.unsent, join_layers)
+    source = Source(SCHEMA if importance is None else SCHEMA.append(IMPORTANCE), iter(()), bytes_total)
+    source.batches = _batches(layers, cuts, source, join_layers, importance)
     return source
 
 
 def _batches(
-    layers: Iterable[Layer | Unsent], cuts: Cuts, unsent: deque[tuple[int, Unsent]], join_layers: bool
+    layers: Iterable[Layer | Unsent], cuts: Cuts, source: Source, join_layers: bool, importance: Importance | None
 ) -> Iterator[pa.RecordBatch]:
     rows = 0
+    unused = set(importance or ())
     enough = min(JOINED_BYTES, cuts.run_bytes // 2)  # one less than this may join one less than this
-    waiting: list[tuple[Layer, pa.Buffer]] = []
+    waiting: list[Row] = []
     waiting_bytes = 0
 
     def joined() -> Iterator[pa.RecordBatch]:
         nonlocal waiting_bytes
         if waiting:
-            batch = _joined(waiting)
+            batch = _joined(waiting, source.schema)
             waiting.clear()
             waiting_bytes = 0
             yield batch
 
     for layer in layers:
         if isinstance(layer, Unsent):
-            unsent.append((rows, layer))
+            source.unsent.append((rows, layer))
             continue
-        columns = _Columns(layer)
+        columns = _Columns(layer, source.schema)
+        said = (importance or {}).get(layer.name)
+        unused.discard(layer.name)
         for piece in pieces(layer, cuts):
             data = pa.py_buffer(layer.read(piece))
             if data.size > cuts.message_bytes_max:
                 raise _too_large(layer, data.size, cuts.message_bytes_max)
             rows += 1
+            row, said = Row(layer, data, said), None
             if data.size >= enough:
                 yield from joined()
-                yield columns.row(data)
+                yield columns.batch(row)
             else:
-                waiting.append((layer, data))
-                waiting_bytes += data.size
+                waiting.append(row)
+                waiting_bytes += row.bytes
                 if waiting_bytes >= enough or len(waiting) == cuts.joined_rows:
                     yield from joined()
-            del data
+            del data, row
         del layer, columns  # before the next layer is made
         if not join_layers:
             yield from joined()
     yield from joined()
+    if unused:
+        raise InvalidInputError(
+            f"`importance` names `{min(unused)}`, which is no layer that was sent",
+            advice="Correct the name, or leave it out.",
+        )
 
 
 def _too_large(layer: Layer, channel_bytes: int, limit: int) -> InvalidInputError:
@@ -225,24 +259,31 @@ def _pieces(shape: tuple[int, ...], element_bytes: int, cuts: Cuts, dim: int) ->
 class _Columns:
     """The columns that all rows of a layer repeat: made once."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, schema: pa.Schema) -> None:
+        self.schema = schema
         self.name = pa.array([layer.name], pa.string())
         self.dtype = pa.array([layer.dtype], pa.string())
         self.shape = pa.array([layer.shape], SCHEMA.field("shape").type)
 
-    def row(self, data: pa.Buffer) -> pa.RecordBatch:
-        columns = [self.name, _binary([data.size], data), self.dtype, self.shape]
-        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    def batch(self, row: Row) -> pa.RecordBatch:
+        columns = [self.name, _binary([row.data.size], row.data), self.dtype, self.shape]
+        return _of_columns(columns, [row], self.schema)
 
 
-def _joined(rows: list[tuple[Layer, pa.Buffer]]) -> pa.RecordBatch:
+def _joined(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
     columns = [
-        pa.array([layer.name for layer, _ in rows], pa.string()),
-        _binary([data.size for _, data in rows], pa.py_buffer(b"".join(data for _, data in rows))),
-        pa.array([layer.dtype for layer, _ in rows], pa.string()),
-        pa.array([layer.shape for layer, _ in rows], SCHEMA.field("shape").type),
+        pa.array([row.layer.name for row in rows], pa.string()),
+        _binary([row.data.size for row in rows], pa.py_buffer(b"".join(row.data for row in rows))),
+        pa.array([row.layer.dtype for row in rows], pa.string()),
+        pa.array([row.layer.shape for row in rows], SCHEMA.field("shape").type),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    return _of_columns(columns, rows, schema)
+
+
+def _of_columns(columns: list[pa.Array], rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
+    if len(schema) > len(columns):
+        columns.append(pa.array([row.importance for row in rows], IMPORTANCE.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _binary(sizes: list[int], data: pa.Buffer) -> pa.LargeBinaryArray:

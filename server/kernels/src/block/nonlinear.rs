@@ -4,14 +4,16 @@ use super::{
     Block, IQ4_NL, layout,
     search::{Found, Rows, nearest_of, uneven},
     stored,
-    superblock::Searched,
+    superblock::{Groups, Searched},
+    weighted::Weighed,
 };
 use crate::{
     coder::{Coded, Coder},
     simd::Simd,
 };
 
-pub(super) struct Iq4Nl;
+/// With weights of the columns' importance, or without.
+pub(super) struct Iq4Nl<const WEIGHED: bool>;
 
 /// A block's elements to the values' indices.
 #[derive(Clone, Copy, Default)]
@@ -34,18 +36,21 @@ impl Coder for Indexed {
     }
 }
 
-impl Searched<32> for Iq4Nl {
+impl<const WEIGHED: bool> Searched<32> for Iq4Nl<WEIGHED> {
     const BLOCK: Block = Block::Iq4Nl;
+    const WEIGHED: Option<Weighed> =
+        if WEIGHED { Some(Weighed::WithMeanOf { elements: 32, times: 2.0 }) } else { None };
     type Coder = Indexed;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<32>, used: usize) -> Found<32> {
-        uneven::<R, 32>(rows, used, &IQ4_NL, 7)
+    fn search<R: Simd>(rows: &Rows<32>, weights: &Rows<32>, used: usize) -> Found<32> {
+        uneven::<R, 32>(rows, WEIGHED.then_some(weights), used, &IQ4_NL, 7)
     }
 
-    fn coders(scales: &[f32], _: &[f32], coders: &mut [Indexed], out: &mut [u8]) {
-        let by = if scales[0] == 0.0 { 0.0 } else { 1.0 / scales[0] };
-        let (bits, scale) = stored(scales[0]);
+    fn coders(groups: Groups<'_>, coders: &mut [Indexed], out: &mut [u8]) {
+        let found = groups.scales[0];
+        let by = if found == 0.0 { 0.0 } else { 1.0 / found };
+        let (bits, scale) = stored(found);
         out[..2].copy_from_slice(&bits);
         coders[0] = Indexed { by, scale };
     }

@@ -1,9 +1,12 @@
 //! K-quants: blocks of 256 whose groups have small scales under one f16, all of them found by a search.
 
+use std::ops::Range;
+
 use super::{
     Block, layout,
     search::{Affine, Found, LEAST_AMAX, Rows, Weights, affine, centred, descended, nearest_one},
     stored,
+    weighted::Weighed,
 };
 use crate::{
     Part, TILE,
@@ -17,13 +20,15 @@ use crate::{
 /// A type of block whose groups of `N` elements have scales that are searched for.
 pub(super) trait Searched<const N: usize> {
     const BLOCK: Block;
+    /// How elements are weighted, if by their columns' importance.
+    const WEIGHED: Option<Weighed> = None;
     type Coder: Coder + Copy + Default;
 
-    /// Searches for scales, the first `used` lanes of them.
-    fn search<R: Simd>(rows: &Rows<N>, used: usize) -> Found<N>;
+    /// Searches for scales, the first `used` lanes of them, by weights if there are any.
+    fn search<R: Simd>(rows: &Rows<N>, weights: &Rows<N>, used: usize) -> Found<N>;
 
     /// What becomes of a block's groups, by what was found for them; writes all of the block but its codes.
-    fn coders(scales: &[f32], minima: &[f32], coders: &mut [Self::Coder], out: &mut [u8]);
+    fn coders(groups: Groups<'_>, coders: &mut [Self::Coder], out: &mut [u8]);
 
     /// Whether a group's codes are those that the search ended with.
     fn keeps_searched(_: &Self::Coder) -> bool {
@@ -32,6 +37,28 @@ pub(super) trait Searched<const N: usize> {
 
     /// Writes a block's codes.
     fn write(codes: &[u8], out: &mut [u8]);
+}
+
+/// What was found for the groups of one block.
+#[derive(Clone, Copy)]
+pub(super) struct Groups<'a> {
+    pub(super) scales: &'a [f32],
+    pub(super) minima: &'a [f32],
+    pub(super) by: &'a [f32],
+    pub(super) origins: &'a [f32],
+    pub(super) weights: &'a [f32],
+}
+
+impl<'a> Groups<'a> {
+    fn of<const N: usize>(found: &'a Found<N>, lanes: Range<usize>) -> Groups<'a> {
+        Groups {
+            scales: &found.scales[lanes.clone()],
+            minima: &found.minima[lanes.clone()],
+            by: &found.by[lanes.clone()],
+            origins: &found.origins[lanes.clone()],
+            weights: &found.weights[lanes],
+        }
+    }
 }
 
 /// Elements that fill sixteen lanes with groups of 32.
@@ -45,7 +72,8 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
     let mut made = M::default();
     // Groups of 16 fill the lanes with one tile.
     let at_once = if N == 16 { TILE } else { AT_ONCE };
-    let mut values = [0f32; AT_ONCE];
+    let (mut values, mut weights) = ([0f32; AT_ONCE], [0f32; AT_ONCE]);
+    let mut importance = part.importance.columns.chunks(at_once);
     let size = part.dtype.bytes();
     let mut ahead = part.ahead.chunks(at_once * size);
     let bytes_at_once = at_once / B::BLOCK.elements() * B::BLOCK.bytes();
@@ -56,7 +84,16 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
             let mut wide = [0f32; TILE];
             tile.copy_from_slice(widen(part.dtype, bytes, &mut wide));
         }
-        let found = B::search::<R>(&rows(values), values.len() / N);
+        let weight_rows = match B::WEIGHED {
+            None => [[0f32; LANES]; N],
+            Some(weighed) => {
+                let weights = &mut weights[..values.len()];
+                weights.copy_from_slice(importance.next().unwrap_or_default());
+                weighed.weigh::<R>(values, part.importance.mean_square, weights);
+                rows(weights)
+            }
+        };
+        let found = B::search::<R>(&rows(values), &weight_rows, values.len() / N);
         let tile_bytes = TILE / B::BLOCK.elements() * B::BLOCK.bytes();
         for (index, (tile, out)) in values.chunks(TILE).zip(out.chunks_mut(tile_bytes)).enumerate() {
             quantize_tile::<R, M, B, N>(tile, &found, index * (TILE / N), &mut made, out);
@@ -87,15 +124,12 @@ fn quantize_tile<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
     out: &mut [u8],
 ) {
     let groups = values.len() / N;
-    let lanes = first..first + groups;
     let mut coders = [B::Coder::default(); LANES];
     let coders = &mut coders[..groups];
     let per_block = B::BLOCK.elements() / N;
-    let scales = found.scales[lanes.clone()].chunks_exact(per_block);
-    let minima = found.minima[lanes].chunks_exact(per_block);
     let blocks = coders.chunks_exact_mut(per_block).zip(out.chunks_exact_mut(B::BLOCK.bytes()));
-    for ((scales, minima), (coders, out)) in scales.zip(minima).zip(blocks) {
-        B::coders(scales, minima, coders, out);
+    for (lane, (coders, out)) in (first..).step_by(per_block).zip(blocks) {
+        B::coders(Groups::of(found, lane..lane + per_block), coders, out);
     }
     let coders = &*coders;
     let mut codes = [0u8; TILE];
@@ -122,12 +156,12 @@ pub(super) struct Group {
     lift: f32,
     low: f32,
     high: f32,
-    keeps_searched: bool,
+    pub(super) keeps_searched: bool,
 }
 
 impl Group {
     /// Of a small scale that came out as zero, the codes do not count; ggml writes those that the search ended with.
-    fn new(scale: f32, lift: f32, low: f32, high: f32) -> Group {
+    pub(super) fn new(scale: f32, lift: f32, low: f32, high: f32) -> Group {
         Group { scale, lift, low, high, keeps_searched: scale == 0.0 }
     }
 }
@@ -170,21 +204,22 @@ impl Pair {
 }
 
 macro_rules! with_minima {
-    ($(#[$doc:meta])* $name:ident, $block:ident, $group:literal, $rule:expr, $coders:ident, $write:expr) => {
+    ($(#[$doc:meta])* $name:ident, $block:ident, $group:literal, $rule:expr, $weighed:expr, $coders:ident, $write:expr) => {
         $(#[$doc])*
         pub(super) struct $name;
 
         impl Searched<$group> for $name {
             const BLOCK: Block = Block::$block;
+            const WEIGHED: Option<Weighed> = $weighed;
             type Coder = Group;
 
             #[inline(always)]
-            fn search<R: Simd>(rows: &Rows<$group>, used: usize) -> Found<$group> {
-                affine::<R, $group>(rows, used, $rule)
+            fn search<R: Simd>(rows: &Rows<$group>, weights: &Rows<$group>, used: usize) -> Found<$group> {
+                affine::<R, $group>(rows, weights, used, $rule)
             }
 
-            fn coders(scales: &[f32], minima: &[f32], coders: &mut [Group], out: &mut [u8]) {
-                $coders(f32::from($rule.max), scales, minima, coders, out);
+            fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
+                $coders(f32::from($rule.max), groups, coders, out);
             }
 
             fn keeps_searched(group: &Group) -> bool {
@@ -200,24 +235,25 @@ macro_rules! with_minima {
 
 with_minima!(
     /// Sixteen groups of 16, 2 bits.
-    Q2K, Q2K, 16, Affine { max: 3, start: -0.5, steps: 15, weights: Weights::Magnitude }, four_bit_scales,
+    Q2K, Q2K, 16, Affine { max: 3, start: -0.5, step: 0.1, steps: 15, weights: Weights::Magnitude }, None, four_bit_scales,
     |codes: &[u8], out: &mut [u8]| layout::pairs::<0>(codes, &mut out[16..80])
 );
 with_minima!(
     /// Eight groups of 32, 4 bits.
-    Q4K, Q4K, 32, Affine { max: 15, start: -1.0, steps: 20, weights: Weights::MagnitudeAndMean }, six_bit_scales,
+    Q4K, Q4K, 32, Affine { max: 15, start: -1.0, step: 0.1, steps: 20, weights: Weights::MagnitudeAndMean }, None, six_bit_scales,
     |codes: &[u8], out: &mut [u8]| layout::nibbles::<64, 32>(codes, &mut out[16..])
 );
 with_minima!(
     /// Eight groups of 32, 5 bits.
-    Q5K, Q5K, 32, Affine { max: 31, start: -0.5, steps: 15, weights: Weights::MagnitudeAndMean }, six_bit_scales,
+    Q5K, Q5K, 32, Affine { max: 31, start: -0.5, step: 0.1, steps: 15, weights: Weights::MagnitudeAndMean }, None, six_bit_scales,
     |codes: &[u8], out: &mut [u8]| {
         layout::single_bits::<4>(codes, &mut out[16..48]);
         layout::nibbles::<64, 32>(codes, &mut out[48..]);
     }
 );
 
-fn four_bit_scales(max: f32, scales: &[f32], minima: &[f32], coders: &mut [Group], out: &mut [u8]) {
+fn four_bit_scales(max: f32, groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
+    let Groups { scales, minima, .. } = groups;
     let (scale, lift) = (Pair::of(scales, 15.0), Pair::of(minima, 15.0));
     for (at, group) in coders.iter_mut().enumerate() {
         let byte = scale.code(scales[at]) | lift.code(minima[at]) << 4;
@@ -228,7 +264,8 @@ fn four_bit_scales(max: f32, scales: &[f32], minima: &[f32], coders: &mut [Group
     out[82..84].copy_from_slice(&lift.bits);
 }
 
-fn six_bit_scales(max: f32, scales: &[f32], minima: &[f32], coders: &mut [Group], out: &mut [u8]) {
+fn six_bit_scales(max: f32, groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
+    let Groups { scales, minima, .. } = groups;
     let (scale, lift) = (Pair::of(scales, 63.0), Pair::of(minima, 63.0));
     let (mut small, mut lifts) = ([0u8; 8], [0u8; 8]);
     for (at, group) in coders.iter_mut().enumerate() {
@@ -253,11 +290,12 @@ impl Searched<16> for Q3K {
     type Coder = Group;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<16>, used: usize) -> Found<16> {
+    fn search<R: Simd>(rows: &Rows<16>, _: &Rows<16>, used: usize) -> Found<16> {
         descended::<R, 16>(rows, used, 4)
     }
 
-    fn coders(scales: &[f32], _: &[f32], coders: &mut [Group], out: &mut [u8]) {
+    fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
+        let scales = groups.scales;
         let largest = greatest_signed(scales);
         let by = -32.0 / largest;
         let (bits, scale) = if largest == 0.0 { stored(0.0) } else { stored(1.0 / by) };
@@ -289,11 +327,12 @@ impl Searched<16> for Q6K {
     type Coder = Group;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<16>, used: usize) -> Found<16> {
-        centred::<R, 16>(rows, used, 32)
+    fn search<R: Simd>(rows: &Rows<16>, _: &Rows<16>, used: usize) -> Found<16> {
+        centred::<R, 16>(rows, None, used, 32)
     }
 
-    fn coders(scales: &[f32], _: &[f32], coders: &mut [Group], out: &mut [u8]) {
+    fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
+        let scales = groups.scales;
         let largest = greatest_signed(scales);
         if largest.abs() < LEAST_AMAX {
             // A block of zero bytes.

@@ -2,8 +2,8 @@
 //! `tests/golden/test_ggml.py`.
 
 use quarrel_kernels::{
-    Arith, Block, Coded, Codes, Decoded, Dtype, Format, Grid, Level, Part, Scaling, Sums, dequantize, encode,
-    packed_bytes, quantize,
+    Arith, Block, Coded, Codes, Decoded, Dtype, Format, Grid, Importance, Level, Part, Scaling, Sums, dequantize,
+    encode, mean_square, packed_bytes, quantize,
 };
 
 use crate::{
@@ -27,10 +27,21 @@ struct Outcome {
 
 /// The whole way of a part's elements.
 fn channel(level: Level, block: Block, dtype: Dtype, bytes: &[u8], places: Places) -> Outcome {
+    by_importance(level, block, dtype, bytes, Importance::NONE, places)
+}
+
+fn by_importance(
+    level: Level,
+    block: Block,
+    dtype: Dtype,
+    bytes: &[u8],
+    importance: Importance<'_>,
+    places: Places,
+) -> Outcome {
     let format = Format { codes: Codes::Block(block), scaling: Scaling::InBlocks };
     let columns = bytes.len() / dtype.bytes();
     let input = places.input.holding(bytes, 0x11);
-    let part = Part { dtype, bytes: &input, column: 0, group: block.elements(), ahead: &input };
+    let part = Part { dtype, bytes: &input, column: 0, group: block.elements(), ahead: &input, importance };
     // Filled with different bits, so that a byte that is not written shows.
     let mut blocks = places.packed.room(packed_bytes(format.codes, columns), 0xaa);
     let mut encoded = places.packed.room(packed_bytes(format.codes, columns), 0x55);
@@ -79,6 +90,25 @@ fn every_level_gives_the_bits_of_the_scalar_one() {
                     let found = channel(*level, block, dtype, &bytes, places);
                     assert!(found == scalar, "{block:?}, {columns} columns of {dtype:?}, {level:?}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_goes_by_importance_as_the_scalar_one_does() {
+    for (turn, block) in Block::ALL.into_iter().filter(|block| block.takes_importance()).enumerate() {
+        for (index, columns) in lengths(block).enumerate() {
+            let dtype = Dtype::ALL[(index + turn) % Dtype::ALL.len()];
+            let bytes = store(dtype, &numbers(columns, index + turn));
+            // Some columns count for nothing.
+            let counts: Vec<f32> = numbers(columns, index + turn + 1).into_iter().map(|x| x.abs().min(1e9)).collect();
+            let importance = Importance { columns: &counts, mean_square: mean_square(dtype, &bytes) };
+            let outcome = |level, places| by_importance(level, block, dtype, &bytes, importance, places);
+            let scalar = outcome(asked::scalar(), Places::OWN);
+            for level in asked::levels() {
+                let places = Places { input: Place::Shifted((index * 7 + turn) % 64), ..Places::OWN };
+                assert!(outcome(*level, places) == scalar, "{block:?}, {columns} columns of {dtype:?}, {level:?}");
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The whole way of one channel through the kernels, and what comes of it: here alone the tests touch that API.
 
 use quarrel_kernels::{
-    Arith, Coded, Decoded, Dtype, Format, Level, Part, ScaleOverflow, Scaler, Sums, TILE, dequantize, encode,
-    global_scale, packed_bytes, quantize, ranges,
+    Arith, Coded, Decoded, Dtype, Format, Importance, Level, Part, ScaleOverflow, Scaler, Sums, TILE, dequantize,
+    encode, global_scale, packed_bytes, quantize, ranges,
 };
 
 use crate::place::Place;
@@ -68,7 +68,14 @@ impl Places {
 /// Runs every kernel over the elements in `bytes`, on the grid that follows from them, or on a given one.
 pub fn channel(level: Level, case: &Case, bytes: &[u8], given: Option<&Grid>, places: Places) -> Outcome {
     let input = places.input.holding(bytes, 0x11);
-    let part = Part { dtype: case.dtype, bytes: &input, column: 0, group: case.group, ahead: &input };
+    let part = Part {
+        dtype: case.dtype,
+        bytes: &input,
+        column: 0,
+        group: case.group,
+        ahead: &input,
+        importance: Importance::NONE,
+    };
     let found = found(level, case, &part);
     let grid = given.cloned().map_or_else(|| derived(level, case, &found), Ok);
     match grid {
@@ -145,6 +152,7 @@ pub fn in_parts(level: Level, case: &Case, bytes: &[u8], cuts: &[usize]) -> Outc
         column: start,
         group: case.group,
         ahead: &[],
+        importance: Importance::NONE,
     };
     let mut all = vec![quarrel_kernels::Range::default(); columns.div_ceil(case.group)];
     for (start, end) in &spans {

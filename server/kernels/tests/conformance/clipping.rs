@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use quarrel_kernels::{
-    Arith, CLIPS, Codes, Dtype, Format, Packing, Part, Range, Scaler, Scaling, TILE, clipped, squared_errors,
+    Arith, CLIPS, Codes, Dtype, Format, Importance, Packing, Part, Range, Scaler, Scaling, TILE, clipped,
+    squared_errors,
 };
 
 use crate::{
@@ -23,7 +24,8 @@ fn integers() -> impl Iterator<Item = Format> {
 /// Each group's errors under each range, from every level, which agree.
 fn check(case: &Case, bytes: &[u8]) -> Vec<[f64; CLIPS]> {
     let params: Vec<_> = ranges(case, bytes).map(|range| clipped(scaler(case), range)).collect();
-    let part = Part { dtype: case.dtype, bytes, column: 0, group: case.group, ahead: &[] };
+    let part =
+        Part { dtype: case.dtype, bytes, column: 0, group: case.group, ahead: &[], importance: Importance::NONE };
     let errors = |level| {
         let mut errors = vec![[0.0; CLIPS]; params.len()];
         squared_errors(level, case.format, case.arith, &part, &params, &mut errors);

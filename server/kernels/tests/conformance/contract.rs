@@ -3,8 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use quarrel_kernels::{
-    Arith, Coded, Codes, Decoded, Dtype, Format, Grid, Packing, Part, Range, Scaling, convert, dequantize, encode,
-    packed_bytes, quantize, ranges,
+    Arith, Coded, Codes, Decoded, Dtype, Format, Grid, Importance, Packing, Part, Range, Scaling, convert, dequantize,
+    encode, packed_bytes, quantize, ranges,
 };
 
 use crate::{asked, data::ARITHS};
@@ -40,7 +40,8 @@ enum Op {
 /// Whether an op panics on buffers of such lengths, at any level.
 fn check(op: Op, lengths: Lengths) -> bool {
     let bytes = vec![0; COLUMNS * 4];
-    let part = Part { dtype: Dtype::F32, bytes: &bytes, column: 0, group: GROUP, ahead: &[] };
+    let part =
+        Part { dtype: Dtype::F32, bytes: &bytes, column: 0, group: GROUP, ahead: &[], importance: Importance::NONE };
     let (scales, zero_points) = (vec![1.0; lengths.scales], vec![0; lengths.zero_points]);
     let grid = Grid { scales: &scales, zero_points: &zero_points, global: 1.0 };
     let panicked = asked::levels().iter().map(|level| {
@@ -100,7 +101,8 @@ fn codes_under_scales_that_they_never_have_panic() {
         Format { codes: Codes::Fp8E4m3, scaling: Scaling::E4m3 },
         Format { codes: Codes::Fp6E2m3, scaling: Scaling::E4m3 },
     ];
-    let part = Part { dtype: Dtype::F16, bytes: &[0; 4], column: 0, group: 2, ahead: &[] };
+    let part =
+        Part { dtype: Dtype::F16, bytes: &[0; 4], column: 0, group: 2, ahead: &[], importance: Importance::NONE };
     let grid = Grid { scales: &[1.0], zero_points: &[], global: 1.0 };
     for (format, arith) in ODD.iter().flat_map(|odd| ARITHS.map(|arith| (*odd, arith))) {
         let mut out = vec![0; packed_bytes(format.codes, 2)];

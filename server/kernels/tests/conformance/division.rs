@@ -2,7 +2,9 @@
 //! scale, and above all near half-way between two codes, where a reciprocal would choose the other one.
 
 use proptest::prelude::*;
-use quarrel_kernels::{Arith, Codes, Dtype, Format, Grid, Level, Packing, Part, Scaling, packed_bytes, quantize};
+use quarrel_kernels::{
+    Arith, Codes, Dtype, Format, Grid, Importance, Level, Packing, Part, Scaling, packed_bytes, quantize,
+};
 
 use crate::{
     asked,
@@ -17,7 +19,7 @@ fn check(level: Level, bits: u8, values: &[f32], group: usize, scales: &[f32]) {
     let codes = Codes::Int { bits, symmetric: true, packing: Packing::Dense };
     let format = Format { codes, scaling: Scaling::Weights };
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let part = Part { dtype: Dtype::F32, bytes: &bytes, column: 0, group, ahead: &[] };
+    let part = Part { dtype: Dtype::F32, bytes: &bytes, column: 0, group, ahead: &[], importance: Importance::NONE };
     let mut packed = [0xaa; 1024];
     let packed = &mut packed[..packed_bytes(codes, values.len())];
     let grid = Grid { scales, zero_points: &[], global: 1.0 };
