@@ -78,6 +78,7 @@ golden: $(VENV)/installed $(VENV_PTQ)/installed ## Regenerate tests/golden/files
 	$(PY) tests/golden/ggml.py
 	$(PY) tests/golden/gguf_files.py
 	$(VENV_GOLDEN)/bin/python tests/golden/llama_files.py
+	$(VENV_GOLDEN)/bin/python tests/golden/bnb.py
 	git diff --exit-code -- tests/golden
 	test -z "$$(git status --porcelain tests/golden)"
 

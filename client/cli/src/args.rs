@@ -174,7 +174,7 @@ pub(crate) struct WhatArgs {
     #[command(flatten)]
     pub(crate) how: HowArgs,
 
-    /// Group size, in columns: makes `intN` grouped, changes that of W4A16, W4A16_ASYM and W8A16
+    /// Group size, in columns: makes `intN` grouped, changes that of W4A16, W4A16_ASYM, W8A16, nf4 and fp4
     #[arg(long, value_name = "N", conflicts_with_all = ["recipe", "profile"])]
     pub(crate) group_size: Option<NonZeroU32>,
 

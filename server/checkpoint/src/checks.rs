@@ -1,7 +1,7 @@
 //! What is looked at before a job begins: whether its source can be worked on, and what tells it from another job.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,7 @@ use quarrel_proto::{
 use serde_json::{Map, Value, json};
 
 use crate::{
+    bitsandbytes::{ABSMAX, ROW_ABSMAX},
     config::says_quantized,
     error::CheckpointError,
     fate::Fate,
@@ -96,7 +97,25 @@ pub(crate) fn refuse_for_models(plan: &Plan) -> Result<(), CheckpointError> {
         );
         return Err(CheckpointError::Command { reason: Reason::OptionInvalid, message });
     }
+    // A configuration names one method, and of bitsandbytes one width.
+    let kinds = BTreeMap::from_iter(plan.schemes().into_iter().map(|scheme| (kind(&scheme), scheme)));
+    if let [(_, one), .., (_, other)] = Vec::from_iter(&kinds).as_slice() {
+        let message = format!(
+            "schemes `{one}` and `{other}` do not go into one model: a `config.json` says one of compressed-tensors, `nf4`, `fp4` and \
+             `int8_rowwise`"
+        );
+        return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
+    }
     Ok(())
+}
+
+/// What a loader is told of a scheme's layers.
+fn kind(scheme: &Scheme) -> &'static str {
+    match scheme.codes() {
+        Codes::Codebook(book) => book.name(),
+        Codes::Rowwise => "int8_rowwise",
+        _ => "compressed-tensors",
+    }
 }
 
 /// Codes along the wrong dimension, in modules where nobody looks for them, would be no model.
@@ -117,7 +136,9 @@ pub(crate) fn refuse_scattered(model: &Model, modules: &[Vec<Module>]) -> Result
         let known = HashSet::<&str>::from_iter(modules.iter().map(|module| module.name.as_str()));
         let names = shard.tensors().iter().map(|tensor| tensor.name.as_str());
         let scales = names.filter_map(|name| {
-            [SCALES_PART, DEEPSEEK_SCALES].iter().find_map(|part| name.strip_suffix(part)?.strip_suffix('.'))
+            [SCALES_PART, DEEPSEEK_SCALES, ABSMAX, ROW_ABSMAX]
+                .iter()
+                .find_map(|part| name.strip_suffix(part)?.strip_suffix('.'))
         });
         if let Some(module) = { scales }.find(|module| !known.contains(module)) {
             let detail = format!(

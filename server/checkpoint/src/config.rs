@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quarrel_engine::{Codes, Granularity, Scaling, Scheme};
 use serde_json::{Map, Value, json};
 
-use crate::{error::CheckpointError, model::Model, modules::Module, report::LayerReport, site::Record};
+use crate::{bitsandbytes, error::CheckpointError, model::Model, modules::Module, report::LayerReport, site::Record};
 
 /// The version of compressed-tensors whose layout is written.
 const LAYOUT_VERSION: &str = "0.20.0";
@@ -110,7 +110,7 @@ pub(crate) fn quantized_config(mut config: Map<String, Value>, decided: &Decided
         return config;
     }
     // What computes with bytes for scales is bf16: compressed-tensors makes that of it.
-    let is_narrow = |scheme: &Scheme| !matches!(scheme.format().scaling, Scaling::Weights);
+    let is_narrow = |scheme: &Scheme| !matches!(scheme.format().scaling, Scaling::Weights | Scaling::Absmax);
     if decided.quantized.values().any(is_narrow) {
         let old = config.contains_key("torch_dtype");
         config.insert("dtype".to_owned(), json!("bfloat16"));
@@ -123,7 +123,11 @@ pub(crate) fn quantized_config(mut config: Map<String, Value>, decided: &Decided
     if !decided.quantized.keys().any(|module| module.ends_with("lm_head")) {
         ignore.extend(["lm_head".to_owned(), "re:.*\\.lm_head$".to_owned()]);
     }
-    config.insert("quantization_config".to_owned(), quantization(decided, &ignore));
+    let said = match decided.quantized.values().find(|scheme| bitsandbytes::is_one(scheme)) {
+        Some(scheme) => bitsandbytes::configuration(&config, scheme, &ignore),
+        None => quantization(decided, &ignore),
+    };
+    config.insert("quantization_config".to_owned(), said);
     config
 }
 
@@ -172,8 +176,8 @@ fn weights(scheme: &Scheme) -> Value {
         Codes::Fp8E4m3 => (8, "float", true),
         Codes::Fp6E2m3 => (6, "float", true),
         Codes::Fp4E2m1 => (4, "float", true),
-        // Refused before it comes to that: `checks.rs`.
-        Codes::Block(block) => (block.bits(), "int", true),
+        // Refused before it comes to that: `checks.rs`. Those of bitsandbytes are said otherwise.
+        codes @ (Codes::Codebook(_) | Codes::Rowwise | Codes::Block(_)) => (codes.bits(), "int", true),
     };
     let mut weights = json!({ "num_bits": bits, "type": kind, "symmetric": symmetric, "dynamic": false });
     let mut put = |key: &str, value: Value| weights[key] = value;
@@ -191,7 +195,7 @@ fn weights(scheme: &Scheme) -> Value {
         }
     }
     let scale = match scheme.format().scaling {
-        Scaling::Weights | Scaling::InBlocks => None,
+        Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => None,
         Scaling::E8m0(_) => Some("torch.uint8"),
         Scaling::E4m3 => Some("torch.float8_e4m3fn"),
     };

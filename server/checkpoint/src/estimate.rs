@@ -152,7 +152,8 @@ fn bytes(scheme: &Scheme, tensor: &Tensor) -> u64 {
 fn bits(scheme: &Scheme, tensor: &Tensor) -> f64 {
     let width = match scheme.codes() {
         Codes::Int { bits, .. } => u64::from(bits),
-        Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => 0,
+        // Symmetric: no zero points.
+        _ => 0,
     };
     let parts = layout("", scheme, (tensor.dtype.of_values(), &tensor.shape));
     let scales = parts.iter().find(|(part, _)| *part == Part::Scales);
@@ -161,7 +162,7 @@ fn bits(scheme: &Scheme, tensor: &Tensor) -> f64 {
         Part::Codes | Part::Scales | Part::Global => 8 * stored::bytes(entry),
         // However they are packed.
         Part::ZeroPoints => scales * width,
-        Part::Shape => 0,
+        Part::Shape | Part::Said => 0,
     };
     let elements = tensor.shape.iter().product::<u64>();
     parts.iter().map(of).sum::<u64>() as f64 / elements as f64

@@ -112,7 +112,7 @@ pub fn fates(shards: &[Source], command: &v1::Quantize) -> Result<Vec<Vec<Fate>>
     let plan = plan_of(command)?;
     refuse_calibrated(&plan)?;
     // What lies beside the codes of a module in the layouts of compressed-tensors, DeepSeek, GPTQ, AWQ and bitsandbytes.
-    let marks = ["weight_scale", "weight_packed", "weight_scale_inv", "qweight", "weight.absmax"];
+    let marks = ["weight_scale", "weight_packed", "weight_scale_inv", "qweight", "weight.absmax", "SCB"];
     let names = shards.iter().flat_map(Source::tensors).map(|tensor| tensor.name.as_str());
     let coded = names.filter_map(|name| marks.iter().find_map(|mark| name.strip_suffix(mark)?.strip_suffix('.')));
     let coded = BTreeSet::from_iter(coded);

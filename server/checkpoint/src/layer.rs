@@ -4,10 +4,11 @@ use quarrel_engine::Scheme;
 use safetensors::Dtype;
 
 use crate::{
+    bitsandbytes,
     error::CheckpointError,
     report::Status,
     sink::{Pieces, Sink},
-    stored::{Part, SCALES_PART, codes_part, layout, narrowed, stored_points, stored_type},
+    stored::{Part, codes_part, layout, narrowed, scales_part, stored_points, stored_type},
     unit::Outcome,
 };
 
@@ -45,7 +46,7 @@ impl Coming {
                     None => {
                         let parsed = parsed(name, &scheme)?;
                         self.pieces = sink.begin(&format!("{}.{}", module_of(name), codes_part(&parsed)));
-                        self.scales = sink.begin(&format!("{}.{SCALES_PART}", module_of(name)));
+                        self.scales = sink.begin(&format!("{}.{}", module_of(name), scales_part(&parsed)));
                         self.scheme.insert((parsed, scheme))
                     }
                 };
@@ -106,6 +107,10 @@ impl Coming {
                 Part::Shape => {
                     let bytes = shape.iter().flat_map(|dimension| (*dimension as i64).to_le_bytes());
                     sink.here(entry, &Vec::from_iter(bytes))?;
+                }
+                Part::Said => {
+                    let bytes = bitsandbytes::constant(&entry.0, &scheme, (dtype, shape));
+                    sink.here(entry, &bytes)?;
                 }
                 // What lacks does not fit its shape, and is an error when the file is put together.
                 Part::Global => {

@@ -11,6 +11,7 @@ mod answers;
 mod becoming;
 mod beside;
 mod bits;
+mod bitsandbytes;
 mod checks;
 mod columns;
 mod config;

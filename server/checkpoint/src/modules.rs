@@ -1,4 +1,4 @@
-//! The quantized layers of a file: of GGUF, each a tensor of blocks; of safetensors in the layout of compressed-tensors, or of DeepSeek's FP8: the inverse of
+//! The quantized layers of a file: of GGUF, each a tensor of blocks; of safetensors in the layout of compressed-tensors, or of DeepSeek's FP8, or of bitsandbytes: the inverse of
 //! `stored`.
 //!
 //! A file of ours says in its metadata which scheme each has. Of others the scheme is told from types and shapes; where
@@ -13,6 +13,7 @@ use safetensors::Dtype;
 use self::parts::Parts;
 use crate::{
     bits::unpack_down,
+    bitsandbytes,
     element::Element,
     error::CheckpointError,
     layer::module_of,
@@ -39,8 +40,8 @@ pub struct Module {
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
     global: Option<Tensor>,
-    /// What goes with the codes where activations are quantized too: of no use without them.
-    activations: Vec<Tensor>,
+    /// What else goes with the codes, and is of no use without them: scales of activations, what bitsandbytes says.
+    others: Vec<Tensor>,
 }
 
 /// Finds them, in the order of their codes.
@@ -55,7 +56,7 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
     let mut found = Vec::new();
     for tensor in source.tensors() {
         // Of `weight_g_idx` the groups are not of neighbouring columns.
-        let foreign = ["qweight", "weight.absmax", "weight_g_idx"];
+        let foreign = ["qweight", "weight_g_idx"];
         if let Some((mark, module)) = foreign.into_iter().find_map(|mark| Some((mark, prefix(&tensor.name, mark)?))) {
             return Err(CheckpointError::Foreign { module: module.to_owned(), mark });
         }
@@ -63,6 +64,11 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
             continue;
         };
         let is_dense = tensor.name.ends_with("weight_packed");
+        if let Some(of_bitsandbytes) = (!is_dense).then(|| bitsandbytes::module(source, module, tensor)).flatten() {
+            let wrong = |detail| CheckpointError::Module { module: module.to_owned(), detail };
+            found.push(of_bitsandbytes.map_err(wrong)?);
+            continue;
+        }
         // Bytes or FP8 without scales are somebody's own numbers.
         let is_plain = matches!(tensor.dtype.plain(), Some(Dtype::I8 | Dtype::F8_E4M3))
             && (scales_of(source, module).is_some() || said.contains_key(module));
@@ -79,6 +85,31 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
 }
 
 impl Module {
+    /// Of codes and their scales alone.
+    pub(crate) fn of_parts(
+        name: &str,
+        scheme: Scheme,
+        shape: Vec<u64>,
+        dtype: Dtype,
+        codes: Tensor,
+        scales: Tensor,
+        others: Vec<Tensor>,
+    ) -> Module {
+        let (name, scales) = (name.to_owned(), Some(scales));
+        Module {
+            name,
+            scheme,
+            shape,
+            dtype,
+            codes,
+            scales,
+            zero_points: None,
+            shape_tensor: None,
+            global: None,
+            others,
+        }
+    }
+
     /// The same layer, whose blocks are taken as they are: what multiplies them stays beside them.
     pub(crate) fn without_scale(self) -> Module {
         Module { global: None, ..self }
@@ -171,7 +202,7 @@ impl Module {
     pub fn parts(&self) -> impl Iterator<Item = &str> {
         let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref(), self.global.as_ref()];
         let parts = [Some(&self.codes), self.scales.as_ref()].into_iter().chain(others).flatten();
-        parts.chain(&self.activations).map(|part| part.name.as_str())
+        parts.chain(&self.others).map(|part| part.name.as_str())
     }
 }
 
@@ -214,7 +245,7 @@ pub(crate) fn blocks(source: &Source, tensor: &Tensor) -> Option<Result<Module, 
         shape_tensor: None,
         // What llama.cpp multiplies by, where it is there.
         global: scale,
-        activations: Vec::new(),
+        others: Vec::new(),
     };
     Some(scheme.map(module))
 }

@@ -1,4 +1,5 @@
-//! What a quantized layer is stored as: the tensors of compressed-tensors 0.20, their names, types, shapes and bytes.
+//! What a quantized layer is stored as: the tensors of compressed-tensors 0.20, their names, types, shapes and bytes; or those of
+//! `bitsandbytes`.
 //!
 //! Source: its compressors `pack-quantized`, `int-quantized`, `float-quantized`, `nvfp4-pack-quantized`, `mxfp4-pack-quantized`,
 //! `mxfp6-pack-quantized` and `mxfp8-quantized`; `tests/golden/test_checkpoints.py` holds every one of these against what
@@ -8,7 +9,7 @@ use half::{bf16, f16};
 use quarrel_engine::{Codes, Granularity, Packing, Scaling, Scheme, e4m3_bits, packed_bytes};
 use safetensors::Dtype;
 
-use crate::{bits::pack_down, element::Element};
+use crate::{bits::pack_down, bitsandbytes, element::Element};
 
 /// A tensor that is still to be filled: its name, type and shape.
 pub(crate) type Entry = (String, Element, Vec<u64>);
@@ -21,10 +22,15 @@ pub(crate) enum Part {
     Shape,
     Global,
     ZeroPoints,
+    /// What follows from the scheme, the type and the shape: bitsandbytes says it.
+    Said,
 }
 
 /// The tensors that the layer `NAME.weight` becomes, its codes first; `shape` and `dtype` are those of its weights.
 pub(crate) fn layout(module: &str, scheme: &Scheme, (dtype, shape): (Dtype, &[u64])) -> Vec<(Part, Entry)> {
+    if let Some(parts) = bitsandbytes::layout(module, scheme, (dtype, shape)) {
+        return parts;
+    }
     let dims = (scheme.channel_dims().get() as usize).min(shape.len());
     let (channels, columns) = (&shape[..dims], shape[dims..].iter().product::<u64>());
     let per_scale = scale_shape(scheme, channels, columns);
@@ -63,9 +69,11 @@ pub(crate) fn codes_stored(
     let bytes = packed_bytes(scheme.codes(), columns as usize) as u64;
     let (dtype, shape) = match scheme.codes() {
         Codes::Int { packing: Packing::Dense, .. } => (Dtype::I32, [channels, &[bytes / 4]].concat()),
-        Codes::Int { packing: Packing::Plain, .. } => (Dtype::I8, shape.to_vec()),
+        Codes::Int { packing: Packing::Plain, .. } | Codes::Rowwise => (Dtype::I8, shape.to_vec()),
         Codes::Fp8E4m3 => (Dtype::F8_E4M3, shape.to_vec()),
-        Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => (Dtype::U8, [channels, &[bytes]].concat()),
+        Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Codebook(_) | Codes::Block(_) => {
+            (Dtype::U8, [channels, &[bytes]].concat())
+        }
     };
     (codes_part(scheme), dtype, shape)
 }
@@ -73,10 +81,23 @@ pub(crate) fn codes_stored(
 /// What the tensor of a layer's scales is called.
 pub(crate) const SCALES_PART: &str = "weight_scale";
 
+/// The same under any scheme.
+pub(crate) fn scales_part(scheme: &Scheme) -> &'static str {
+    match scheme.codes() {
+        Codes::Codebook(_) => bitsandbytes::ABSMAX,
+        Codes::Rowwise => bitsandbytes::ROW_ABSMAX,
+        _ => SCALES_PART,
+    }
+}
+
 /// What the tensor of a layer's codes is called.
 pub(crate) fn codes_part(scheme: &Scheme) -> &'static str {
     match scheme.codes() {
-        Codes::Int { packing: Packing::Plain, .. } | Codes::Fp8E4m3 | Codes::Block(_) => "weight",
+        Codes::Int { packing: Packing::Plain, .. }
+        | Codes::Fp8E4m3
+        | Codes::Codebook(_)
+        | Codes::Rowwise
+        | Codes::Block(_) => "weight",
         Codes::Int { packing: Packing::Dense, .. } | Codes::Fp6E2m3 | Codes::Fp4E2m1 => "weight_packed",
     }
 }
@@ -104,7 +125,7 @@ pub(crate) fn stored_type(scheme: &Scheme, dtype: Dtype) -> Dtype {
         (Scaling::E8m0(_), _) => Dtype::U8,
         (Scaling::E4m3, _) => Dtype::F8_E4M3,
         (Scaling::Weights, Dtype::F16 | Dtype::BF16) => dtype,
-        (Scaling::Weights | Scaling::InBlocks, _) => Dtype::F32,
+        (Scaling::Weights | Scaling::Absmax | Scaling::InBlocks, _) => Dtype::F32,
     }
 }
 

@@ -220,7 +220,7 @@ impl Rung {
         };
         let (group, height) = (group.clamp(1, columns.max(1)), height.clamp(1, matrix.max(1)));
         let global = match (scheme.format().scaling, amax) {
-            (Scaling::Weights | Scaling::E8m0(_) | Scaling::InBlocks, _) => Global::None,
+            (Scaling::Weights | Scaling::E8m0(_) | Scaling::Absmax | Scaling::InBlocks, _) => Global::None,
             (Scaling::E4m3, None) => Global::Found,
             (Scaling::E4m3, Some(amax)) => Global::Given(amax),
         };
@@ -251,7 +251,7 @@ impl Rung {
     pub fn groups(&self) -> usize {
         match self.format().scaling {
             Scaling::InBlocks => 0,
-            Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 => self.columns.div_ceil(self.group),
+            Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 | Scaling::Absmax => self.columns.div_ceil(self.group),
         }
     }
 
@@ -259,6 +259,7 @@ impl Rung {
     pub fn scale_type(&self) -> Dtype {
         match self.format().scaling {
             Scaling::InBlocks => Dtype::F16,
+            Scaling::Absmax => Dtype::F32,
             Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 => self.dtype.scale_type(),
         }
     }
@@ -328,6 +329,7 @@ impl Rung {
         let scale = match self.format().scaling {
             Scaling::Weights => self.dtype.scale_type().bytes() * 8,
             Scaling::E8m0(_) | Scaling::E4m3 => 8,
+            Scaling::Absmax => 32,
             Scaling::InBlocks => 0,
         };
         self.groups() * (scale + zero_point)

@@ -41,7 +41,7 @@ pub use names::check_rows;
 pub use plan::{Plan, PlanError};
 pub use presets::{PRESETS, Preset};
 pub use quarrel_kernels::{
-    Block, Codes, Format, Level, LevelError, MxRule, Packing, Scaling, e4m3_bits, e4m3_value, packed_bytes,
+    Block, Codebook, Codes, Format, Level, LevelError, MxRule, Packing, Scaling, e4m3_bits, e4m3_value, packed_bytes,
 };
 pub use recipe::STANDARD;
 pub use rows::LayerError;

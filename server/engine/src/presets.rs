@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use quarrel_kernels::{Block, Codes, Format, MxRule, Packing, Scaling};
+use quarrel_kernels::{Block, Codebook, Codes, Format, MxRule, Packing, Scaling};
 
 use crate::scheme::Granularity;
 
@@ -38,8 +38,8 @@ const G32: Granularity = Granularity::Group(nonzero(32));
 const G16: Granularity = Granularity::Group(nonzero(16));
 const B128: Granularity = Granularity::Block { rows: nonzero(128), columns: nonzero(128) };
 
-/// Presets of compressed-tensors 0.20, `quantization/quant_scheme.py`: their weights. Then ggml's types.
-pub static PRESETS: [Preset; 25] = [
+/// Presets of compressed-tensors 0.20, `quantization/quant_scheme.py`: their weights. Then bitsandbytes' formats and ggml's types.
+pub static PRESETS: [Preset; 28] = [
     preset("W4A16", int(4, true), G128),
     preset("W4A16_ASYM", int(4, false), G128),
     preset(
@@ -56,6 +56,9 @@ pub static PRESETS: [Preset; 25] = [
     preset("MXFP4A16", Format { codes: Codes::Fp4E2m1, scaling: MX }, G32),
     preset("MXFP6A16", Format { codes: Codes::Fp6E2m3, scaling: MX }, G32),
     preset("MXFP8A16", Format { codes: Codes::Fp8E4m3, scaling: MX }, G32),
+    codebook(Codebook::Nf4),
+    codebook(Codebook::Fp4),
+    preset("int8_rowwise", Format { codes: Codes::Rowwise, scaling: Scaling::Absmax }, Granularity::Channel),
     ggml(Block::Q8_0),
     ggml(Block::Q4_0),
     ggml(Block::Q4_1),
@@ -77,6 +80,11 @@ const fn ggml(block: Block) -> Preset {
     preset(block.name(), format, Granularity::Group(nonzero(block.elements() as u32)))
 }
 
+const fn codebook(book: Codebook) -> Preset {
+    let format = Format { codes: Codes::Codebook(book), scaling: Scaling::Absmax };
+    preset(book.name(), format, Granularity::Group(nonzero(64)))
+}
+
 const fn preset(name: &'static str, format: Format, granularity: Granularity) -> Preset {
     Preset { name, format, granularity, needs_calibration: false }
 }
@@ -84,7 +92,15 @@ const fn preset(name: &'static str, format: Format, granularity: Granularity) ->
 impl Preset {
     /// Whether its groups may have another size: those of MX and NVFP4 are part of the format.
     pub(crate) fn takes_group(&self) -> bool {
-        matches!((self.granularity, self.format.scaling), (Granularity::Group(_), Scaling::Weights))
+        matches!((self.granularity, self.format.scaling), (Granularity::Group(_), Scaling::Weights | Scaling::Absmax))
+    }
+
+    /// Whether its groups may be of so many columns: bitsandbytes has blocks of powers of two from 32 to 4096.
+    pub(crate) fn takes_group_of(&self, size: u32) -> bool {
+        match self.format.codes {
+            Codes::Codebook(_) => size.is_power_of_two() && (32..=4096).contains(&size),
+            _ => true,
+        }
     }
 }
 

@@ -66,11 +66,19 @@ pub enum SchemeError {
     },
     /// A group size where there is no group.
     #[error(
-        "`group_size` {group_size} has no place in scheme `{scheme}`: expected `intN` or a grouped preset (W4A16, W4A16_ASYM, W8A16)"
+        "`group_size` {group_size} has no place in scheme `{scheme}`: expected `intN` or a grouped preset (W4A16, W4A16_ASYM, W8A16, nf4, fp4)"
     )]
     NotGrouped {
         /// The scheme, canonical.
         scheme: String,
+        /// What was asked for.
+        group_size: u32,
+    },
+    /// A group size that the format does not have.
+    #[error("`group_size` of `{preset}` is {group_size}: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096")]
+    BlockSize {
+        /// The preset.
+        preset: &'static str,
         /// What was asked for.
         group_size: u32,
     },
@@ -100,7 +108,7 @@ impl SchemeError {
         match self {
             SchemeError::Unknown { .. } => Reason::SchemeUnknown,
             SchemeError::NotGrouped { .. } | SchemeError::Twice { .. } => Reason::OptionConflict,
-            SchemeError::Zero { .. } => Reason::OptionInvalid,
+            SchemeError::Zero { .. } | SchemeError::BlockSize { .. } => Reason::OptionInvalid,
         }
     }
 }
@@ -140,6 +148,9 @@ impl Scheme {
         match (self.preset, self.granularity, self.format.codes) {
             (Some(preset), Granularity::Group(_), _) if !preset.takes_group() => {
                 return Err(SchemeError::NotGrouped { scheme: self.to_string(), group_size });
+            }
+            (Some(preset), Granularity::Group(_), _) if !preset.takes_group_of(group_size) => {
+                return Err(SchemeError::BlockSize { preset: preset.name, group_size });
             }
             (Some(preset), Granularity::Group(_), _) if preset.granularity == self.granularity => {}
             (None, Granularity::Channel, Codes::Int { .. }) => {}
@@ -191,13 +202,18 @@ impl Scheme {
     pub fn checkpoint_format(&self) -> &'static str {
         match (self.format.codes, self.format.scaling) {
             (Codes::Block(_), _) => "gguf",
+            (Codes::Codebook(_) | Codes::Rowwise, _) => "bitsandbytes",
             (Codes::Int { packing: Packing::Dense, .. }, _) => "pack-quantized",
             (Codes::Int { packing: Packing::Plain, .. }, _) => "int-quantized",
             (Codes::Fp8E4m3, Scaling::E8m0(_)) => "mxfp8-quantized",
-            (Codes::Fp8E4m3, Scaling::Weights | Scaling::E4m3 | Scaling::InBlocks) => "float-quantized",
+            (Codes::Fp8E4m3, Scaling::Weights | Scaling::E4m3 | Scaling::Absmax | Scaling::InBlocks) => {
+                "float-quantized"
+            }
             (Codes::Fp6E2m3, _) => "mxfp6-pack-quantized",
             (Codes::Fp4E2m1, Scaling::E8m0(_)) => "mxfp4-pack-quantized",
-            (Codes::Fp4E2m1, Scaling::Weights | Scaling::E4m3 | Scaling::InBlocks) => "nvfp4-pack-quantized",
+            (Codes::Fp4E2m1, Scaling::Weights | Scaling::E4m3 | Scaling::Absmax | Scaling::InBlocks) => {
+                "nvfp4-pack-quantized"
+            }
         }
     }
 }
@@ -252,7 +268,11 @@ fn preset_with(preset: &'static Preset, suffix: Option<&str>) -> Option<Scheme> 
     let granularity = match (suffix, preset.granularity) {
         (None, granularity) => granularity,
         (Some(suffix), Granularity::Group(_)) if preset.takes_group() => {
-            Granularity::Group(number(suffix.strip_prefix('g')?)?)
+            let size = number(suffix.strip_prefix('g')?)?;
+            if !preset.takes_group_of(size.get()) {
+                return None;
+            }
+            Granularity::Group(size)
         }
         (Some(_), _) => return None,
     };
@@ -313,8 +333,8 @@ impl fmt::Display for Scheme {
             (None, Codes::Int { bits, symmetric: true, .. }) => write!(f, "int{bits}")?,
             (None, Codes::Int { bits, symmetric: false, .. }) => write!(f, "int{bits}-asym")?,
             (None, Codes::Fp8E4m3) => f.write_str("fp8")?,
-            (None, Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_)) => {
-                unreachable!("FP4, FP6 and blocks are presets")
+            (None, Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Codebook(_) | Codes::Rowwise | Codes::Block(_)) => {
+                unreachable!("FP4, FP6, bitsandbytes' formats and blocks are presets")
             }
         }
         match (self.preset, self.granularity, self.format.codes) {
@@ -365,6 +385,10 @@ mod tests {
             ("MXFP6A16;channel_dims=2;mx=floor", "MXFP6A16;channel_dims=2;mx=floor"),
             ("NVFP4A16", "NVFP4A16"),
             ("W4A16;solver=mse", "W4A16;solver=mse"),
+            ("nf4", "nf4"),
+            ("nf4/g64", "nf4"),
+            ("fp4/g4096", "fp4/g4096"),
+            ("int8_rowwise", "int8_rowwise"),
             ("W4A16;solver=absmax", "W4A16"),
             ("int3-asym/g64;channel_dims=2;solver=mse", "int3-asym/g64;channel_dims=2;solver=mse"),
         ];
@@ -404,6 +428,12 @@ mod tests {
             "MXFP4A16;mx=floor;mx=floor",
             "MXFP4A16/g32",
             "NVFP4A16/g16",
+            "nf4/g48",
+            "nf4/g16",
+            "fp4/g8192",
+            "nf4/channel",
+            "int8_rowwise/g32",
+            "nf4;solver=mse",
             "int4/g99999999999",
             "w4a16",
             "int+4",

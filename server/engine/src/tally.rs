@@ -107,6 +107,8 @@ fn describe(scheme: &Scheme) -> v1::Scheme {
         Codes::Fp8E4m3 => ("fp8_e4m3".to_owned(), "fp8"),
         Codes::Fp6E2m3 => ("fp6_e2m3".to_owned(), "dense-uint8"),
         Codes::Fp4E2m1 => ("fp4_e2m1".to_owned(), "dense-uint8"),
+        Codes::Codebook(book) => (book.name().to_owned(), "nibbles-uint8"),
+        Codes::Rowwise => ("int8".to_owned(), "int8"),
         Codes::Block(block) => (block.name().to_ascii_lowercase(), "ggml"),
     };
     let uses = |name: &str| {

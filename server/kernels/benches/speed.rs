@@ -8,8 +8,8 @@
 use std::{hint::black_box, time::Instant};
 
 use quarrel_kernels::{
-    Arith, Block, Coded, Codes, Decoded, Dtype, Format, Grid, Importance, Level, MxRule, Packing, Part, Range, Scaler,
-    Scaling, dequantize, encode, global_scale, mean_square, packed_bytes, quantize, ranges,
+    Arith, Block, Codebook, Coded, Codes, Decoded, Dtype, Format, Grid, Importance, Level, MxRule, Packing, Part,
+    Range, Scaler, Scaling, dequantize, encode, global_scale, mean_square, packed_bytes, quantize, ranges,
 };
 
 const SIDE: usize = 4096;
@@ -51,6 +51,9 @@ fn formats() -> Vec<Laid> {
         mx("MXFP4A16", Codes::Fp4E2m1),
         mx("MXFP6A16", Codes::Fp6E2m3),
         mx("MXFP8A16", Codes::Fp8E4m3),
+        laid("nf4", Codes::Codebook(Codebook::Nf4), Scaling::Absmax, 64, 1),
+        laid("fp4", Codes::Codebook(Codebook::Fp4), Scaling::Absmax, 64, 1),
+        laid("int8_rowwise", Codes::Rowwise, Scaling::Absmax, SIDE, 1),
         int("int2", 2, true, Packing::Dense, SIDE),
         int("int3", 3, true, Packing::Dense, SIDE),
         int("int4", 4, true, Packing::Dense, SIDE),

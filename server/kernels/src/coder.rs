@@ -22,6 +22,9 @@ pub(crate) struct Coded<S: Simd> {
 
 /// What one group does to its elements.
 pub(crate) trait Coder {
+    /// Whether of two codes of four bits the first is the upper half of a byte, and then the code that fills up the last.
+    const HIGH_FIRST: Option<u8> = None;
+
     /// Codes elements.
     fn code<S: Simd>(&self, values: S::F) -> Coded<S>;
 

@@ -3,12 +3,14 @@
 use std::marker::PhantomData;
 
 use crate::{
-    Codes, Dtype, Grid, Level, Packing, TILE, block,
+    Codebook, Codes, Dtype, Grid, Level, Packing, TILE, block,
+    codebook::{Fp4, Looked, Nf4, Rowwise},
     element::{LANES, widen},
     level::multiversion,
     minifloat::{self, E2m1, E2m3, E4m3, Minifloat},
     pack,
-    quantize::{assert_whole, pieces},
+    part::pieces,
+    quantize::assert_whole,
     simd::{One, Simd},
 };
 
@@ -93,6 +95,16 @@ fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
         let bytes = match bits {
             8 => &packed[..len],
             _ => {
+                let mut turned = [0u8; TILE / 2];
+                let packed = match coded.codes {
+                    Codes::Codebook(_) => {
+                        let turned = &mut turned[..len.div_ceil(2)];
+                        turned.copy_from_slice(&packed[..len.div_ceil(2)]);
+                        pack::halves_turned(turned, false, 0);
+                        turned
+                    }
+                    _ => packed,
+                };
                 pack::unpack(Level(R::KIND), bits, packed, &mut bytes[..len]);
                 &bytes[..len]
             }
@@ -103,6 +115,9 @@ fn tiles<R: Simd, N: Narrow>(coded: &Coded<'_>, out: &mut [u8]) {
             let zero_point = if zero_points.is_empty() { 0 } else { zero_points[piece.group] };
             let (bytes, out) = (&bytes[piece.start..piece.end], &mut out[piece.start * N::BYTES..piece.end * N::BYTES]);
             match coded.codes {
+                Codes::Rowwise => each::<R, N, Rowwise>(bytes, out, scale, 0),
+                Codes::Codebook(Codebook::Nf4) => each::<R, N, Looked<Nf4>>(bytes, out, scale, 0),
+                Codes::Codebook(Codebook::Fp4) => each::<R, N, Looked<Fp4>>(bytes, out, scale, 0),
                 Codes::Int { packing: Packing::Dense, .. } => {
                     each::<R, N, Whole>(bytes, out, scale, zero_point + (1 << (bits - 1)));
                 }
@@ -128,15 +143,21 @@ fn minis<R: Simd, N: Narrow, F: Minifloat>(codes: &[u8], out: &mut [u8], scale: 
 }
 
 /// What a code's byte stands for, before it is scaled.
-trait Unit {
+pub(crate) trait Unit {
     /// `zero` is the byte's number that stands for zero.
     fn unit<S: Simd>(codes: S::I, zero: S::I) -> S::F;
+
+    /// The value of such a number.
+    #[inline(always)]
+    fn scaled<S: Simd>(unit: S::F, scale: S::F) -> S::F {
+        S::mul(unit, scale)
+    }
 }
 
 /// Offset binary.
 struct Whole;
 /// Two's complement.
-struct Signed;
+pub(crate) struct Signed;
 /// A small float.
 struct Mini<F>(PhantomData<F>);
 
@@ -270,14 +291,14 @@ fn each<R: Simd, N: Narrow, U: Unit>(codes: &[u8], out: &mut [u8], scale: f32, z
     }
     for (code, out) in rest.iter().zip(tail.chunks_exact_mut(N::BYTES)) {
         let unit = U::unit::<One>([u32::from(*code)], [zero as u32]);
-        N::write::<One>([unit[0] * scale], out, 0);
+        N::write::<One>(U::scaled::<One>(unit, [scale]), out, 0);
     }
 }
 
 /// A register of the values of sixteen codes.
 #[inline(always)]
 fn value<R: Simd, U: Unit>(codes: &[u8; LANES], from: usize, scale: f32, zero: i32) -> R::F {
-    R::mul(U::unit::<R>(R::load_bytes(codes, from), R::splat_i(zero as u32)), R::splat(scale))
+    U::scaled::<R>(U::unit::<R>(R::load_bytes(codes, from), R::splat_i(zero as u32)), R::splat(scale))
 }
 
 /// The bytes of numbers, so that [`dequantize`] can write into a buffer that is then handed on as f32.

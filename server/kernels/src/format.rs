@@ -1,7 +1,7 @@
 //! What numbers come out: codes, and what their scales are.
 
 use crate::{
-    Block,
+    Block, Codebook,
     minifloat::{E2m1, E2m3, E4m3, Minifloat},
 };
 
@@ -32,6 +32,10 @@ pub enum Codes {
     Fp4E2m1,
     /// FP6 E2M3, a dense little-endian bit stream: four elements in three bytes.
     Fp6E2m3,
+    /// Four bits that stand for given values, the first of two in a byte's upper half: bitsandbytes.
+    Codebook(Codebook),
+    /// int8 from -127 to 127, which is the greatest magnitude: bitsandbytes' LLM.int8.
+    Rowwise,
     /// ggml's blocks, scales and all.
     Block(Block),
 }
@@ -55,6 +59,8 @@ pub enum Scaling {
     E8m0(MxRule),
     /// E4M3 numbers, under one f32 for the whole layer, by which they are divided.
     E4m3,
+    /// The greatest magnitudes themselves, as f32: bitsandbytes.
+    Absmax,
     /// None beside the codes: they stand in the blocks.
     InBlocks,
 }
@@ -101,9 +107,9 @@ impl Codes {
     pub fn bits(self) -> u8 {
         match self {
             Codes::Int { bits, .. } => bits,
-            Codes::Fp8E4m3 => 8,
+            Codes::Fp8E4m3 | Codes::Rowwise => 8,
             Codes::Fp6E2m3 => 6,
-            Codes::Fp4E2m1 => 4,
+            Codes::Fp4E2m1 | Codes::Codebook(_) => 4,
             Codes::Block(block) => block.bits(),
         }
     }
@@ -118,6 +124,8 @@ impl Codes {
             Codes::Fp8E4m3 => (-E4m3::MAX, E4m3::MAX),
             Codes::Fp6E2m3 => (-E2m3::MAX, E2m3::MAX),
             Codes::Fp4E2m1 => (-E2m1::MAX, E2m1::MAX),
+            Codes::Codebook(_) => (-1.0, 1.0),
+            Codes::Rowwise => (-127.0, 127.0),
             Codes::Block(block) => (0.0, ((1u16 << block.bits()) - 1) as f32),
         }
     }
@@ -126,7 +134,12 @@ impl Codes {
     pub fn symmetric(self) -> bool {
         match self {
             Codes::Int { symmetric, .. } => symmetric,
-            Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => true,
+            Codes::Fp8E4m3
+            | Codes::Fp6E2m3
+            | Codes::Fp4E2m1
+            | Codes::Codebook(_)
+            | Codes::Rowwise
+            | Codes::Block(_) => true,
         }
     }
 }

@@ -9,6 +9,7 @@
 //! sums are folded over a fixed tree. Formulas: `proto/SPEC.md`, section "Numbers".
 
 mod block;
+mod codebook;
 mod coder;
 mod dequantize;
 mod element;
@@ -17,6 +18,7 @@ mod half;
 mod level;
 mod minifloat;
 mod pack;
+mod part;
 mod quantize;
 mod range;
 mod scale;
@@ -25,13 +27,15 @@ mod solve;
 mod sums;
 
 pub use block::{Block, mean_square};
+pub use codebook::Codebook;
 pub use dequantize::{Coded, Decoded, bytes_mut, convert, dequantize};
 pub use element::Dtype;
 pub use format::{Arith, Codes, Format, MxRule, Packing, Scaling};
 pub use level::{Level, LevelError};
 pub use minifloat::{e4m3_bits, e4m3_value};
 pub use pack::packed_bytes;
-pub use quantize::{Grid, Importance, Part, encode, quantize};
+pub use part::{Grid, Importance, Part};
+pub use quantize::{encode, quantize};
 pub use range::{Range, first_non_finite, ranges};
 pub use scale::{Qparams, ScaleOverflow, Scaler, global_scale};
 pub use solve::{CLIPS, clipped, squared_errors};

@@ -7,10 +7,10 @@ use crate::{Codes, Level, Packing, level::multiversion, simd::Simd};
 /// The bytes that `elements` codes of one channel take.
 pub fn packed_bytes(codes: Codes, elements: usize) -> usize {
     match codes {
-        Codes::Int { packing: Packing::Plain, .. } | Codes::Fp8E4m3 => elements,
+        Codes::Int { packing: Packing::Plain, .. } | Codes::Fp8E4m3 | Codes::Rowwise => elements,
         Codes::Int { bits, packing: Packing::Dense, .. } => (elements * usize::from(bits)).div_ceil(32) * 4,
         // Groups of 16 and 32 fill whole words, so there is nothing to pad.
-        Codes::Fp4E2m1 | Codes::Fp6E2m3 => (elements * usize::from(codes.bits())).div_ceil(8),
+        Codes::Fp4E2m1 | Codes::Fp6E2m3 | Codes::Codebook(_) => (elements * usize::from(codes.bits())).div_ceil(8),
         Codes::Block(block) => elements.div_ceil(block.elements()) * block.bytes(),
     }
 }
@@ -27,6 +27,18 @@ pub(crate) fn unpack(level: Level, bits: u8, packed: &[u8], codes: &mut [u8]) {
 
 multiversion! { fn pack_run(bits: u8, codes: &[u8], out: &mut [u8]) -> () = pack_body<R>; }
 multiversion! { fn unpack_run(bits: u8, packed: &[u8], codes: &mut [u8]) -> () = unpack_body<R>; }
+
+/// Turns packed codes of four bits so that the first of two is the upper half of its byte, or back. `fill` stands beside the last of
+/// an odd number.
+#[inline(always)]
+pub(crate) fn halves_turned(bytes: &mut [u8], is_odd: bool, fill: u8) {
+    for byte in bytes.iter_mut() {
+        *byte = byte.rotate_left(4);
+    }
+    if let (true, Some(last)) = (is_odd, bytes.last_mut()) {
+        *last = *last & 0xf0 | fill;
+    }
+}
 
 #[inline(always)]
 fn pack_body<R: Simd>(bits: u8, codes: &[u8], out: &mut [u8]) {

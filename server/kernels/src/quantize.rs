@@ -7,97 +7,21 @@
 use std::{marker::PhantomData, ops::Range};
 
 use crate::{
-    Arith, Codes, Dtype, Format, Level, Packing, Scaling, Sums, TILE, block,
+    Arith, Codebook, Codes, Dtype, Format, Grid, Level, Packing, Part, Scaling, Sums, TILE, block,
+    codebook::{Book, Fp4, Looked, Nf4, Rowwise},
     coder::{Asymmetric, Coder, Divided, Limits, Mini, Multiplied, Scaled, Symmetric},
     element::{LANES, Loose, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose},
     half::{Round, ToBf16, ToF16, ToF32},
     level::{multiversion, prefetch},
     minifloat::{E2m1, E2m3, E4m3, Minifloat},
     pack,
+    part::pieces,
     simd::Simd,
     sums::{Lanes, Registers, Tally},
 };
 
-/// Consecutive elements of one output channel.
-#[derive(Debug, Clone, Copy)]
-pub struct Part<'a> {
-    /// The element type.
-    pub dtype: Dtype,
-    /// The elements, little-endian, at any alignment; a whole number of them.
-    pub bytes: &'a [u8],
-    /// The column of the first element: a multiple of [`TILE`].
-    pub column: usize,
-    /// Columns that share a scale: column `c` belongs to group `c / group`.
-    pub group: usize,
-    /// What will be read next, or nothing: it is asked for from memory while this part is computed.
-    pub ahead: &'a [u8],
-    /// How much its columns count.
-    pub importance: Importance<'a>,
-}
-
-/// How much columns count in a search for scales. Only codes of [`Codes::Block`] take it, and of these those that
-/// [`Block::takes_importance`](crate::Block::takes_importance) names.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Importance<'a> {
-    /// A number for each element of the part, not below zero; nothing where all count alike.
-    pub columns: &'a [f32],
-    /// [`mean_square`](crate::mean_square) of the channel, of types that [weigh by it](crate::Block::weighs_by_channel).
-    pub mean_square: f32,
-}
-
-impl Importance<'_> {
-    /// All count alike.
-    pub const NONE: Importance<'static> = Importance { columns: &[], mean_square: 0.0 };
-}
-
 /// Codes that are packed at a time. Those of one tile would have to be read before they have left for the cache.
 const PACKED_AT_ONCE: usize = 8 * TILE;
-
-/// A channel's scales and zero points.
-#[derive(Debug, Clone, Copy)]
-pub struct Grid<'a> {
-    /// One a group, as they are stored.
-    pub scales: &'a [f32],
-    /// One a group; empty if symmetric.
-    pub zero_points: &'a [i32],
-    /// What the scales are divided by: the layer's with [`Scaling::E4m3`], else 1.
-    pub global: f32,
-}
-
-/// Columns `start .. end` of a tile, which share a scale.
-pub(crate) struct Piece {
-    pub group: usize,
-    pub start: usize,
-    pub end: usize,
-}
-
-impl<'a> Part<'a> {
-    /// Each tile's first column and bytes.
-    #[inline(always)]
-    pub(crate) fn tiles(&self) -> impl Iterator<Item = (usize, &'a [u8])> + use<'a> {
-        assert!(self.column.is_multiple_of(TILE), "a part begins at column {}, within a tile", self.column);
-        let column = self.column;
-        self.bytes.chunks(TILE * self.dtype.bytes()).enumerate().map(move |(i, bytes)| (column + i * TILE, bytes))
-    }
-}
-
-/// Cuts the `len` columns from `first` at the bounds of groups.
-#[inline(always)]
-pub(crate) fn pieces(first: usize, len: usize, group: usize) -> impl Iterator<Item = Piece> {
-    let mut start = 0;
-    let mut index = first / group;
-    // The end of the group counted from `first`; an end beyond `len` stands for those beyond.
-    let mut end = (group - first % group).min(len);
-    std::iter::from_fn(move || {
-        (start < len).then(|| {
-            let piece = Piece { group: index, start, end: end.min(len) };
-            start = piece.end;
-            index += 1;
-            end = start + group.min(len);
-            piece
-        })
-    })
-}
 
 /// Writes the packed codes of a part into `out` and returns what the codes lose.
 ///
@@ -191,6 +115,9 @@ impl Measure for Nothing {
 #[inline(always)]
 fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> M::Made {
     match (format.codes, format.scaling) {
+        (Codes::Rowwise, _) => tiles::<R, M, ToF32, _>(part, out, 8, |group| Rowwise::new(grid.scales[group])),
+        (Codes::Codebook(Codebook::Nf4), _) => looked::<R, M, Nf4>(part, grid, out),
+        (Codes::Codebook(Codebook::Fp4), _) => looked::<R, M, Fp4>(part, grid, out),
         (Codes::Int { bits, packing, symmetric }, _) => {
             integers::<R, M, ToF32>(bits, packing, symmetric, part, grid, out)
         }
@@ -202,7 +129,7 @@ fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, ou
         (Codes::Fp4E2m1, Scaling::E4m3) => mini::<R, M, E2m1, ToF32, Divided>(part, grid, out),
         (Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Weights)
         | (Codes::Fp8E4m3 | Codes::Fp6E2m3, Scaling::E4m3)
-        | (Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::InBlocks) => {
+        | (Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Absmax | Scaling::InBlocks) => {
             panic!("no format has {:?} under {:?}", format.codes, format.scaling)
         }
     }
@@ -217,7 +144,7 @@ fn narrow<R: Simd, Step: Round>(format: Format, part: &Part<'_>, grid: Grid<'_>,
             integers::<R, Tally, Step>(bits, packing, symmetric, part, grid, out)
         }
         Codes::Fp8E4m3 => mini::<R, Tally, E4m3, Step, Divided>(part, grid, out),
-        Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Block(_) => {
+        Codes::Fp6E2m3 | Codes::Fp4E2m1 | Codes::Codebook(_) | Codes::Rowwise | Codes::Block(_) => {
             panic!("no format has {:?} under {:?}", format.codes, format.scaling)
         }
     }
@@ -252,6 +179,11 @@ fn mini<R: Simd, M: Measure, F: Minifloat, Step: Round, D: Scaled>(
         Mini::<F, Step, D> { scale, by: D::by(scale), parameters: PhantomData }
     };
     tiles::<R, M, Step, _>(part, out, F::BITS as u8, coder)
+}
+
+#[inline(always)]
+fn looked<R: Simd, M: Measure, B: Book>(part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> M::Made {
+    tiles::<R, M, ToF32, _>(part, out, 4, |group| Looked::<B>::new(grid.scales[group]))
 }
 
 /// Codes a part. `Step` tells which element types there are.
@@ -297,6 +229,9 @@ fn tiles_of<R: Simd, M: Measure, V: Loose, C: Coder>(
         }
         if !is_packed {
             pack::pack(Level(R::KIND), bits, &bytes[..len], out);
+            if let Some(fill) = C::HIGH_FIRST {
+                pack::halves_turned(out, len % 2 == 1, fill);
+            }
         }
     }
     made.made::<R>()

@@ -4,7 +4,7 @@ use crate::{
     Codes, Dtype, Level, Part, TILE,
     element::{LANES, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose, widen},
     level::multiversion,
-    quantize::pieces,
+    part::pieces,
     simd::Simd,
 };
 

@@ -20,7 +20,7 @@ use crate::{
 /// The scale and zero point of one group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Qparams {
-    /// Greater than zero and finite; a value of the stored type, widened.
+    /// Finite; a value of the stored type, widened. Greater than zero, but for [`Scaling::Absmax`] of zeros.
     pub scale: f32,
     /// Within the codes' limits; zero if symmetric.
     pub zero_point: i32,
@@ -96,6 +96,7 @@ fn body<R: Simd>(scaler: Scaler, ranges: &[Range], scales: &mut [f32], zero_poin
             out.fill::<R>(Own::<ToF16, ToF16>::new(codes, F16_EPSILON))
         }
         (Scaling::Weights, ..) => out.fill::<R>(Own::<ToF32, ToF32>::new(codes, f32::EPSILON)),
+        (Scaling::Absmax, ..) => out.fill::<R>(Greatest),
         (Scaling::InBlocks, ..) => Ok(()),
     }
 }
@@ -149,6 +150,16 @@ impl Out<'_> {
 #[inline(always)]
 fn amax<S: Simd>(min: S::F, max: S::F) -> S::F {
     S::max(max, S::sub(S::splat(0.0), min))
+}
+
+/// The greatest magnitude itself; 0 of zeros.
+struct Greatest;
+
+impl Rule for Greatest {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, min: S::F, max: S::F) -> (S::F, S::F) {
+        (amax::<S>(min, max), S::splat(0.0))
+    }
 }
 
 /// By what the E4M3 scales of a layer are divided: such that its greatest magnitude `amax` uses the whole range of

@@ -6,7 +6,7 @@ use crate::{
     element::{LANES, Loose, LooseBf16, LooseF16, LooseF32, in_registers, loose},
     half::{Round, ToBf16, ToF16, ToF32},
     level::multiversion,
-    quantize::pieces,
+    part::pieces,
     simd::Simd,
 };
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 PEERS = Path(__file__).resolve().parent
 REPOSITORY = PEERS.parents[2]
-PACKAGES = ("torch", "transformers", "compressed-tensors", "safetensors", "pyarrow", "numpy")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "bitsandbytes", "safetensors", "pyarrow", "numpy")
 
 
 def main() -> int:

@@ -21,8 +21,8 @@ _SCHEME = re.compile(
     r"(?:;channel_dims=(?P<dims>\d+))?(?:;mx=(?:floor|rceil|even))?(?:;solver=(?:absmax|mse))?"
 )
 _INTEGERS = re.compile(r"int(?P<bits>[2-8])(?:-asym)?")
-# Schemes whose codes are numbers with an exponent, by the start of their names in lower case.
-_FLOATS = ("fp8", "nvfp4", "mxfp")
+# Schemes whose codes are numbers with an exponent, or stand for given values, by the start of their names in lower case.
+_FLOATS = ("fp8", "nvfp4", "mxfp", "nf4", "fp4")
 # Bits of a code, whether it is dense, and what shares a scale: a group's columns, a block's sides, the tensor.
 _PRESETS: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "W4A16": (4, True, {"group": 128}),
@@ -38,6 +38,9 @@ _PRESETS: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "MXFP6A16": (6, True, {"group": 32}),
     "MXFP8A16": (8, False, {"group": 32}),
     "fp8": (8, False, {}),
+    "nf4": (4, True, {"group": 64, "high_first": True}),
+    "fp4": (4, True, {"group": 64, "high_first": True}),
+    "int8_rowwise": (8, False, {}),
 }
 # ggml's types: bits of a code, and elements and bytes of a block, which holds its own scales.
 _BLOCKS: dict[str, tuple[int, int, int]] = {
@@ -71,6 +74,8 @@ class Layout:
     group: int | None = None
     block: tuple[int, int] | None = None
     tensor: bool = False
+    high_first: bool = False
+    """Of bitsandbytes' four bits: the first of two codes is the upper half of its byte."""
     block_bytes: int | None = None
     """Of ggml's types, whose groups are blocks with the scales inside."""
 
@@ -90,7 +95,7 @@ class Layout:
             )
         bits, dense, shares = (int(integer["bits"]), integer["bits"] != "8", {}) if integer else _PRESETS[name]
         if found["group"]:
-            shares = {"group": int(found["group"])}
+            shares = shares | {"group": int(found["group"])}
         elif found["high"]:
             shares = {"block": (int(found["high"]), int(found["wide"]))}
         elif found["tensor"]:
@@ -116,7 +121,7 @@ class Layout:
         return *channels, columns // self.group if self.group else 1
 
     def unpack(self, packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Codes in the layer's shape: int8, or the bits of FP4, FP6 and FP8 as uint8. ggml's types: the bytes of each channel's blocks."""
+        """Codes in the layer's shape: int8, or the bits of NF4, FP4, FP6 and FP8 as uint8. ggml's types: the bytes of each channel's blocks."""
         if self.block_bytes:
             return packed.reshape(*self.channels(shape), -1)
         kind = np.dtype(np.uint8 if self.floats else np.int8)
@@ -128,6 +133,8 @@ class Layout:
         rows = packed.reshape(channels, -1)
         # Code i lies in bits [i*b, i*b+b) of its channel: in one byte and perhaps the next, little-endian.
         first = np.arange(columns) * self.bits
+        if self.high_first:
+            first ^= self.bits
         byte, shift = first >> 3, (first & 7).astype(np.uint8)
         offset = np.uint8(0 if self.floats else 1 << (self.bits - 1))
         step = max(1, UNPACKED_CODES // max(columns, 1))

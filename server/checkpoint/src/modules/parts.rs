@@ -18,7 +18,7 @@ pub(super) struct Parts {
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
     global: Option<Tensor>,
-    activations: Vec<Tensor>,
+    others: Vec<Tensor>,
     shape: Vec<u64>,
     is_dense: bool,
     name: String,
@@ -64,9 +64,9 @@ impl Parts {
         }
         let zero_points = part("weight_zero_point");
         let global = part("weight_global_scale");
-        let activations = ACTIVATIONS.iter().filter_map(|name| part(name)).collect();
+        let others = ACTIVATIONS.iter().filter_map(|name| part(name)).collect();
         let (codes, name) = (codes.clone(), module.to_owned());
-        Ok(Parts { codes, scales, zero_points, shape_tensor, global, activations, shape, is_dense, name })
+        Ok(Parts { codes, scales, zero_points, shape_tensor, global, others, shape, is_dense, name })
     }
 
     pub(super) fn module(self, said: Option<&Scheme>) -> Result<Module, String> {
@@ -75,16 +75,16 @@ impl Parts {
             None => self.told()?,
         };
         self.check(&scheme)?;
-        let Parts { codes, scales, zero_points, shape_tensor, global, activations, shape, name, .. } = self;
+        let Parts { codes, scales, zero_points, shape_tensor, global, others, shape, name, .. } = self;
         // Scales of one byte do not tell the weights' type; bf16 is what compressed-tensors decompresses them to.
         // So is what DeepSeek's FP8 was, whose scales are f32.
         let dtype = match scheme.format().scaling {
             Scaling::Weights if scales.name.ends_with(DEEPSEEK_SCALES) => Dtype::BF16,
-            Scaling::Weights | Scaling::InBlocks => scales.dtype.of_values(),
+            Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => scales.dtype.of_values(),
             Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
         };
         let scales = Some(scales);
-        Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global, activations })
+        Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global, others })
     }
 
     /// The scheme that types and shapes tell.
@@ -173,7 +173,7 @@ impl Parts {
         expect(&self.codes, (codes_type, codes_shape))?;
         let scales_type = self.scales.dtype.of_values();
         let scales_type = match scheme.format().scaling {
-            Scaling::Weights | Scaling::InBlocks => scales_type,
+            Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => scales_type,
             Scaling::E8m0(_) | Scaling::E4m3 => stored_type(scheme, scales_type),
         };
         expect(&self.scales, (scales_type, per_scale.clone()))?;

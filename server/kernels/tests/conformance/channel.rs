@@ -99,9 +99,7 @@ fn derived(level: Level, case: &Case, found: &[Range]) -> Result<Grid, Unfit> {
     let amax = found.iter().fold(0f32, |most, range| most.max(range.amax()));
     let global = match case.format.scaling {
         quarrel_kernels::Scaling::E4m3 => global_scale(case.arith, case.dtype, case.format.codes, amax),
-        quarrel_kernels::Scaling::Weights | quarrel_kernels::Scaling::E8m0(_) | quarrel_kernels::Scaling::InBlocks => {
-            1.0
-        }
+        _ => 1.0,
     };
     let (mut scales, mut zero_points) = (vec![f32::NAN; found.len()], vec![i32::MIN; found.len()]);
     if case.format.codes.symmetric() {
@@ -109,7 +107,9 @@ fn derived(level: Level, case: &Case, found: &[Range]) -> Result<Grid, Unfit> {
     }
     let scaler = Scaler { format: case.format, arith: case.arith, dtype: case.dtype, global };
     scaler.write(level, &found, &mut scales, &mut zero_points).map_err(|ScaleOverflow| Unfit::ScaleOverflow)?;
-    assert!(scales.iter().all(|scale| *scale > 0.0 && scale.is_finite()), "{case:?}: {scales:?}");
+    let is_scale =
+        |scale: &f32| *scale > 0.0 || *scale == 0.0 && case.format.scaling == quarrel_kernels::Scaling::Absmax;
+    assert!(scales.iter().all(|scale| is_scale(scale) && scale.is_finite()), "{case:?}: {scales:?}");
     // One group at a time has the same.
     for (group, range) in found.iter().enumerate() {
         let params = scaler.qparams(*range).map_err(|ScaleOverflow| Unfit::ScaleOverflow)?;

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use proptest::{collection::vec, prelude::*};
-use quarrel_kernels::{Arith, Codes, Dtype, Format, MxRule, Packing, Scaling};
+use quarrel_kernels::{Arith, Codebook, Codes, Dtype, Format, MxRule, Packing, Scaling};
 
 use crate::{
     channel::{Case, Grid},
@@ -13,7 +13,7 @@ use crate::{
 ///
 /// A static, so that all its bytes are initialised: of a value made while running, those that a variant does not have are not,
 /// and valgrind objects when compiled code looks at all of them at once.
-pub static FORMATS: [Format; 27] = [
+pub static FORMATS: [Format; 30] = [
     int(2, true, Packing::Dense),
     int(2, false, Packing::Dense),
     int(3, true, Packing::Dense),
@@ -41,6 +41,9 @@ pub static FORMATS: [Format; 27] = [
     Format { codes: Codes::Fp4E2m1, scaling: Scaling::E8m0(MxRule::Rceil) },
     Format { codes: Codes::Fp4E2m1, scaling: Scaling::E8m0(MxRule::Even) },
     Format { codes: Codes::Fp4E2m1, scaling: Scaling::E4m3 },
+    Format { codes: Codes::Codebook(Codebook::Nf4), scaling: Scaling::Absmax },
+    Format { codes: Codes::Codebook(Codebook::Fp4), scaling: Scaling::Absmax },
+    Format { codes: Codes::Rowwise, scaling: Scaling::Absmax },
 ];
 
 const fn int(bits: u8, symmetric: bool, packing: Packing) -> Format {
@@ -207,7 +210,7 @@ pub fn grid(case: &Case, groups: usize, scales: &[f32], global: f32) -> Grid {
     let scale = |index: usize| {
         let scale = scales[index % scales.len()];
         match case.format.scaling {
-            Scaling::Weights | Scaling::InBlocks => scale,
+            Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => scale,
             Scaling::E8m0(_) => 2f64.powi(f64::from(scale).log2().floor().clamp(-127.0, 127.0) as i32) as f32,
             Scaling::E4m3 => {
                 let table = oracle::values(Codes::Fp8E4m3);

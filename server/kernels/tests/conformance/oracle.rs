@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 
 use half::{bf16, f16};
-use quarrel_kernels::{Arith, Codes, Dtype, MxRule, Packing, Scaling, Sums};
+use quarrel_kernels::{Arith, Codebook, Codes, Dtype, MxRule, Packing, Scaling, Sums};
 
 use crate::channel::{Case, Grid, Outcome, Range, Unfit};
 
@@ -76,7 +76,7 @@ impl Table {
     /// That of codes which are small floats.
     pub fn of(codes: Codes) -> Option<&'static Table> {
         match codes {
-            Codes::Int { .. } | Codes::Block(_) => None,
+            Codes::Int { .. } | Codes::Codebook(_) | Codes::Rowwise | Codes::Block(_) => None,
             Codes::Fp8E4m3 => Some(&E4M3),
             Codes::Fp6E2m3 => Some(&E2M3),
             Codes::Fp4E2m1 => Some(&E2M1),
@@ -97,6 +97,9 @@ impl Table {
 
 /// Everything that codes stand for before they are scaled, in order.
 pub fn values(codes: Codes) -> Vec<f64> {
+    if let Codes::Codebook(book) = codes {
+        return ranked(book).into_iter().map(|(value, _)| f64::from(value)).collect();
+    }
     match Table::of(codes) {
         Some(table) => {
             let negative = table.values[1..].iter().rev().map(|value| -value);
@@ -109,8 +112,17 @@ pub fn values(codes: Codes) -> Vec<f64> {
     }
 }
 
+/// A codebook's values from the least to the greatest, with their codes; of two zeros, first the one of the lesser code.
+fn ranked(book: Codebook) -> Vec<(f32, u8)> {
+    let mut ranked: Vec<(f32, u8)> = book.values().into_iter().zip(0..).collect();
+    ranked.sort_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap());
+    ranked
+}
+
 fn limits(codes: Codes) -> (f32, f32) {
     match (codes, Table::of(codes)) {
+        (Codes::Codebook(_), _) => (-1.0, 1.0),
+        (Codes::Rowwise, _) => (-127.0, 127.0),
         (_, Some(table)) => (-table.max() as f32, table.max() as f32),
         (codes, None) => (-2f32.powi(i32::from(codes.bits()) - 1), 2f32.powi(i32::from(codes.bits()) - 1) - 1.0),
     }
@@ -159,7 +171,7 @@ fn grid(case: &Case, values: &[f32]) -> Result<Grid, Unfit> {
     }
     let global = match case.format.scaling {
         Scaling::E4m3 => global_scale(case, amax(values)),
-        Scaling::Weights | Scaling::E8m0(_) | Scaling::InBlocks => 1.0,
+        Scaling::Weights | Scaling::E8m0(_) | Scaling::Absmax | Scaling::InBlocks => 1.0,
     };
     let params = values.chunks(case.group).map(|group| qparams(case, group, global));
     let params: Vec<(f32, i32)> = params.collect();
@@ -187,6 +199,7 @@ fn qparams(case: &Case, group: &[f32], global: f32) -> (f32, i32) {
             let code = E4M3.nearest(global * intermediate(case, amax(group) / qmax));
             (if code == 0 { 0.125 } else { E4M3.values[code] as f32 }, 0)
         }
+        Scaling::Absmax => (amax(group), 0),
         Scaling::Weights if codes.symmetric() => {
             let scale = stored(case.dtype, amax(group) / ((qmax - qmin) / 2.0));
             (or_epsilon(case.dtype, scale), 0)
@@ -241,6 +254,7 @@ fn each(case: &Case, values: &[f32], grid: &Grid) -> Vec<Coded> {
     let one = |(index, value): (usize, &f32)| {
         let scale = grid.scales[index / case.group];
         match Table::of(case.format.codes) {
+            None if case.format.scaling == Scaling::Absmax => of_magnitude(case.format.codes, *value, scale),
             None => integer(case, *value, scale, grid.zero_points.get(index / case.group).copied().unwrap_or(0)),
             Some(table) => small_float(case, *value, scale / grid.global, table),
         }
@@ -263,11 +277,26 @@ fn integer(case: &Case, value: f32, scale: f32, zero_point: i32) -> Coded {
     }
 }
 
+/// bitsandbytes' formats, under a block's greatest magnitude. Nothing is outside: it is the greatest.
+fn of_magnitude(codes: Codes, value: f32, scale: f32) -> Coded {
+    let Codes::Codebook(book) = codes else {
+        let by = if scale == 0.0 { 0.0 } else { (1.0 / scale * 127.0).min(f32::MAX) };
+        let code = (value * by).clamp(-127.0, 127.0).round_ties_even();
+        let code = code as i8;
+        return Coded { code: code as u8, decoded: f32::from(code) * scale * (1.0 / 127.0), outside: false };
+    };
+    let exact = (value * (1.0 / scale.max(1e-38))).clamp(-1.0, 1.0);
+    let ranked = ranked(book);
+    let below = ranked.windows(2).filter(|pair| (pair[0].0 + pair[1].0) / 2.0 < exact).count();
+    let (unit, code) = ranked[below];
+    Coded { code, decoded: unit * scale, outside: false }
+}
+
 fn small_float(case: &Case, value: f32, scale: f32, table: &Table) -> Coded {
     let codes = case.format.codes;
     let exact = match case.format.scaling {
         Scaling::Weights => intermediate(case, value / scale),
-        Scaling::E8m0(_) | Scaling::E4m3 | Scaling::InBlocks => value / scale,
+        Scaling::E8m0(_) | Scaling::E4m3 | Scaling::Absmax | Scaling::InBlocks => value / scale,
     };
     let code = table.nearest(exact.abs());
     let is_negative = if codes == Codes::Fp4E2m1 { exact < 0.0 } else { exact.is_sign_negative() };
@@ -299,7 +328,11 @@ pub fn pack(codes: Codes, unpacked: impl ExactSizeIterator<Item = u8>) -> Vec<u8
     let bits = usize::from(codes.bits());
     let unit = if let Codes::Int { packing: Packing::Dense, .. } = codes { 4 } else { 1 };
     let mut packed = vec![0; (unpacked.len() * bits).div_ceil(8 * unit) * unit];
-    for (index, code) in unpacked.enumerate() {
+    let mut codes_of: Vec<u8> = unpacked.collect();
+    if let Codes::Codebook(book) = codes {
+        turn(&mut codes_of, book);
+    }
+    for (index, code) in codes_of.into_iter().enumerate() {
         for bit in 0..bits {
             let at = index * bits + bit;
             packed[at / 8] |= (code >> bit & 1) << (at % 8);
@@ -312,5 +345,15 @@ pub fn pack(codes: Codes, unpacked: impl ExactSizeIterator<Item = u8>) -> Vec<u8
 pub fn unpack(codes: Codes, packed: &[u8], count: usize) -> Vec<u8> {
     let bits = usize::from(codes.bits());
     let bit = |at: usize| packed[at / 8] >> (at % 8) & 1;
-    (0..count).map(|index| (0..bits).fold(0, |code, k| code | bit(index * bits + k) << k)).collect()
+    // Of two codes of a codebook, the first lies above.
+    let place = |index: usize| if let Codes::Codebook(_) = codes { index ^ 1 } else { index };
+    (0..count).map(|index| (0..bits).fold(0, |code, k| code | bit(place(index) * bits + k) << k)).collect()
+}
+
+/// Changes places within each two codes; beside the last of an odd number is that of zero.
+fn turn(codes: &mut Vec<u8>, book: Codebook) {
+    if !codes.len().is_multiple_of(2) {
+        codes.push(book.values().iter().position(|value| *value == 0.0).unwrap() as u8);
+    }
+    codes.chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1));
 }

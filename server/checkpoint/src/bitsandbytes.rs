@@ -1,0 +1,211 @@
+//! A layer as bitsandbytes stores it: names, types, shapes and bytes of its tensors, what `config.json` says of them, and the way back.
+//!
+//! Source: bitsandbytes 0.50, `functional.py::QuantState.as_dict` and `nn/modules.py`; `BitsAndBytesConfig` of transformers 5.23.
+
+use std::collections::BTreeSet;
+
+use quarrel_engine::{Codebook, Codes, Granularity, Scheme, SchemeError};
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    element::Element,
+    modules::Module,
+    source::{Source, Tensor},
+    stored::{Entry, Part},
+};
+
+/// What the tensors of a layer are called behind the module's name.
+pub(crate) const ABSMAX: &str = "weight.absmax";
+pub(crate) const ROW_ABSMAX: &str = "SCB";
+const BOOK: &str = "weight.quant_map";
+const STATE: &str = "weight.quant_state.bitsandbytes__";
+const ROW_FORMAT: &str = "weight_format";
+/// More than any state takes.
+const STATE_BYTES_MAX: u64 = 4096;
+
+/// Whether it is one of bitsandbytes' schemes.
+pub(crate) fn is_one(scheme: &Scheme) -> bool {
+    matches!(scheme.codes(), Codes::Codebook(_) | Codes::Rowwise)
+}
+
+/// The tensors that a layer becomes, its codes first; none of another ecosystem's scheme.
+pub(crate) fn layout(module: &str, scheme: &Scheme, weights: (Dtype, &[u64])) -> Option<Vec<(Part, Entry)>> {
+    let elements: u64 = weights.1.iter().product();
+    let entry = |part: &str, dtype: Dtype, shape: Vec<u64>| (format!("{module}.{part}"), Element::from(dtype), shape);
+    Some(match (scheme.codes(), scheme.granularity()) {
+        (Codes::Codebook(book), Granularity::Group(size)) => {
+            let state = said(scheme, weights).len() as u64;
+            vec![
+                (Part::Codes, entry("weight", Dtype::U8, vec![elements.div_ceil(2), 1])),
+                (Part::Scales, entry(ABSMAX, Dtype::F32, vec![elements / u64::from(size.get())])),
+                (Part::Said, entry(BOOK, Dtype::F32, vec![16])),
+                (Part::Said, entry(&format!("{STATE}{}", book.name()), Dtype::U8, vec![state])),
+            ]
+        }
+        (Codes::Rowwise, _) => {
+            let channels = weights.1.iter().take(scheme.channel_dims().get() as usize).product();
+            vec![
+                (Part::Codes, entry("weight", Dtype::I8, weights.1.to_vec())),
+                (Part::Scales, entry(ROW_ABSMAX, Dtype::F32, vec![channels])),
+                (Part::Said, entry(ROW_FORMAT, Dtype::U8, vec![])),
+            ]
+        }
+        _ => return None,
+    })
+}
+
+/// The bytes of a tensor that follows from a layer's scheme, type and shape alone.
+pub(crate) fn constant(name: &str, scheme: &Scheme, weights: (Dtype, &[u64])) -> Vec<u8> {
+    match scheme.codes() {
+        Codes::Codebook(book) if name.ends_with(BOOK) => book_bytes(book),
+        Codes::Codebook(_) => said(scheme, weights).into_bytes(),
+        // Row by row.
+        _ => vec![0],
+    }
+}
+
+fn book_bytes(book: Codebook) -> Vec<u8> {
+    // Its table has one zero, its kernels have two.
+    book.values().iter().flat_map(|value| (value + 0.0).to_le_bytes()).collect()
+}
+
+/// The state of a layer of four bits, as Python's `json.dumps` writes it.
+fn said(scheme: &Scheme, (dtype, shape): (Dtype, &[u64])) -> String {
+    let (Codes::Codebook(book), Granularity::Group(size)) = (scheme.codes(), scheme.granularity()) else {
+        return String::new();
+    };
+    let shape = Vec::from_iter(shape.iter().map(u64::to_string)).join(", ");
+    format!(
+        r#"{{"quant_type": "{}", "blocksize": {size}, "dtype": "{}", "shape": [{shape}]}}"#,
+        book.name(),
+        word(dtype)
+    )
+}
+
+/// torch's word for a type of weights.
+fn word(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::BF16 => "bfloat16",
+        Dtype::F16 => "float16",
+        _ => "float32",
+    }
+}
+
+/// The `quantization_config` of a model of such layers, of which some are not converted.
+pub(crate) fn configuration(config: &Map<String, Value>, scheme: &Scheme, kept: &BTreeSet<String>) -> Value {
+    let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str());
+    let book = match scheme.codes() {
+        Codes::Codebook(book) => Some(book),
+        _ => None,
+    };
+    // Of rows, what is said of four bits is the default.
+    let computed = dtype.filter(|_| book.is_some()).unwrap_or("float32");
+    // Patterns have no place here.
+    let kept = Vec::from_iter(kept.iter().filter(|name| !name.starts_with("re:")));
+    json!({
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": book.is_some(),
+        "load_in_8bit": book.is_none(),
+        "_load_in_4bit": book.is_some(),
+        "_load_in_8bit": book.is_none(),
+        "bnb_4bit_quant_type": book.unwrap_or(Codebook::Fp4).name(),
+        "bnb_4bit_compute_dtype": computed,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_use_double_quant": false,
+        "llm_int8_threshold": 6.0,
+        "llm_int8_skip_modules": kept,
+        "llm_int8_enable_fp32_cpu_offload": false,
+        "llm_int8_has_fp16_weight": false,
+    })
+}
+
+/// The module whose codes are a tensor, if bitsandbytes stored it.
+pub(crate) fn module(source: &Source, name: &str, codes: &Tensor) -> Option<Result<Module, String>> {
+    let part = |part: &str| source.tensor(&format!("{name}.{part}")).cloned();
+    if let Some(scales) = part(ROW_ABSMAX) {
+        return Some(rowwise(name, codes, scales, part(ROW_FORMAT)));
+    }
+    let scales = part(ABSMAX)?;
+    Some(part(&format!("{STATE}nf4")).or_else(|| part(&format!("{STATE}fp4"))).map_or_else(
+        || Err(format!("it has `{ABSMAX}` but no `{STATE}nf4` or `{STATE}fp4` beside it")),
+        |state| four_bits(source, name, codes, scales, state, part(BOOK)),
+    ))
+}
+
+fn rowwise(name: &str, codes: &Tensor, scales: Tensor, format: Option<Tensor>) -> Result<Module, String> {
+    let rows = codes.shape.first().copied().unwrap_or(0);
+    if codes.dtype != Dtype::I8.into() || codes.shape.len() != 2 {
+        return Err(format!("its codes are {} {:?}: expected I8 of two dimensions", codes.dtype, codes.shape));
+    }
+    if scales.dtype != Dtype::F32.into() || scales.shape != [rows] {
+        return Err(format!("`{}` is {} {:?}: expected F32 [{rows}]", scales.name, scales.dtype, scales.shape));
+    }
+    let scheme = parsed("int8_rowwise")?;
+    let others = format.into_iter().collect();
+    Ok(Module::of_parts(name, scheme, codes.shape.clone(), Dtype::F16, codes.clone(), scales, others))
+}
+
+/// What a layer's state says.
+#[derive(serde::Deserialize)]
+struct State {
+    quant_type: String,
+    blocksize: u32,
+    dtype: String,
+    shape: Vec<u64>,
+    nested_blocksize: Option<u32>,
+}
+
+fn four_bits(
+    source: &Source,
+    name: &str,
+    codes: &Tensor,
+    scales: Tensor,
+    state: Tensor,
+    book: Option<Tensor>,
+) -> Result<Module, String> {
+    if state.dtype != Dtype::U8.into() || state.bytes() > STATE_BYTES_MAX {
+        let (dtype, shape) = (state.dtype, &state.shape);
+        return Err(format!("`{}` is {dtype} {shape:?}: expected U8, at most {STATE_BYTES_MAX}", state.name));
+    }
+    let text = source.read_whole(&state).map_err(|error| error.to_string())?;
+    let said: State =
+        serde_json::from_slice(&text).map_err(|error| format!("`{}` is no state: {error}", state.name))?;
+    if said.nested_blocksize.is_some() {
+        return Err("its scales are quantized too (double quantization): this version reads others".to_owned());
+    }
+    let scheme = parsed(&format!("{}/g{}", said.quant_type, said.blocksize))?;
+    let dtype = match said.dtype.as_str() {
+        "bfloat16" => Dtype::BF16,
+        "float16" => Dtype::F16,
+        "float32" => Dtype::F32,
+        other => return Err(format!("its weights were `{other}`: expected bfloat16, float16 or float32")),
+    };
+    let product = said.shape.iter().try_fold(1u64, |all, dimension| all.checked_mul(*dimension));
+    let is_bounded = product.is_some_and(|elements| elements < 1 << 48);
+    let (true, [_, columns]) = (is_bounded, said.shape.as_slice()) else {
+        return Err(format!("its shape {:?} is not one of two dimensions, below 2^48 elements", said.shape));
+    };
+    if !columns.is_multiple_of(u64::from(said.blocksize)) {
+        return Err(format!("its blocks of {} cross the rows of shape {:?}", said.blocksize, said.shape));
+    }
+    let expected = layout(name, &scheme, (dtype, &said.shape)).unwrap_or_default();
+    for (found, (_, entry)) in [codes, &scales].into_iter().zip(&expected) {
+        if (found.dtype, &found.shape) != (entry.1, &entry.2) {
+            let (name, dtype, shape) = (&found.name, found.dtype, &found.shape);
+            return Err(format!("`{name}` is {dtype} {shape:?}: expected {} {:?}", entry.1, entry.2));
+        }
+    }
+    if let (Some(book), Codes::Codebook(of)) = (&book, scheme.codes()) {
+        let is_it = book.bytes() == 64 && source.read_whole(book).map_err(|error| error.to_string())? == book_bytes(of);
+        if !is_it {
+            return Err(format!("`{}` is not the codebook of {}", book.name, of.name()));
+        }
+    }
+    let others = book.into_iter().chain([state]).collect();
+    Ok(Module::of_parts(name, scheme, said.shape, dtype, codes.clone(), scales, others))
+}
+
+fn parsed(scheme: &str) -> Result<Scheme, String> {
+    scheme.parse().map_err(|error: SchemeError| error.to_string())
+}

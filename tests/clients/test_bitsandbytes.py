@@ -1,0 +1,199 @@
+"""bitsandbytes' formats as users meet them: the command line and the Python package. Their bytes: tests/golden/test_bnb.py; that transformers loads
+them: tests/interop/peers/peer_bitsandbytes.py.
+"""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import quarrel
+
+from golden import bnb
+from harness import cli
+from harness.model import write_model
+
+SCHEMES = ("nf4", "fp4/g32", "int8_rowwise")
+STATE = "quant_state.bitsandbytes__"
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with quarrel.connect(server.location) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def array():
+    return np.random.default_rng(5).normal(0, 0.02, (6, 512)).astype(np.float32)
+
+
+@pytest.mark.parametrize("book", bnb.BOOKS)
+def test_codes_are_places_in_the_codebook(book, client, array):
+    layer = client.quantize({"x": array}, scheme=f"{book}/g128").collect()["x"]
+    values = json_book(book)
+    assert layer.codes.shape == array.shape and layer.codes.dtype == np.uint8 and layer.scales.shape == (6, 4)
+    decoded = values[layer.codes].reshape(6, 4, 128) * layer.scales[..., None]
+    np.testing.assert_array_equal(decoded.reshape(array.shape), layer.dequantize())
+    np.testing.assert_array_equal(layer.scales, np.abs(array.reshape(6, 4, 128)).max(axis=2))
+    assert layer.metrics.bits_per_weight == 4 + 32 / 128
+
+
+def json_book(book: str) -> np.ndarray:
+    if book == "nf4":
+        return bnb.NF4
+    above = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
+    return np.concatenate([above, -above])
+
+
+def test_rows_of_int8(client, array):
+    layer = client.quantize({"x": array}, scheme="int8_rowwise").collect()["x"]
+    assert layer.codes.dtype == np.int8 and np.abs(layer.codes).max(axis=1).tolist() == [127] * 6
+    np.testing.assert_array_equal(layer.scales[:, 0], np.abs(array).max(axis=1))
+    np.testing.assert_array_equal(layer.codes * layer.scales * np.float32(1 / 127), layer.dequantize())
+
+
+def test_blocks_that_cross_rows_and_sizes_that_there_are_not_are_refused(client):
+    with pytest.raises(quarrel.InvalidInputError, match="group size 64 does not divide 96 columns") as raised:
+        client.quantize({"x": np.ones((2, 96), np.float32)}, scheme="nf4").collect()
+    assert raised.value.reason == "group_size_indivisible"
+    assert client.quantize({"x": np.ones((2, 96), np.float32)}, scheme="nf4/g32").collect()["x"].status == "quantized"
+    for size in (16, 48, 8192):
+        with pytest.raises(quarrel.InvalidInputError, match=f"`nf4` is {size}: expected 32, 64"):
+            client.quantize({"x": np.ones((2, 96), np.float32)}, scheme="nf4", group_size=size).collect()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("bitsandbytes") / "model")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_model_becomes_one_of_bitsandbytes_and_comes_back(scheme, model, client, tmp_path):
+    cli.quantize(model, tmp_path / "made", "-s", scheme)
+    dense, made = all_tensors(model), all_tensors(tmp_path / "made")
+    said = json.loads((tmp_path / "made/config.json").read_text())["quantization_config"]
+    assert said["quant_method"] == "bitsandbytes" and said["load_in_8bit"] == (scheme == "int8_rowwise")
+    told = cli.done("inspect", tmp_path / "made", "--json").json
+    assert set(told["schemes"].values()) == {scheme}
+    layers = [f"{module}.weight" for module in told["schemes"]]
+    assert len(layers) > 5 and not {name.removesuffix(".weight") for name in layers} & set(said["llm_int8_skip_modules"])
+    quantized = client.quantize({name: dense[name] for name in layers}, scheme=scheme).collect()
+    for name in layers:
+        check_stored(name, quantized[name], made, scheme)
+    kept = set(dense) - set(layers)
+    assert {name for name in made if name in dense} == kept | set(layers)
+    for name in kept:
+        assert made[name].tobytes() == dense[name].tobytes()
+    cli.done("dequantize", tmp_path / "made", tmp_path / "back", "--dtype", "f32")
+    back = all_tensors(tmp_path / "back")
+    assert set(back) == set(dense) and "quantization_config" not in json.loads((tmp_path / "back/config.json").read_text())
+    for name in layers:
+        np.testing.assert_array_equal(back[name], quantized[name].dequantize())
+
+
+def check_stored(name: str, layer, made: dict, scheme: str):
+    module = name.removesuffix(".weight")
+    assert made[name].tobytes() == layer.packed.tobytes()
+    if scheme == "int8_rowwise":
+        assert (made[name].shape, made[name].dtype) == (layer.shape, np.int8)
+        np.testing.assert_array_equal(made[f"{module}.SCB"], layer.scales.reshape(-1))
+        assert made[f"{module}.weight_format"].tolist() == 0
+        return
+    book = scheme.partition("/")[0]
+    assert (made[name].shape, made[name].dtype) == ((np.prod(layer.shape) // 2, 1), np.uint8)
+    np.testing.assert_array_equal(made[f"{name}.absmax"], layer.scales.reshape(-1))
+    np.testing.assert_array_equal(made[f"{name}.quant_map"], json_book(book))
+    state = json.loads(made[f"{name}.{STATE}{book}"].tobytes())
+    words = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+    block = np.prod(layer.shape) // layer.scales.size
+    assert state == {"quant_type": book, "blocksize": block, "dtype": words[layer.dtype], "shape": list(layer.shape)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_is_a_source_like_any_other(scheme, model, tmp_path):
+    cli.quantize(model, tmp_path / "made", "-s", scheme)
+    cli.done("dequantize", tmp_path / "made", tmp_path / "dense")
+    cli.quantize(tmp_path / "made", tmp_path / "again", "-s", "W8A8")
+    cli.quantize(tmp_path / "dense", tmp_path / "expected", "-s", "W8A8")
+    found, expected = all_tensors(tmp_path / "again"), all_tensors(tmp_path / "expected")
+    assert {name: array.tobytes() for name, array in found.items()} == {name: array.tobytes() for name, array in expected.items()}
+    measured = cli.done("measure", tmp_path / "made", model, "--json").json
+    assert {layer["first"] for layer in measured["layers"] if layer["metrics"]["mse"]} == {scheme}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_estimate_foretells_it(scheme, model, tmp_path):
+    told = cli.done("estimate", model, "-s", scheme, "--json").json["layers"]
+    cli.quantize(model, tmp_path / "made", "-s", scheme)
+    stored = sum(array.nbytes for array in all_tensors(tmp_path / "made").values())
+    assert [sum(layer["destination_bytes"][end] for layer in told) for end in (0, 1)] == [stored, stored]
+    report = json.loads((tmp_path / "made/quarrel.report.json").read_text())["layers"]
+    bits = {layer["name"]: layer["metrics"]["bits_per_weight"] for layer in report if layer["scheme"]}
+    assert {layer["name"]: layer["bits_per_weight"] for layer in told if layer["schemes"]} == pytest.approx(bits)
+
+
+def test_a_configuration_names_one_method(model, tmp_path):
+    for other in ("int8", "fp4", "int8_rowwise"):
+        recipe = {"rules": [{"targets": ["*q_proj*"], "scheme": "nf4"}, {"targets": ["*"], "scheme": other}]}
+        (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+        refused = cli.run("quantize", model, tmp_path / "made", "--recipe", tmp_path / "recipe.json")
+        assert refused.code and "option_conflict" in refused.err and "`nf4`" in refused.err and f"`{other}`" in refused.err
+        assert not (tmp_path / "made").exists()
+
+
+def spoiled(folder, change):
+    """The one file of a folder, with other tensors."""
+    file = cli.read(folder / "model.safetensors")
+    tensors = dict(file.tensors)
+    change(tensors)
+    cli.write(folder / "model.safetensors", tensors)
+
+
+LAYER = "model.layers.0.mlp.up_proj.weight"
+BOOK_STATE = f"{LAYER}.{STATE}nf4"
+
+
+def said(**changed):
+    def change(tensors):
+        state = json.loads(tensors[BOOK_STATE].tobytes()) | changed
+        tensors[BOOK_STATE] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return change
+
+
+def text(words: bytes):
+    return lambda tensors: tensors.update({BOOK_STATE: np.frombuffer(words, np.uint8)})
+
+
+WRONG = {
+    "no JSON": (text(b"{"), "is no state"),
+    "a long state": (text(b" " * 5000), "at most 4096"),
+    "another type": (said(quant_type="af4"), "af4"),
+    "another block": (said(blocksize=48), "nf4/g48"),
+    "blocks that cross rows": (said(blocksize=4096), "cross the rows"),
+    "another dtype": (said(dtype="int8"), "`int8`"),
+    "another shape": (said(shape=[2, 64]), "expected U8 [64, 1]"),
+    "a shape that overflows": (said(shape=[2**40, 2**40]), "2^48"),
+    "rank 1": (said(shape=[64]), "two dimensions"),
+    "negative": (said(shape=[-1, 64]), "is no state"),
+    "double quantization": (said(nested_blocksize=256), "double quantization"),
+    "another codebook": (lambda tensors: tensors.update({f"{LAYER}.quant_map": np.arange(16, dtype=np.float32)}), "is not the codebook"),
+    "no state": (lambda tensors: tensors.pop(BOOK_STATE), "quant_state"),
+    "too few scales": (lambda tensors: tensors.update({f"{LAYER}.absmax": np.ones(3, np.float32)}), "absmax` is F32 [3]"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_state_that_is_not_one_is_refused_by_name(case, tmp_path):
+    folder = write_model(tmp_path / "model", shards=1)
+    cli.quantize(folder, tmp_path / "made", "-s", "nf4")
+    change, word = WRONG[case]
+    spoiled(tmp_path / "made", change)
+    refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
+    assert refused.code and word in refused.err and LAYER.removesuffix(".weight") in refused.err, refused.err
+    assert not (tmp_path / "out").exists()
+    assert word in cli.done("inspect", tmp_path / "made").out
+
+
+def all_tensors(folder) -> dict[str, np.ndarray]:
+    return {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in cli.read(file).tensors.items()}
