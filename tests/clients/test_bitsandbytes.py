@@ -151,6 +151,7 @@ def spoiled(folder, change):
 
 
 LAYER = "model.layers.0.mlp.up_proj.weight"
+MODULE = LAYER.removesuffix(".weight")
 BOOK_STATE = f"{LAYER}.{STATE}nf4"
 
 
@@ -169,6 +170,13 @@ WRONG = {
     "no JSON": (text(b"{"), "is no state"),
     "a long state": (text(b" " * 5000), "at most 4096"),
     "another type": (said(quant_type="af4"), "af4"),
+    "another scheme": (said(quant_type="int4"), "says `int4`: expected `nf4`"),
+    "the other book": (said(quant_type="fp4"), "says `fp4`: expected `nf4`"),
+    "two states": (lambda tensors: tensors.update({BOOK_STATE.replace("nf4", "fp4"): tensors[BOOK_STATE]}), "it has both"),
+    "scales of compressed-tensors": (lambda tensors: tensors.update({f"{MODULE}.weight_scale": np.ones((512, 1), np.float32)}), "two layouts"),
+    "scales of rows": (lambda tensors: tensors.update({f"{MODULE}.SCB": np.ones(512, np.float32)}), "two layouts"),
+    "codes stored as another type": (lambda tensors: tensors.update({LAYER: np.ones((32768, 1), np.float16)}), "bnb_4bit_quant_storage"),
+    "a huge block": (said(blocksize=2**31, shape=[1, 2**47]), "nf4/g2147483648"),
     "another block": (said(blocksize=48), "nf4/g48"),
     "blocks that cross rows": (said(blocksize=4096), "cross the rows"),
     "another dtype": (said(dtype="int8"), "`int8`"),
@@ -193,6 +201,44 @@ def test_a_state_that_is_not_one_is_refused_by_name(case, tmp_path):
     assert refused.code and word in refused.err and LAYER.removesuffix(".weight") in refused.err, refused.err
     assert not (tmp_path / "out").exists()
     assert word in cli.done("inspect", tmp_path / "made").out
+
+
+ROWS_WRONG = {
+    "columns first": (lambda tensors: tensors.update({f"{MODULE}.weight_format": np.array(1, np.uint8)}), "row by row"),
+    "too few scales": (lambda tensors: tensors.update({f"{MODULE}.SCB": np.ones(3, np.float32)}), "one for each row"),
+    "scales of another type": (lambda tensors: tensors.update({f"{MODULE}.SCB": np.ones(512, np.float16)}), "expected F32"),
+    "codes of another type": (lambda tensors: tensors.update({LAYER: np.ones((512, 256), np.uint8)}), "expected I8"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS_WRONG)
+def test_rows_that_are_none_are_refused_by_name(case, tmp_path):
+    folder = write_model(tmp_path / "model", shards=1)
+    cli.quantize(folder, tmp_path / "made", "-s", "int8_rowwise")
+    change, word = ROWS_WRONG[case]
+    spoiled(tmp_path / "made", change)
+    refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
+    assert refused.code and word in refused.err and MODULE in refused.err, refused.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_layers_of_any_rank_and_magnitude_come_back(scheme, tmp_path):
+    rng = np.random.default_rng(3)
+    layers = {
+        "conv.weight": rng.standard_normal((4, 8, 4, 4)), "experts.weight": rng.standard_normal((2, 4, 128)),
+        "large.weight": rng.standard_normal((4, 128)) * 1e30, "small.weight": rng.standard_normal((4, 128)) * 1e-30,
+    }
+    layers = {name: array.astype(np.float32) for name, array in layers.items()}
+    cli.write(tmp_path / "in.safetensors", layers)
+    cli.quantize(tmp_path / "in.safetensors", tmp_path / "made.safetensors", "-s", scheme, "--ignore", "nothing")
+    cli.done("dequantize", tmp_path / "made.safetensors", tmp_path / "back.safetensors")
+    back = cli.read(tmp_path / "back.safetensors").tensors
+    for name, array in layers.items():
+        assert back[name].dtype == np.float32 and back[name].shape == array.shape
+        assert np.abs(back[name] - array).max() < 0.2 * np.abs(array).max(), name
+    measured = cli.done("measure", tmp_path / "made.safetensors", tmp_path / "in.safetensors", "--json").json["layers"]
+    assert all(layer["metrics"]["sqnr_db"] > 10 for layer in measured)
 
 
 def all_tensors(folder) -> dict[str, np.ndarray]:

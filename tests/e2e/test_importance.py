@@ -102,8 +102,9 @@ def test_a_ladder_goes_by_it_where_a_rung_does(server):
 
 def test_it_is_nothing_to_a_kept_layer(server):
     how = {"recipe": {"rules": [{"targets": ["other"], "scheme": "Q4_K"}]}}
-    layer = one(server, how, wire.layer_batch("layer", weights(), importance=counts(7)))
-    assert {row["status"] for row in layer.rows} == {"kept"}
+    for numbers in (counts(7), [None]):
+        layer = one(server, how, said(wire.layer_batch("layer", weights(), importance=counts(7)), numbers))
+        assert {row["status"] for row in layer.rows} == {"kept"}
 
 
 NAN = float("nan")
@@ -111,8 +112,9 @@ REFUSED = {
     "too few": ("Q4_K", counts(COLUMNS - 1), ("255", "expected 256")),
     "too many": ("Q4_K", counts(2 * COLUMNS), ("512", "expected 256")),
     "none": ("Q4_K", [], ("0 numbers",)),
-    "below zero": ("Q4_K", [-1.0] * COLUMNS, ("`importance` 0 is -1", "not below zero")),
+    "below zero": ("Q4_K", [-1.0] * COLUMNS, ("`importance` 0 is -1", "from 0 to 1e15")),
     "not a number": ("Q4_K", [1.0, NAN] * 128, ("`importance` 1 is NaN",)),
+    "too large": ("Q4_K", [2e15] * COLUMNS, ("from 0 to 1e15",)),
     "infinite": ("Q4_K", [float("inf")] * COLUMNS, ("inf",)),
     "a null": ("Q4_K", [1.0] * 9 + [None] + [1.0] * 246, ("`importance` 9 of row 0 is null",)),
     "integers": ("int8", counts(), ("scheme `int8` does not go by `importance`",)),
@@ -133,11 +135,13 @@ def test_what_is_wrong_is_said(server, case):
 
 def test_a_layer_whose_importance_is_wrong_may_fail_alone(server):
     batches = [
-        wire.layer_batch("bad", weights(), importance=counts(7)),
+        wire.layer_batch("short", weights(), importance=counts(7)),
+        said(wire.layer_batch("null", weights(), importance=counts()), [1.0, None] * 128),
         wire.layer_batch("layer", weights(), importance=counts()),
     ]
     reply = wire.exchange(server.location, {"quantize": {"scheme": "Q4_K", "on_error": "continue"}}, batches)
-    assert [(row["status"], row["reason"]) for row in reply.layer("bad").rows] == [("failed", "importance_invalid")]
+    for bad in ("short", "null"):
+        assert [(row["status"], row["reason"]) for row in reply.layer(bad).rows] == [("failed", "importance_invalid")]
     assert bytes(reply.layer("layer").codes) == blocks(server, weights(), counts())
 
 

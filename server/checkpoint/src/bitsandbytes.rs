@@ -4,15 +4,16 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use quarrel_engine::{Codebook, Codes, Granularity, Scheme, SchemeError};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::{
     element::Element,
-    modules::Module,
+    modules::{DEEPSEEK_SCALES, Module},
     source::{Source, Tensor},
-    stored::{Entry, Part},
+    stored::{Entry, Part, SCALES_PART},
 };
 
 /// What the tensors of a layer are called behind the module's name.
@@ -123,27 +124,55 @@ pub(crate) fn configuration(config: &Map<String, Value>, scheme: &Scheme, kept: 
 /// The module whose codes are a tensor, if bitsandbytes stored it.
 pub(crate) fn module(source: &Source, name: &str, codes: &Tensor) -> Option<Result<Module, String>> {
     let part = |part: &str| source.tensor(&format!("{name}.{part}")).cloned();
-    if let Some(scales) = part(ROW_ABSMAX) {
-        return Some(rowwise(name, codes, scales, part(ROW_FORMAT)));
+    let (rows, blocks) = (part(ROW_ABSMAX), part(ABSMAX));
+    // One layout, or none is understood.
+    let others = [SCALES_PART, DEEPSEEK_SCALES].into_iter().filter(|other| part(other).is_some());
+    let found = others.chain(rows.as_ref().map(|_| ROW_ABSMAX)).chain(blocks.as_ref().map(|_| ABSMAX));
+    match (rows, blocks, Vec::from_iter(found).as_slice()) {
+        (None, None, _) => None,
+        (_, _, [one, other, ..]) => Some(Err(format!("it has scales of two layouts, `{one}` and `{other}`"))),
+        (Some(scales), ..) => Some(rowwise(source, name, codes, scales, part(ROW_FORMAT))),
+        (None, Some(scales), _) => Some(four_bits(source, name, codes, scales)),
     }
-    let scales = part(ABSMAX)?;
-    Some(part(&format!("{STATE}nf4")).or_else(|| part(&format!("{STATE}fp4"))).map_or_else(
-        || Err(format!("it has `{ABSMAX}` but no `{STATE}nf4` or `{STATE}fp4` beside it")),
-        |state| four_bits(source, name, codes, scales, state, part(BOOK)),
-    ))
 }
 
-fn rowwise(name: &str, codes: &Tensor, scales: Tensor, format: Option<Tensor>) -> Result<Module, String> {
-    let rows = codes.shape.first().copied().unwrap_or(0);
-    if codes.dtype != Dtype::I8.into() || codes.shape.len() != 2 {
-        return Err(format!("its codes are {} {:?}: expected I8 of two dimensions", codes.dtype, codes.shape));
+fn rowwise(
+    source: &Source,
+    name: &str,
+    codes: &Tensor,
+    scales: Tensor,
+    format: Option<Tensor>,
+) -> Result<Module, String> {
+    bounded(&codes.shape)?;
+    let rows = |dims: &usize| codes.shape[..*dims].iter().product::<u64>();
+    let dims = (1..codes.shape.len()).find(|dims| scales.shape == [rows(dims)]);
+    let (true, Some(dims)) = (codes.dtype == Dtype::I8.into(), dims) else {
+        let (dtype, shape) = (codes.dtype, &codes.shape);
+        return Err(format!(
+            "its codes are {dtype} {shape:?}, its scales {:?}: expected I8, one for each row",
+            scales.shape
+        ));
+    };
+    if scales.dtype != Dtype::F32.into() {
+        return Err(format!("`{}` is {}: expected F32", scales.name, scales.dtype));
     }
-    if scales.dtype != Dtype::F32.into() || scales.shape != [rows] {
-        return Err(format!("`{}` is {} {:?}: expected F32 [{rows}]", scales.name, scales.dtype, scales.shape));
+    if let Some(format) = &format
+        && (format.bytes() != 1 || read(source, format)?[..] != [0])
+    {
+        return Err(format!("`{}` says that its codes do not lie row by row: this version reads those", format.name));
     }
-    let scheme = parsed("int8_rowwise")?;
+    let dims = if dims == 1 { String::new() } else { format!(";channel_dims={dims}") };
+    let scheme = parsed(&format!("int8_rowwise{dims}"))?;
     let others = format.into_iter().collect();
-    Ok(Module::of_parts(name, scheme, codes.shape.clone(), Dtype::F16, codes.clone(), scales, others))
+    Ok(Module::of_parts(name, scheme, codes.shape.clone(), type_of_others(source), codes.clone(), scales, others))
+}
+
+/// What the weights of rows were is not said: what the rest of the file is, or f32, which holds all.
+fn type_of_others(source: &Source) -> Dtype {
+    let is_scale = |name: &str| [ROW_ABSMAX, ABSMAX, BOOK].iter().any(|part| name.ends_with(part));
+    let others = source.tensors().iter().filter(|tensor| !is_scale(&tensor.name));
+    let found = others.filter_map(|tensor| tensor.dtype.plain());
+    { found }.find(|dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)).unwrap_or(Dtype::F32)
 }
 
 /// What a layer's state says.
@@ -156,54 +185,75 @@ struct State {
     nested_blocksize: Option<u32>,
 }
 
-fn four_bits(
-    source: &Source,
-    name: &str,
-    codes: &Tensor,
-    scales: Tensor,
-    state: Tensor,
-    book: Option<Tensor>,
-) -> Result<Module, String> {
+fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Result<Module, String> {
+    let part = |part: &str| source.tensor(&format!("{name}.{part}")).cloned();
+    let (book, state) = match (part(&format!("{STATE}nf4")), part(&format!("{STATE}fp4"))) {
+        (Some(state), None) => (Codebook::Nf4, state),
+        (None, Some(state)) => (Codebook::Fp4, state),
+        (None, None) => return Err(format!("it has `{ABSMAX}` but no `{STATE}nf4` or `{STATE}fp4` beside it")),
+        (Some(_), Some(_)) => return Err(format!("it has both `{STATE}nf4` and `{STATE}fp4`")),
+    };
     if state.dtype != Dtype::U8.into() || state.bytes() > STATE_BYTES_MAX {
         let (dtype, shape) = (state.dtype, &state.shape);
         return Err(format!("`{}` is {dtype} {shape:?}: expected U8, at most {STATE_BYTES_MAX}", state.name));
     }
-    let text = source.read_whole(&state).map_err(|error| error.to_string())?;
-    let said: State =
-        serde_json::from_slice(&text).map_err(|error| format!("`{}` is no state: {error}", state.name))?;
+    let said: State = serde_json::from_slice(&read(source, &state)?)
+        .map_err(|error| format!("`{}` is no state: {error}", state.name))?;
+    if said.quant_type != book.name() {
+        return Err(format!("`{}` says `{}`: expected `{}`", state.name, said.quant_type, book.name()));
+    }
     if said.nested_blocksize.is_some() {
         return Err("its scales are quantized too (double quantization): this version reads others".to_owned());
     }
-    let scheme = parsed(&format!("{}/g{}", said.quant_type, said.blocksize))?;
+    let scheme = parsed(&format!("{}/g{}", book.name(), said.blocksize))?;
     let dtype = match said.dtype.as_str() {
         "bfloat16" => Dtype::BF16,
         "float16" => Dtype::F16,
         "float32" => Dtype::F32,
         other => return Err(format!("its weights were `{other}`: expected bfloat16, float16 or float32")),
     };
-    let product = said.shape.iter().try_fold(1u64, |all, dimension| all.checked_mul(*dimension));
-    let is_bounded = product.is_some_and(|elements| elements < 1 << 48);
-    let (true, [_, columns]) = (is_bounded, said.shape.as_slice()) else {
-        return Err(format!("its shape {:?} is not one of two dimensions, below 2^48 elements", said.shape));
-    };
+    let columns = bounded(&said.shape)?;
     if !columns.is_multiple_of(u64::from(said.blocksize)) {
         return Err(format!("its blocks of {} cross the rows of shape {:?}", said.blocksize, said.shape));
     }
+    if codes.dtype != Dtype::U8.into() {
+        return Err(format!(
+            "its codes are stored as {} (`bnb_4bit_quant_storage`): this version reads U8 (`uint8`)",
+            codes.dtype
+        ));
+    }
     let expected = layout(name, &scheme, (dtype, &said.shape)).unwrap_or_default();
-    for (found, (_, entry)) in [codes, &scales].into_iter().zip(&expected) {
+    let [(_, of_codes), (_, of_scales), ..] = expected.as_slice() else {
+        return Err(format!("`{scheme}` is not one of bitsandbytes'"));
+    };
+    for (found, entry) in [(codes, of_codes), (&scales, of_scales)] {
         if (found.dtype, &found.shape) != (entry.1, &entry.2) {
             let (name, dtype, shape) = (&found.name, found.dtype, &found.shape);
             return Err(format!("`{name}` is {dtype} {shape:?}: expected {} {:?}", entry.1, entry.2));
         }
     }
-    if let (Some(book), Codes::Codebook(of)) = (&book, scheme.codes()) {
-        let is_it = book.bytes() == 64 && source.read_whole(book).map_err(|error| error.to_string())? == book_bytes(of);
-        if !is_it {
-            return Err(format!("`{}` is not the codebook of {}", book.name, of.name()));
-        }
+    let map = part(BOOK);
+    if let Some(map) = &map
+        && (map.bytes() != 64 || read(source, map)?[..] != book_bytes(book))
+    {
+        return Err(format!("`{}` is not the codebook of {}", map.name, book.name()));
     }
-    let others = book.into_iter().chain([state]).collect();
+    let others = map.into_iter().chain([state]).collect();
     Ok(Module::of_parts(name, scheme, said.shape, dtype, codes.clone(), scales, others))
+}
+
+/// The columns of a shape of two dimensions or more, below 2^48 elements.
+fn bounded(shape: &[u64]) -> Result<u64, String> {
+    // Zeros as ones: so no product of some of them overflows either.
+    let product = shape.iter().try_fold(1u64, |all, dimension| all.checked_mul((*dimension).max(1)));
+    match (product.is_some_and(|elements| elements < 1 << 48), shape) {
+        (true, [_, columns @ ..]) if !columns.is_empty() => Ok(columns.iter().product()),
+        _ => Err(format!("its shape {shape:?} is not one of two dimensions or more, below 2^48 elements")),
+    }
+}
+
+fn read(source: &Source, tensor: &Tensor) -> Result<Bytes, String> {
+    source.read_whole(tensor).map_err(|error| error.to_string())
 }
 
 fn parsed(scheme: &str) -> Result<Scheme, String> {

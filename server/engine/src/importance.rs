@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What a row says of its columns' importance, unless it is null.
-pub(crate) fn said<'a>(rows: &'a WeightRows, row: usize, name: &str) -> Result<Option<&'a [f32]>, Note> {
+pub(crate) fn said<'a>(rows: &'a WeightRows, row: usize, name: &str) -> Said<'a> {
     let Some(lists) = &rows.importance else { return Ok(None) };
     let Some(range) = lists.range(row) else { return Ok(None) };
     let values = lists.values.as_primitive::<Float32Type>();
@@ -25,6 +25,12 @@ pub(crate) fn said<'a>(rows: &'a WeightRows, row: usize, name: &str) -> Result<O
         None => Ok(Some(&values.values()[range])),
     }
 }
+
+/// Under greater ones, sums over weights that blocks can stand for are beyond f32, and ggml makes zeros or NaN of them.
+const GREATEST: f32 = 1e15;
+
+/// What a row says, or what is wrong with it.
+pub(crate) type Said<'a> = Result<Option<&'a [f32]>, Note>;
 
 /// A number for each column, of each matrix or of all alike.
 #[derive(Debug, PartialEq)]
@@ -39,14 +45,20 @@ impl Importance {
     /// What a layer's first row says, and what becomes of the layer: a failure if the two do not go together.
     pub(crate) fn beside(
         decision: Decision,
-        numbers: Option<&[f32]>,
+        said: Said<'_>,
         name: &str,
         shape: &Shape,
     ) -> (Decision, Option<Importance>) {
-        match numbers.map(|numbers| Importance::new(numbers, name, shape, &decision)) {
-            None => (decision, None),
-            Some(Ok(importance)) => (decision, importance),
-            Some(Err(note)) => (Decision::Fail(note), None),
+        if matches!(decision, Decision::Keep(_) | Decision::Fail(_)) {
+            return (decision, None);
+        }
+        let laid = said.and_then(|numbers| match numbers {
+            Some(numbers) => Importance::new(numbers, name, shape, &decision),
+            None => Ok(None),
+        });
+        match laid {
+            Ok(importance) => (decision, importance),
+            Err(note) => (Decision::Fail(note), None),
         }
     }
 
@@ -64,9 +76,9 @@ impl Importance {
                 rungs[0].scheme
             ));
         };
-        if let Some(at) = numbers.iter().position(|number| !(number.is_finite() && *number >= 0.0)) {
+        if let Some(at) = numbers.iter().position(|number| !(0.0..=GREATEST).contains(number)) {
             let number = numbers[at];
-            return fail(format_args!("`importance` {at} is {number}, expected a finite number, not below zero"));
+            return fail(format_args!("`importance` {at} is {number}, expected a number from 0 to {GREATEST:e}"));
         }
         let (columns, matrices) = (rung.columns, matrices(rung, shape));
         if numbers.len() != columns && numbers.len() != columns * matrices {
@@ -89,13 +101,15 @@ impl Importance {
     /// What a further run of a layer says must be what the first one said: all of it, or nothing.
     pub(crate) fn check_same(
         first: Option<&Importance>,
-        numbers: Option<&[f32]>,
+        said: Said<'_>,
         name: &str,
         decision: &Decision,
     ) -> Result<(), Note> {
-        let is_taken = !matches!(decision, Decision::Keep(_) | Decision::Fail(_));
-        match numbers {
-            Some(numbers) if is_taken && first.is_none_or(|first| first.numbers != numbers) => {
+        if matches!(decision, Decision::Keep(_) | Decision::Fail(_)) {
+            return Ok(());
+        }
+        match said? {
+            Some(numbers) if first.is_none_or(|first| first.numbers != numbers) => {
                 let what =
                     format_args!("a run's `importance` is not that of its first run: expected the same, or null");
                 Err(note(Reason::ImportanceInvalid, name, what))

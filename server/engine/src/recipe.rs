@@ -15,12 +15,15 @@ const PATTERNS_MAX: usize = 512;
 const PATTERN_BYTES_MAX: usize = 1 << 16;
 
 /// Names that keep their precision by convention: embeddings, output heads, norms, routers. SPEC.md lists them.
-pub const STANDARD: [&str; 14] = [
+pub const STANDARD: [&str; 17] = [
     "*embed_tokens",
     "*embeddings*",
     "*embedding",
     "*wte",
     "*wpe",
+    "*embed_positions",
+    "*relative_attention_bias",
+    "shared",
     "lm_head",
     "*.lm_head",
     "*norm",
@@ -33,7 +36,7 @@ pub const STANDARD: [&str; 14] = [
 ];
 
 /// The part of [`STANDARD`] that names embeddings, which `Linear` does not match.
-const EMBEDDINGS: usize = 5;
+const EMBEDDINGS: usize = 8;
 
 /// What a rule's target or an ignored name matches.
 #[derive(Debug, Clone)]

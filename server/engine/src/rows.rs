@@ -13,7 +13,7 @@ use quarrel_proto::Reason;
 
 use crate::{
     arrow_in::{ColumnError, NoWeights, WeightColumns, WeightRows},
-    importance::{self, Importance},
+    importance::{self, Importance, Said},
     layer::{Decision, Limits, Note, Shape, note},
     names::{Seen, check_rows, row_name},
     plan::{OnError, QuantizePlan},
@@ -253,7 +253,7 @@ impl Rows {
             return Err(fail(Reason::BytesRagged, what));
         }
         let elements = data.len() / dtype.bytes();
-        let importance = importance::said(rows, at, name).map_err(LayerError)?;
+        let importance = importance::said(rows, at, name);
         let mut open = match self.open.take() {
             Some(open) if open.layer.name == name => {
                 open.check_same(said.as_ref(), dtype, importance)?;
@@ -303,7 +303,7 @@ impl Rows {
         said: Option<Shape>,
         elements: usize,
         dtype: Dtype,
-        importance: Option<&[f32]>,
+        importance: Said<'_>,
     ) -> Result<Open, LayerError> {
         self.seen.add(name, &self.limits)?;
         let decision = self.plan.decide(name, said.as_ref(), elements, dtype);
@@ -435,7 +435,7 @@ impl Rows {
 }
 
 impl Open {
-    fn check_same(&self, said: Option<&Shape>, dtype: Dtype, importance: Option<&[f32]>) -> Result<(), LayerError> {
+    fn check_same(&self, said: Option<&Shape>, dtype: Dtype, importance: Said<'_>) -> Result<(), LayerError> {
         let layer = &self.layer;
         Importance::check_same(layer.importance.as_ref(), importance, &layer.name, &layer.decision)
             .map_err(LayerError)?;

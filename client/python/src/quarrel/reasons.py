@@ -159,7 +159,7 @@ REASONS: dict[str, Reason] = {
         "Send all runs of a layer with its full shape; give different layers different names.",
     ),
     "importance_invalid": Reason(
-        "`importance` holds a null, a negative number or none that is finite, has another length than the columns, changes within a layer, or comes to a scheme that does not go by it.",
+        "`importance` holds a null or a number that is not from 0 to 1e15, has another length than the columns, changes within a layer, or comes to a scheme that does not go by it.",
         InvalidInputError,
         "Send one float32 for each column of the layer, or null.",
     ),

@@ -54,7 +54,7 @@ fn by_root<R: Simd>(values: &[f32], mean_square: f32, weights: &mut [f32]) {
 
 /// The K-quants with minima: more divisions than without importance, and scales of the scales that are searched for too.
 macro_rules! with_minima {
-    ($(#[$doc:meta])* $name:ident, $block:ident, $group:literal, $max:literal, $times:literal, $coders:ident) => {
+    ($(#[$doc:meta])* $name:ident, $block:ident, $group:literal, $max:literal, $times:literal, $coders:expr) => {
         $(#[$doc])*
         pub(super) struct $name;
 
@@ -93,11 +93,11 @@ with_minima!(
 );
 with_minima!(
     /// Eight groups of 32, 4 bits.
-    Q4K, Q4K, 32, 15, 2.0, six_bit_scales
+    Q4K, Q4K, 32, 15, 2.0, six_bit_scales::<255>
 );
 with_minima!(
     /// Eight groups of 32, 5 bits.
-    Q5K, Q5K, 32, 31, 2.0, six_bit_scales
+    Q5K, Q5K, 32, 31, 2.0, six_bit_scales::<63>
 );
 
 /// The numbers of a block's groups.
@@ -119,12 +119,13 @@ fn four_bit_scales(max: f32, groups: Groups<'_>, coders: &mut [Group], out: &mut
     out[82..84].copy_from_slice(&lift_bits);
 }
 
-fn six_bit_scales(max: f32, groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
+/// Codes of scales are at most `MOST`: one below zero has wrapped around, and only some of ggml's types hold it.
+fn six_bit_scales<const MOST: u8>(max: f32, groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
     let weights = numbers::<8>(groups.weights);
     let (scale, small) = positive(&numbers(groups.scales), &weights, 63);
     let (lift, lifts) = positive(&numbers(groups.minima), &weights, 63);
     let ((scale_bits, scale), (lift_bits, lift)) = (stored(scale), stored(lift));
-    let packed = layout::six_bits(&small, &lifts);
+    let packed = layout::six_bits(&small.map(|code| code.min(MOST)), &lifts.map(|code| code.min(MOST)));
     let (small, lifts) = layout::from_six_bits(&packed);
     for (at, group) in coders.iter_mut().enumerate() {
         *group = Group::new(scale * f32::from(small[at]), lift * f32::from(lifts[at]), 0.0, max);
