@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +58,15 @@ def test_importance_of_columns_goes_beside_the_layers(client, layer, tmp_path):
         return (off**2 * said["large"]).sum()
 
     assert weighted(found) < 0.9 * weighted(without)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, ml_dtypes.bfloat16, np.int32, list])
+def test_importance_is_numbers_of_any_kind(kind, client, layer):
+    numbers = np.arange(512) % 7
+    said = numbers.tolist() if kind is list else numbers.astype(kind)
+    found, expected = (client.quantize({"x": layer}, scheme="Q4_K", importance={"x": one}).collect()["x"]
+                       for one in (said, numbers.astype(np.float32)))
+    assert found.codes.tobytes() == expected.codes.tobytes()
 
 
 def test_a_file_of_layers_has_the_column_too(layer, tmp_path, client):

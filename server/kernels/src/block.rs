@@ -14,7 +14,10 @@ mod search;
 mod superblock;
 mod weighted;
 
-use crate::{Dtype, Part, TILE, element::widen, half, quantize::Measure, simd::Simd};
+use crate::{
+    Dtype, Level, Part, Sums, TILE, element::widen, half, level::multiversion, quantize::Measure, simd::Simd,
+    sums::Tally,
+};
 
 pub(crate) use decode::dequantize;
 
@@ -168,9 +171,6 @@ impl Block {
 /// Writes the blocks of a part: whole ones.
 #[inline(always)]
 pub(crate) fn quantize<R: Simd, M: Measure>(block: Block, part: &Part<'_>, out: &mut [u8]) -> M::Made {
-    if !part.importance.columns.is_empty() {
-        return quantize_by_importance::<R, M>(block, part, out);
-    }
     match block {
         Block::Q8_0 => plain::quantize::<R, M, legacy::Q8_0>(part, out),
         Block::Q4_0 => plain::quantize::<R, M, legacy::Q4_0>(part, out),
@@ -188,20 +188,26 @@ pub(crate) fn quantize<R: Simd, M: Measure>(block: Block, part: &Part<'_>, out: 
     }
 }
 
-/// The same, where columns count differently.
+multiversion! { fn by_importance(block: Block, part: &Part<'_>, out: &mut [u8]) -> Sums = body_by_importance<R>; }
+
+/// The same, where columns count differently. Always measured: beside the search that costs nothing.
+pub(crate) fn quantize_by_importance(level: Level, block: Block, part: &Part<'_>, out: &mut [u8]) -> Sums {
+    by_importance(level, block, part, out)
+}
+
 #[inline(always)]
-fn quantize_by_importance<R: Simd, M: Measure>(block: Block, part: &Part<'_>, out: &mut [u8]) -> M::Made {
+fn body_by_importance<R: Simd>(block: Block, part: &Part<'_>, out: &mut [u8]) -> Sums {
     match block {
-        Block::Q4_0 => superblock::quantize::<R, M, weighted::Q4_0, 32>(part, out),
-        Block::Q4_1 => superblock::quantize::<R, M, weighted::Q4_1, 32>(part, out),
-        Block::Q5_0 => superblock::quantize::<R, M, weighted::Q5_0, 32>(part, out),
-        Block::Q5_1 => superblock::quantize::<R, M, weighted::Q5_1, 32>(part, out),
-        Block::Q2K => superblock::quantize::<R, M, weighted::Q2K, 16>(part, out),
-        Block::Q3K => superblock::quantize::<R, M, weighted::Q3K, 16>(part, out),
-        Block::Q4K => superblock::quantize::<R, M, weighted::Q4K, 32>(part, out),
-        Block::Q5K => superblock::quantize::<R, M, weighted::Q5K, 32>(part, out),
-        Block::Q6K => superblock::quantize::<R, M, weighted::Q6K, 16>(part, out),
-        Block::Iq4Nl => superblock::quantize::<R, M, nonlinear::Iq4Nl<true>, 32>(part, out),
+        Block::Q4_0 => superblock::quantize::<R, Tally, weighted::Q4_0, 32>(part, out),
+        Block::Q4_1 => superblock::quantize::<R, Tally, weighted::Q4_1, 32>(part, out),
+        Block::Q5_0 => superblock::quantize::<R, Tally, weighted::Q5_0, 32>(part, out),
+        Block::Q5_1 => superblock::quantize::<R, Tally, weighted::Q5_1, 32>(part, out),
+        Block::Q2K => superblock::quantize::<R, Tally, weighted::Q2K, 16>(part, out),
+        Block::Q3K => superblock::quantize::<R, Tally, weighted::Q3K, 16>(part, out),
+        Block::Q4K => superblock::quantize::<R, Tally, weighted::Q4K, 32>(part, out),
+        Block::Q5K => superblock::quantize::<R, Tally, weighted::Q5K, 32>(part, out),
+        Block::Q6K => superblock::quantize::<R, Tally, weighted::Q6K, 16>(part, out),
+        Block::Iq4Nl => superblock::quantize::<R, Tally, nonlinear::Iq4Nl<true>, 32>(part, out),
         Block::Q8_0 | Block::Mxfp4 | Block::Nvfp4 => panic!("{} takes no importance of columns", block.name()),
     }
 }

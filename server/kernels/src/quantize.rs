@@ -7,7 +7,7 @@
 use std::{marker::PhantomData, ops::Range};
 
 use crate::{
-    Arith, Codebook, Codes, Dtype, Format, Grid, Level, Packing, Part, Scaling, Sums, TILE, block,
+    Arith, Block, Codebook, Codes, Dtype, Format, Grid, Level, Packing, Part, Scaling, Sums, TILE, block,
     codebook::{Book, Fp4, Looked, Nf4, Rowwise},
     coder::{Asymmetric, Coder, Divided, Limits, Mini, Multiplied, Scaled, Symmetric},
     element::{LANES, Loose, LooseBf16, LooseF16, LooseF32, Value, in_registers, loose},
@@ -33,6 +33,9 @@ const PACKED_AT_ONCE: usize = 8 * TILE;
 /// blocks, where codes are blocks; if columns have an importance, and there is not one for each element, or the codes take none.
 pub fn quantize(level: Level, format: Format, arith: Arith, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> Sums {
     assert_room(format.codes, part, out);
+    if let Some(block) = by_importance(format, part) {
+        return block::quantize_by_importance(level, block, part, out);
+    }
     match (format.scaling, arith, part.dtype) {
         (Scaling::Weights, Arith::WeightDtype, Dtype::Bf16) => bf16(level, format, part, grid, out),
         (Scaling::Weights, Arith::WeightDtype, Dtype::F16) => f16(level, format, part, grid, out),
@@ -46,7 +49,19 @@ pub fn quantize(level: Level, format: Format, arith: Arith, part: &Part<'_>, gri
 /// As [`quantize`].
 pub fn encode(level: Level, format: Format, part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) {
     assert_room(format.codes, part, out);
+    if let Some(block) = by_importance(format, part) {
+        block::quantize_by_importance(level, block, part, out);
+        return;
+    }
     unmeasured(level, format, part, grid, out);
+}
+
+/// The type of block that is searched for by the importance of columns, where they have one.
+fn by_importance(format: Format, part: &Part<'_>) -> Option<Block> {
+    match format.codes {
+        Codes::Block(block) if !part.importance.columns.is_empty() => Some(block),
+        _ => None,
+    }
 }
 
 /// The loops stop where either ends: then codes would be missing in silence.

@@ -80,8 +80,9 @@ def _importance(importance: Any) -> runs.Importance:
         raise TypeError(f"`importance` is a `{type(importance).__name__}`: expected a dict of names and arrays")
     found = {}
     for name, array in importance.items():
-        numbers = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-        if numbers.dtype.kind not in "fiu" or numbers.ndim == 0:
+        # Of torch, f32 first: numpy knows no bfloat16 of its own.
+        numbers = np.asarray(array.detach().cpu().float() if hasattr(array, "detach") else array)
+        if (numbers.dtype.kind not in "fiu" and numbers.dtype.name not in WORDS) or numbers.ndim == 0:
             raise TypeError(f"`importance` of `{name}` is `{numbers.dtype}` of {numbers.ndim} dimensions: expected numbers")
         found[name] = np.ascontiguousarray(numbers, np.float32).reshape(-1)
     return found
