@@ -53,7 +53,7 @@ def test_memory_is_no_more_than_it_says(scheme, tmp_path):
     print(f"{scheme}: {peak >> 20} MiB of {said['peak_memory_bytes'] >> 20}")
     assert 0 < peak < said["peak_memory_bytes"]
     if scheme != "int8/tensor":  # which holds whole layers
-        assert said["peak_memory_bytes"] < 100 << 20
+        assert said["peak_memory_bytes"] < 130 << 20
 
 
 def test_a_ladder_says_a_range_and_its_table_names_what_is_kept(model):
