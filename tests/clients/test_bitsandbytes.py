@@ -222,6 +222,18 @@ def test_rows_that_are_none_are_refused_by_name(case, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_said_to_be_of_bitsandbytes_and_lies_otherwise_is_refused(tmp_path):
+    folder = write_model(tmp_path / "model", shards=1)
+    cli.quantize(folder, tmp_path / "made", "-s", "MXFP4A16")
+    file = cli.read(tmp_path / "made/model.safetensors")
+    metadata = {key: text.replace("MXFP4A16", "nf4/g32") for key, text in file.metadata.items()}
+    assert metadata != file.metadata
+    cli.write(tmp_path / "made/model.safetensors", file.tensors, metadata)
+    refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
+    assert refused.code and "said to be `nf4/g32`" in refused.err, refused.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_layers_of_any_rank_and_magnitude_come_back(scheme, tmp_path):
     rng = np.random.default_rng(3)

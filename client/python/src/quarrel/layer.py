@@ -236,8 +236,8 @@ class QuantizedLayer(_Rows):
 
         FP8: the bits as uint8, for `.view(ml_dtypes.float8_e4m3fn)`, or of a torch tensor `.view(torch.float8_e4m3fn)`.
         FP4 and FP6: the bits of each code in a byte of its own, for `.view(ml_dtypes.float4_e2m1fn)` and
-        `.view(ml_dtypes.float6_e2m3fn)`; of bitsandbytes' `nf4` and `fp4` its index in `quant_map`. ggml's types (`Q4_K` and the like): the bytes of each channel's blocks, uint8
-        [channels, bytes], as a GGUF file holds them.
+        `.view(ml_dtypes.float6_e2m3fn)`; of bitsandbytes' `nf4` and `fp4` its index in `quant_map`. ggml's types (`Q4_K`
+        and the like): the bytes of each channel's blocks, uint8 [channels, bytes], as a GGUF file holds them.
 
         Raises:
             InvalidInputError: the layer is not quantized.
@@ -249,7 +249,8 @@ class QuantizedLayer(_Rows):
     def scales(self) -> npt.NDArray[np.float32]:
         """Scales, widened exactly from the type they are stored in: [1] per tensor, [channels, 1] per channel,
         [channels, groups], or [rows, columns] of blocks. With `channel_dims` D, D dimensions stand for the channels.
-        Of NVFP4, a code's scale is `scales / global_scale`. Of bitsandbytes' formats they are `absmax` and `SCB`. Of ggml's types [channels, 0]: theirs are in the blocks.
+        Of NVFP4, a code's scale is `scales / global_scale`. Of bitsandbytes' formats they are `absmax` and `SCB`. Of
+        ggml's types [channels, 0]: theirs are in the blocks.
 
         Raises:
             InvalidInputError: the layer is not quantized.

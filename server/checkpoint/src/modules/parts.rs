@@ -7,6 +7,7 @@ use safetensors::Dtype;
 
 use super::{ACTIVATIONS, DEEPSEEK_SCALES, Module, scales_of};
 use crate::{
+    bitsandbytes,
     source::{Source, Tensor},
     stored::{SCALES_PART, codes_stored, points_stored, scale_shape, stored_type},
 };
@@ -74,6 +75,9 @@ impl Parts {
             Some(scheme) => *scheme,
             None => self.told()?,
         };
+        if bitsandbytes::is_one(&scheme) {
+            return Err(format!("it is said to be `{scheme}`, and does not lie as bitsandbytes stores it"));
+        }
         self.check(&scheme)?;
         let Parts { codes, scales, zero_points, shape_tensor, global, others, shape, name, .. } = self;
         // Scales of one byte do not tell the weights' type; bf16 is what compressed-tensors decompresses them to.
