@@ -79,6 +79,9 @@ golden: $(VENV)/installed $(VENV_PTQ)/installed ## Regenerate tests/golden/files
 	$(PY) tests/golden/gguf_files.py
 	$(VENV_GOLDEN)/bin/python tests/golden/llama_files.py
 	$(VENV_GOLDEN)/bin/python tests/golden/bnb.py
+	$(VENV_GOLDEN)/bin/pip install --quiet --no-deps setuptools==80.9.0 wheel==0.45.1
+	$(VENV_GOLDEN)/bin/pip install --quiet --no-deps --no-build-isolation -r tests/golden/half_quadratic.txt
+	$(VENV_GOLDEN)/bin/python tests/golden/half_quadratic.py
 	git diff --exit-code -- tests/golden
 	test -z "$$(git status --porcelain tests/golden)"
 
@@ -115,9 +118,10 @@ $(VENV)/installed: tests/requirements.txt
 	$(VENV)/bin/pip install --quiet -r tests/requirements.txt
 	touch $@
 
-$(VENV_BENCH)/installed: tests/load/kernel_peers/requirements.txt tests/golden/requirements.txt
+$(VENV_BENCH)/installed: tests/load/kernel_peers/requirements.txt tests/golden/requirements.txt tests/golden/half_quadratic.txt
 	$(PYTHON) -m venv $(VENV_BENCH)
-	$(VENV_BENCH)/bin/pip install --quiet --no-deps -r tests/load/kernel_peers/requirements.txt
+	$(VENV_BENCH)/bin/pip install --quiet --no-deps -r tests/load/kernel_peers/requirements.txt setuptools==80.9.0 wheel==0.45.1
+	$(VENV_BENCH)/bin/pip install --quiet --no-deps --no-build-isolation -r tests/golden/half_quadratic.txt
 	touch $@
 
 $(VENV_PTQ)/installed: tests/load/checkpoint_peer/requirements.txt

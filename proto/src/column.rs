@@ -48,6 +48,12 @@ pub mod tensor {
     pub const WEIGHT: &str = "weight";
     /// What the scales of a layer are divided by: one f32, on the layer's first row.
     pub const WEIGHT_GLOBAL_SCALE: &str = "weight_global_scale";
+    /// With double quantization: the scales as bytes, of the whole layer, on its first row.
+    pub const ABSMAX: &str = "absmax";
+    /// The greatest distances of blocks of them from their mean: f32.
+    pub const NESTED_ABSMAX: &str = "nested_absmax";
+    /// Their mean: one f32.
+    pub const NESTED_OFFSET: &str = "nested_offset";
 }
 
 /// The values of the column `status`.

@@ -16,4 +16,4 @@ pub use generated::quarrel_v1 as v1;
 pub use reason::Reason;
 
 /// The version of the contract, `major.minor`. A reader accepts any minor of its own major.
-pub const VERSION: &str = "1.8";
+pub const VERSION: &str = "1.9";

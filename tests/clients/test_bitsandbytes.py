@@ -13,7 +13,7 @@ from golden import bnb
 from harness import cli
 from harness.model import write_model
 
-SCHEMES = ("nf4", "fp4/g32", "int8_rowwise")
+SCHEMES = ("nf4", "fp4/g32", "int8_rowwise", "nf4;double_quant=true", "fp4/g128;double_quant=true")
 STATE = "quant_state.bitsandbytes__"
 
 
@@ -46,6 +46,43 @@ def json_book(book: str) -> np.ndarray:
     return np.concatenate([above, -above])
 
 
+@pytest.mark.parametrize("book", bnb.BOOKS)
+def test_scales_are_quantized_too(book, client, array):
+    """Of 6 x 512 / 32 = 96 scales, and in runs of one channel, which all wait for the last."""
+    tables = {"plain": f"{book}/g32", "double": f"{book}/g32;double_quant=true"}
+    plain, double = (client.quantize({"x": array}, scheme=scheme).collect()["x"] for scheme in tables.values())
+    np.testing.assert_array_equal(plain.codes, double.codes)
+    assert plain.nested_scales is None and set(plain.to_numpy()) == {"codes", "scales"}
+    assert set(double.to_numpy()) == {"codes", "scales", "absmax", "nested_absmax", "nested_offset"}
+    nested = double.nested_scales
+    assert (nested["absmax"].dtype, nested["absmax"].shape, nested["nested_absmax"].shape) == (np.uint8, (96,), (1,))
+    assert nested["nested_offset"] == [bnb.mean(plain.scales.reshape(-1))]
+    # A byte is no more than 2 of 128 parts of the greatest distance from the mean away.
+    away = np.abs(double.scales - plain.scales).max()
+    assert 0 < away < nested["nested_absmax"][0] / 64
+    decoded = json_book(book)[double.codes].reshape(6, 16, 32) * double.scales[..., None]
+    np.testing.assert_array_equal(decoded.reshape(array.shape), double.dequantize())
+    assert double.metrics.bits_per_weight == pytest.approx(4 + 8 / 32 + 64 / array.size)
+    assert plain.metrics.sqnr_db - 0.5 < double.metrics.sqnr_db < plain.metrics.sqnr_db + 0.1
+    assert double.metrics.max_abs_error == pytest.approx(np.abs(array - double.dequantize()).max())
+
+
+def test_where_one_layer_fails_no_scale_of_it_is_there(client, array):
+    spoiled = array.copy()
+    spoiled[3, 7] = np.nan
+    result = client.quantize({"x": array, "y": spoiled, "z": array}, scheme="nf4;double_quant=true", on_error="continue").collect()
+    assert [result[name].status for name in "xyz"] == ["quantized", "failed", "quantized"]
+    np.testing.assert_array_equal(result["x"].scales, result["z"].scales)
+
+
+def test_double_quantization_is_of_blocks(client, array):
+    for scheme in ("W4A16;double_quant=true", "int8_rowwise;double_quant=true", "nf4;double_quant=yes", "nf4;mx=even;double_quant=true"):
+        with pytest.raises(quarrel.InvalidInputError, match="double_quant=true") as raised:
+            client.quantize({"x": array}, scheme=scheme).collect()
+        assert raised.value.reason == "scheme_unknown"
+    assert client.quantize({"x": array}, scheme="nf4;double_quant=false").collect()["x"].scheme == "nf4"
+
+
 def test_rows_of_int8(client, array):
     layer = client.quantize({"x": array}, scheme="int8_rowwise").collect()["x"]
     assert layer.codes.dtype == np.int8 and np.abs(layer.codes).max(axis=1).tolist() == [127] * 6
@@ -74,6 +111,7 @@ def test_a_model_becomes_one_of_bitsandbytes_and_comes_back(scheme, model, clien
     dense, made = all_tensors(model), all_tensors(tmp_path / "made")
     said = json.loads((tmp_path / "made/config.json").read_text())["quantization_config"]
     assert said["quant_method"] == "bitsandbytes" and said["load_in_8bit"] == (scheme == "int8_rowwise")
+    assert said["bnb_4bit_use_double_quant"] == ("double_quant" in scheme)
     told = cli.done("inspect", tmp_path / "made", "--json").json
     assert set(told["schemes"].values()) == {scheme}
     layers = [f"{module}.weight" for module in told["schemes"]]
@@ -100,14 +138,21 @@ def check_stored(name: str, layer, made: dict, scheme: str):
         np.testing.assert_array_equal(made[f"{module}.SCB"], layer.scales.reshape(-1))
         assert made[f"{module}.weight_format"].tolist() == 0
         return
-    book = scheme.partition("/")[0]
+    book = scheme[:3]
     assert (made[name].shape, made[name].dtype) == ((np.prod(layer.shape) // 2, 1), np.uint8)
-    np.testing.assert_array_equal(made[f"{name}.absmax"], layer.scales.reshape(-1))
+    nested = layer.nested_scales
+    np.testing.assert_array_equal(made[f"{name}.absmax"], nested["absmax"] if nested else layer.scales.reshape(-1))
     np.testing.assert_array_equal(made[f"{name}.quant_map"], json_book(book))
     state = json.loads(made[f"{name}.{STATE}{book}"].tobytes())
     words = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
     block = np.prod(layer.shape) // layer.scales.size
-    assert state == {"quant_type": book, "blocksize": block, "dtype": words[layer.dtype], "shape": list(layer.shape)}
+    expected = {"quant_type": book, "blocksize": block, "dtype": words[layer.dtype], "shape": list(layer.shape)}
+    if nested:
+        np.testing.assert_array_equal(made[f"{name}.nested_absmax"], nested["nested_absmax"])
+        values = made[f"{name}.nested_quant_map"]
+        assert values.shape == (256,) and (np.diff(values) > 0).all() and values[[0, 127, 255]].tolist() == [np.float32(-0.99296875), 0, 1]
+        expected |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(nested["nested_offset"][0])}
+    assert state == expected
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -184,7 +229,9 @@ WRONG = {
     "a shape that overflows": (said(shape=[2**40, 2**40]), "2^48"),
     "rank 1": (said(shape=[64]), "two dimensions"),
     "negative": (said(shape=[-1, 64]), "is no state"),
-    "double quantization": (said(nested_blocksize=256), "double quantization"),
+    "a half of double quantization": (said(nested_blocksize=256), "`nested_offset` none: expected 256 and a number"),
+    "double quantization of other blocks": (said(nested_blocksize=64, nested_offset=0.5), "`nested_blocksize` 64"),
+    "double quantization without its bytes": (said(nested_blocksize=256, nested_offset=0.5), "nested_absmax"),
     "another codebook": (lambda tensors: tensors.update({f"{LAYER}.quant_map": np.arange(16, dtype=np.float32)}), "is not the codebook"),
     "no state": (lambda tensors: tensors.pop(BOOK_STATE), "quant_state"),
     "too few scales": (lambda tensors: tensors.update({f"{LAYER}.absmax": np.ones(3, np.float32)}), "absmax` is F32 [3]"),
@@ -201,6 +248,27 @@ def test_a_state_that_is_not_one_is_refused_by_name(case, tmp_path):
     assert refused.code and word in refused.err and LAYER.removesuffix(".weight") in refused.err, refused.err
     assert not (tmp_path / "out").exists()
     assert word in cli.done("inspect", tmp_path / "made").out
+
+
+NESTED_WRONG = {
+    "no distances": (lambda tensors: tensors.pop(f"{LAYER}.nested_absmax"), "it has no `"),
+    "too few distances": (lambda tensors: tensors.update({f"{LAYER}.nested_absmax": np.ones(3, np.float32)}), "nested_absmax` is F32 [3]"),
+    "scales that are none": (lambda tensors: tensors.update({f"{LAYER}.absmax": np.ones(2048, np.float32)}), "absmax` is F32 [2048]: expected U8"),
+    "another codebook": (lambda tensors: tensors.update({f"{LAYER}.nested_quant_map": np.arange(256, dtype=np.float32)}), "is not the codebook"),
+    "no number": (said(nested_offset="much"), "is no state"),
+    "too large a number": (said(nested_offset=1e300), "a number of f32"),
+}
+
+
+@pytest.mark.parametrize("case", NESTED_WRONG)
+def test_scales_of_scales_that_are_none_are_refused_by_name(case, tmp_path):
+    folder = write_model(tmp_path / "model", shards=1)
+    cli.quantize(folder, tmp_path / "made", "-s", "nf4;double_quant=true")
+    change, word = NESTED_WRONG[case]
+    spoiled(tmp_path / "made", change)
+    refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
+    assert refused.code and word in refused.err and MODULE in refused.err, refused.err
+    assert not (tmp_path / "out").exists()
 
 
 ROWS_WRONG = {

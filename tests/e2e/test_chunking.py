@@ -18,6 +18,7 @@ SCHEMES = [
     "int8", "int8-asym", "int8/tensor", "int4-asym/tensor", "int3", "int5-asym/g32", "W4A16", "W4A16_ASYM", "W8A16",
     "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "fp8/b96x100", "NVFP4A16", "NVFP4A16 amax", "MXFP4A16", "MXFP6A16", "MXFP8A16",
     "MXFP4A16;mx=rceil", "MXFP6A16;mx=floor", "MXFP8A16;mx=floor", "int4/g128;solver=mse", "int3-asym/tensor;solver=mse",
+    "int4-asym/g64;solver=hqq", "int4/tensor;solver=hqq", "nf4;double_quant=true",
     "Q8_0", "Q4_1", "Q3_K", "Q4_K", "IQ4_NL", "NVFP4",
 ]
 # Above all numbers of all layers here, and not what a layer would have by itself.

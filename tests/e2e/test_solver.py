@@ -1,4 +1,4 @@
-"""`;solver=mse`: of every group the range that makes the least squared error, judged in plain f64."""
+"""`;solver=mse` and `;solver=hqq`: of every group what makes the least error of all that is tried, judged in plain f64."""
 
 import numpy as np
 import pytest
@@ -16,6 +16,12 @@ SCHEMES = {
     "int4/tensor;solver=mse": (4, None, False),
     "int3-asym/g64;solver=mse": (3, 64, True),
     "int4-asym/tensor;solver=mse": (4, None, True),
+    "int2-asym/g32;solver=hqq": (2, 32, True),
+    "W4A16_ASYM;solver=hqq": (4, 128, True),
+    "int8-asym;solver=hqq": (8, COLUMNS, True),
+    "int3-asym/tensor;solver=hqq": (3, None, True),
+    "W4A16;solver=hqq": (4, 128, False),
+    "int5/tensor;solver=hqq": (5, None, False),
 }
 
 
@@ -29,7 +35,7 @@ def weights() -> np.ndarray:
 
 
 def clips(groups: np.ndarray, bits: int, asymmetric: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Scales [groups, 49] by SPEC.md, and the squared error that each makes, in f64."""
+    """Scales and zero points [groups, 49] by SPEC.md."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     part = ((64 - np.arange(49)) / 64).astype(F32)
     least = np.minimum(groups.min(1), 0)[:, None] * part
@@ -41,11 +47,35 @@ def clips(groups: np.ndarray, bits: int, asymmetric: bool) -> tuple[np.ndarray, 
         points = np.nan_to_num(points).astype(F32)
     else:
         scales, points = np.maximum(-least, most) / F32((high - low) / 2), np.zeros_like(least)
+    return np.where(scales == 0, F32(2**-23), scales), points
+
+
+def around(groups: np.ndarray, bits: int, asymmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points [groups, 20] by SPEC.md."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    steps = F32(high - low)
+    more = np.array([0, 0.4, -0.4, 0.8, -0.8, 1.2, -1.2, 1.6, 2.2, 3], F32)
+    more = more.repeat(2) if asymmetric else np.stack([more, more + F32(0.2)], 1).reshape(-1)
+    least, most = np.minimum(groups.min(1), 0)[:, None], np.maximum(groups.max(1), 0)[:, None]
+    by = steps / (steps + more)
+    if not asymmetric:
+        scales = np.maximum(-least * by, most * by) / (steps / F32(2))
+        return np.where(scales == 0, F32(2**-23), scales), np.zeros_like(scales)
+    scales = (most * by - least * by) / steps
     scales = np.where(scales == 0, F32(2**-23), scales)
+    exact = F32((low + high) / 2) - (least / F32(2) + most / F32(2)) / scales
+    near = np.rint(exact)
+    other = np.where(exact < near, near - 1, near + 1)
+    return scales, np.clip(np.where(np.arange(20) % 2, other, near), low, high).astype(F32)
+
+
+def errors_of(groups: np.ndarray, bits: int, scales: np.ndarray, points: np.ndarray, power: int) -> np.ndarray:
+    """What each makes, in f64."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     x = groups[:, None, :]
     codes = np.rint(np.clip(x / scales[..., None] + points[..., None], low, high))
     decoded = (codes - points[..., None]) * scales[..., None]
-    return scales, ((x.astype(np.float64) - decoded) ** 2).sum(2)
+    return (np.abs(x.astype(np.float64) - decoded) ** power).sum(2)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -58,15 +88,21 @@ def test_the_scale_of_each_group_makes_the_least_error(server, scheme):
     layer = reply.layer("layer")
     assert layer.rows[0]["scheme"] == scheme
 
-    scales, errors = clips(array.reshape(-1, group or array.size), bits, asymmetric)
-    chosen = [np.flatnonzero(row == scale) for row, scale in zip(scales, layer.scales, strict=True)]
-    assert all(len(places) for places in chosen), "a scale is none of those that are tried"
+    groups = array.reshape(-1, group or array.size)
+    tried, power = (clips, 2) if scheme.endswith("mse") else (around, 1)
+    scales, points = tried(groups, bits, asymmetric)
+    errors = errors_of(groups, bits, scales, points, power)
+    found = layer.zero_points if asymmetric else np.zeros(len(layer.scales))
+    chosen = [np.flatnonzero((row == scale) & (zeros == zero)) for row, zeros, scale, zero in zip(scales, points, layer.scales, found, strict=True)]
+    assert all(len(places) for places in chosen), "a scale and its zero point are none of those that are tried"
     of_chosen = np.array([row[places].min() for row, places in zip(errors, chosen, strict=True)])
     # The server sums in f32, and may be off where two ranges are as good.
     assert (of_chosen <= errors.min(1) * (1 + 1e-5)).all()
-    assert layer.metrics["mse"] == pytest.approx(of_chosen.sum() / array.size, rel=1e-6)
+    squares = errors_of(groups, bits, scales, points, 2)
+    of_squares = [row[places].min() for row, places in zip(squares, chosen, strict=True)]
+    assert layer.metrics["mse"] == pytest.approx(np.sum(of_squares) / array.size, rel=1e-6)
     assert of_chosen.sum() < 0.98 * errors[:, 0].sum() or bits == 8
-    assert (np.asarray(layer.scales)[errors.max(1) == 0] == scales[errors.max(1) == 0, 0]).all(), "the widest of equals"
+    assert (np.asarray(layer.scales)[errors.max(1) == 0] == scales[errors.max(1) == 0, 0]).all(), "the first of equals"
 
 
 def test_a_layer_that_is_as_good_without_clipping_is_as_it_was(server):
@@ -78,7 +114,8 @@ def test_a_layer_that_is_as_good_without_clipping_is_as_it_was(server):
     assert found[1].metrics["mse"] <= found[0].metrics["mse"]
 
 
+@pytest.mark.parametrize("solver", ["mse", "hqq", "absmax"])
 @pytest.mark.parametrize("scheme", ["fp8/channel", "NVFP4A16", "MXFP4A16"])
-def test_floats_have_no_solver(server, scheme):
+def test_floats_have_no_solver(server, scheme, solver):
     with pytest.raises(Exception, match="scheme_unknown"):
-        wire.exchange(server.location, {"quantize": {"scheme": f"{scheme};solver=mse"}}, [wire.layer_batch("x", weights())])
+        wire.exchange(server.location, {"quantize": {"scheme": f"{scheme};solver={solver}"}}, [wire.layer_batch("x", weights())])

@@ -1,12 +1,17 @@
 """Writes files/bitsandbytes.json: digests of what bitsandbytes makes of hard layers and of MiniLM, and of the values that it reads in them.
 
 `make golden` runs it, on requirements.txt. Its CPU backend is the oracle: torch operations for `nf4`, `fp4` and `int8_rowwise`
-(LLM.int8), its C library where it has one.
+(LLM.int8), its C library where it has one. But not of double quantization's eight bits: the library looks them up by 16 bits of a number, which
+puts one of a thousand elsewhere, so they are of its torch operations. The mean is ours, put into its functions: torch's own depends on how
+many threads there are.
 """
 
+import importlib.util
 import json
 import sys
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes  # noqa: F401  numpy knows bfloat16 by it
 import numpy as np
@@ -20,6 +25,8 @@ FILE = Path(__file__).resolve().parent / "files" / "bitsandbytes.json"
 BOOKS = ("nf4", "fp4")
 SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ROWS = "int8_rowwise"
+DOUBLE = ";double_quant=true"
+NESTED_BLOCK = 256
 SHAPE = (6, 4096)
 DTYPES = ("f32", "bf16", "f16")
 
@@ -36,7 +43,7 @@ def main():
 def schemes(weights: np.ndarray, dtype: str) -> list[str]:
     """Those whose blocks divide the rows; rows of int8 are made of f16."""
     found = [f"{book}/g{size}" for book in BOOKS for size in SIZES if weights.shape[1] % size == 0]
-    return found + [ROWS] * (dtype == "f16")
+    return found + [scheme + DOUBLE for scheme in found] + [ROWS] * (dtype == "f16")
 
 
 def layers(dtype: str) -> dict[str, np.ndarray]:
@@ -93,18 +100,44 @@ def made(scheme: str, weights: np.ndarray) -> str:
         codes, scales, _ = bnb.int8_vectorwise_quant(tensor.clone())
         values = bnb.int8_vectorwise_dequant(codes, scales)
     else:
-        book, _, size = scheme.partition("/g")
+        book, _, size = scheme.removesuffix(DOUBLE).partition("/g")
         codes, state = bnb.quantize_4bit(tensor, quant_type=book, blocksize=int(size))
         scales = state.absmax
         # Of f32 weights its values are f32.
         state.dtype = torch.float32
+        if scheme.endswith(DOUBLE):
+            state.offset = torch.tensor(mean(scales.numpy()))
+            # Its state first, then the bytes in it.
+            state.absmax, state.state2 = bnb.quantize_blockwise(scales - state.offset, blocksize=NESTED_BLOCK)
+            quantize = torch_operations()["bitsandbytes::quantize_blockwise"]
+            state.absmax, state.state2.absmax = quantize(scales - state.offset, state.state2.code, NESTED_BLOCK)
+            state.nested = True
+            nested = state.absmax.numpy(), state.state2.absmax.numpy(), state.offset.numpy()
+            return digest(codes.numpy(), *nested, bnb.dequantize_4bit(codes, state).to(torch.float32).numpy())
         values = bnb.dequantize_4bit(codes, state)
     return digest(codes.numpy(), scales.numpy(), values.to(torch.float32).numpy())
 
 
-def digest(codes: np.ndarray, scales: np.ndarray, values: np.ndarray) -> str:
+@cache
+def torch_operations() -> dict:
+    """What it computes with where it has no library: as it registers them."""
+    from bitsandbytes import _ops
+    from bitsandbytes.backends.default import ops
+    found = {}
+    with mock.patch.object(_ops, "register_kernel", lambda name, _: lambda kernel: found.setdefault(name, kernel)):
+        spec = importlib.util.spec_from_file_location("bitsandbytes.backends.default.again", ops.__file__)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    return found
+
+
+def mean(scales: np.ndarray) -> np.float32:
+    """As `proto/SPEC.md` says: of the sum in f64, in order."""
+    return np.float32(np.add.accumulate(scales, dtype=np.float64)[-1] / scales.size)
+
+
+def digest(*parts: np.ndarray) -> str:
     """Of a layer's codes, scales and values together."""
-    return minilm.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in (codes, scales, values)))[:32]
+    return minilm.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))[:32]
 
 
 if __name__ == "__main__":

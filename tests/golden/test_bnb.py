@@ -13,6 +13,10 @@ from harness import wire
 GOLDEN = json.loads((Path(__file__).resolve().parent / "files" / "bitsandbytes.json").read_text())["layers"]
 
 
+SIZES = [f"{book}/g{size}{double}" for double in ("", bnb.DOUBLE) for book in bnb.BOOKS for size in bnb.SIZES]
+SCHEMES = [*SIZES, bnb.ROWS]
+
+
 @cache
 def layers(dtype: str) -> dict[str, np.ndarray]:
     return bnb.layers(dtype) | bnb.real(dtype)
@@ -24,7 +28,7 @@ def test_every_layer_has_its_digests():
             assert set(GOLDEN[f"{name}@{dtype}"]) == set(bnb.schemes(weights, dtype)), name
 
 
-@pytest.mark.parametrize("scheme", [*(f"{book}/g{size}" for book in bnb.BOOKS for size in bnb.SIZES), bnb.ROWS])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("dtype", bnb.DTYPES)
 def test_layers_become_what_bitsandbytes_makes_of_them(server, dtype, scheme):
     fitting = {name: weights for name, weights in layers(dtype).items() if scheme in GOLDEN[f"{name}@{dtype}"]}
@@ -43,7 +47,22 @@ def test_layers_become_what_bitsandbytes_makes_of_them(server, dtype, scheme):
         found = np.concatenate(values[name])
         check_quality(name, layer, weights.astype(np.float32).reshape(-1), found)
         codes = np.frombuffer(bytes(layer.codes), np.uint8)
-        assert bnb.digest(codes, np.asarray(layer.scales, np.float32), found) == GOLDEN[f"{name}@{dtype}"][scheme], name
+        scales = np.asarray(layer.scales, np.float32)
+        stored = nested(layer, scales) if scheme.endswith(bnb.DOUBLE) else [scales]
+        assert bnb.digest(codes, *stored, found) == GOLDEN[f"{name}@{dtype}"][scheme], name
+
+
+def nested(layer, scales: np.ndarray) -> list[np.ndarray]:
+    """The layer's first row has the scales as they are stored; what its rows have is what these stand for."""
+    first, *others = layer.rows
+    assert not any(row["extra_tensors"] for row in others)
+    names = [(tensor["name"], tensor["dtype"]) for tensor in first["extra_tensors"]]
+    assert names == [("absmax", "u8"), ("nested_absmax", "f32"), ("nested_offset", "f32")]
+    types = {"u8": np.uint8, "f32": np.float32}
+    absmax, nested_absmax, offset = (np.frombuffer(tensor["data"], types[tensor["dtype"]]) for tensor in first["extra_tensors"])
+    assert [tensor["shape"] for tensor in first["extra_tensors"]] == [[scales.size], [-(-scales.size // bnb.NESTED_BLOCK)], [1]]
+    assert absmax.size == scales.size
+    return [absmax, nested_absmax, offset]
 
 
 def check_quality(name: str, layer, weights: np.ndarray, values: np.ndarray):
@@ -51,7 +70,9 @@ def check_quality(name: str, layer, weights: np.ndarray, values: np.ndarray):
     said = layer.rows[-1]["layer_metrics"]
     assert (said["elements"], said["saturated"]) == (weights.size, 0), name
     assert said["max_abs_error"] == pytest.approx(np.abs(weights - values).max(), rel=1e-6), name
-    stored = len(layer.codes) * 8 + np.asarray(layer.scales).size * 32
+    scales = np.asarray(layer.scales).size
+    beside = 8 * scales + 32 * -(-scales // bnb.NESTED_BLOCK) + 32 if bnb.DOUBLE in layer.rows[0]["scheme"] else 32 * scales
+    stored = len(layer.codes) * 8 + beside
     assert said["bits_per_weight"] == pytest.approx(stored / weights.size), name
 
 

@@ -33,11 +33,19 @@ ROWS = (
     ("W4A16", "int4/g128"),
     ("W4A16;solver=mse", "int4/g128;solver=mse"),
     ("W4A16_ASYM",),
+    ("W4A16_ASYM;solver=mse",),
+    ("W4A16_ASYM;solver=hqq",),
     ("NVFP4A16",),
     ("MXFP4A16",),
+    ("nf4",),
+    ("nf4;double_quant=true",),
+    ("fp4",),
+    ("int8_rowwise",),
     ("int4",),
     ("int3",),
+    ("int3-asym/g64;solver=hqq",),
     ("int2",),
+    ("int2-asym/g64;solver=hqq",),
 )
 # Tried on 2026-11-22: bf16 checkpoints written by hand in these layouts, loaded by transformers 5.23.0 with
 # compressed-tensors 0.20.0; their logits were those of the dequantized model. Without the option, an asymmetric one
@@ -54,6 +62,11 @@ LOADERS = {
     "W4A16_ASYM": f"{LOADED}, `dequantize=True`",
     "NVFP4A16": LOADED_AS_BF16,
     "MXFP4A16": LOADED_AS_BF16,
+    # `make test-interop`.
+    "nf4": f"{LOADED}, bitsandbytes",
+    "nf4;double_quant=true": f"{LOADED}, bitsandbytes",
+    "fp4": f"{LOADED}, bitsandbytes",
+    "int8_rowwise": f"{LOADED}, bitsandbytes",
 }
 NOT_TRIED = "not tried"
 HEAD = (
@@ -165,8 +178,9 @@ def overall(layers: list[dict]) -> float:
 def loader(name: str) -> str:
     """A solver chooses other scales; the layout, which is what a loader sees, is that of the scheme without it."""
     plain, solver, _ = name.partition(";")
-    loader = LOADERS.get(plain, NOT_TRIED)
-    return f"{loader}, as `{plain}`" if solver else loader
+    if name in LOADERS or plain not in LOADERS:
+        return LOADERS.get(name, NOT_TRIED)
+    return f"{LOADERS[plain]}, as `{plain}`" if solver else LOADERS[plain]
 
 
 def provenance(totals: dict, speeds: Speeds) -> str:

@@ -44,6 +44,7 @@ GOALS = (
     Goal(SMALL_FLOATS, MEASURED, 40, over="compressed-tensors"),
     Goal(FORMATS, DEQUANTIZE, 0.60),
     Goal(("nf4", "fp4"), QUANTIZE, 15, over="bitsandbytes"),
+    Goal(("int4-asym/g64;solver=hqq",), QUANTIZE, 50, over="hqq"),
     # Of blocks alone, as ggml measures nothing.
     Goal(("Q8_0",), QUANTIZE, 4, over="ggml"),
     Goal(("Q4_0",), QUANTIZE, 2, over="ggml"),

@@ -7,8 +7,8 @@ use futures::{
     stream::{self, BoxStream},
 };
 use quarrel_checkpoint::{
-    By, CheckpointError, Coded, JOB_BYTES, Level, Local, Metrics, Outcome, Quantizer, Replace, Row, Status, Values,
-    Weights,
+    By, CheckpointError, Coded, JOB_BYTES, Level, Local, Metrics, Nested, Outcome, Quantizer, Replace, Row, Status,
+    Values, Weights,
 };
 use quarrel_client::{
     Client, CodedLayer, DecodedRun, Error, Layer, Run,
@@ -126,6 +126,7 @@ fn row(run: Run) -> Row {
                 scales: codes.scales,
                 zero_points: codes.zero_points,
                 global_scale: codes.global_scale,
+                nested: codes.nested.map(nested),
                 scheme: codes.scheme,
             },
             quarrel_client::Outcome::Kept { reason, message, .. } => not(Status::Kept, reason, message),
@@ -142,6 +143,11 @@ fn row(run: Run) -> Row {
             bits_per_weight: found.bits_per_weight,
         }),
     }
+}
+
+fn nested(scales: quarrel_client::Nested) -> Nested {
+    let nested_absmax = scales.nested_absmax.iter().flat_map(|distance| distance.to_le_bytes()).collect();
+    Nested { absmax: scales.absmax, nested_absmax, offset: scales.offset }
 }
 
 /// A layer to be sent: its codes are read run by run.

@@ -13,7 +13,7 @@ use crate::{
     cut::Cut,
     error::Error,
     layer::Layer,
-    quantize::{Codes, Metrics, Outcome, Run},
+    quantize::{Codes, Metrics, Nested, Outcome, Run},
 };
 
 /// The columns of one batch of answers.
@@ -89,13 +89,20 @@ impl<'a> Answered<'a> {
             None if !column::codes_hold_scales(scheme) => return Err(missing(column::SCALES)),
             scales => scales.unwrap_or_default(),
         };
+        let all = |name| {
+            let of = |data: Bytes| Vec::from_iter(data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            Ok::<_, Error>(self.extra(row, name)?.map(of))
+        };
+        let one = |name| Ok::<_, Error>(all(name)?.and_then(|numbers| numbers.first().copied()));
         Ok(Codes {
             data,
             scales,
             zero_points: numbers::<Int32Type>(self.zero_points, row)?,
-            global_scale: self
-                .extra(row, tensor::WEIGHT_GLOBAL_SCALE)?
-                .and_then(|data| Some(f32::from_le_bytes(*data.first_chunk()?))),
+            global_scale: one(tensor::WEIGHT_GLOBAL_SCALE)?,
+            nested: match (self.extra(row, tensor::ABSMAX)?, all(tensor::NESTED_ABSMAX)?, one(tensor::NESTED_OFFSET)?) {
+                (Some(absmax), Some(nested_absmax), Some(offset)) => Some(Nested { absmax, nested_absmax, offset }),
+                _ => None,
+            },
             scheme: scheme.to_owned(),
             bit_width: number(self.widths, row).ok_or_else(|| missing(column::BIT_WIDTH))?,
         })

@@ -54,7 +54,7 @@ pub use dequantize::{CodedLayer, DecodedRun};
 pub use error::{Error, Kind, Refusal};
 pub use feed::Answers;
 pub use layer::{Dtype, DtypeError, Layer};
-pub use quantize::{Codes, Metrics, Outcome, QuantizedLayer, Run, whole};
+pub use quantize::{Codes, Metrics, Nested, Outcome, QuantizedLayer, Run, whole};
 pub use quarrel_proto as proto;
 
 use quarrel_proto::v1;

@@ -71,10 +71,23 @@ pub struct Codes {
     pub zero_points: Option<Vec<i32>>,
     /// What the scales are divided by, if that is another number than 1: on the layer's first run (NVFP4).
     pub global_scale: Option<f32>,
+    /// The layer's scales as they are stored where they are quantized too: on its first run (`double_quant=true`).
+    pub nested: Option<Nested>,
     /// The canonical scheme.
     pub scheme: String,
     /// Bits of a code.
     pub bit_width: u8,
+}
+
+/// Scales that are quantized themselves, as bitsandbytes does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nested {
+    /// A byte for each scale of the layer, channel after channel.
+    pub absmax: Bytes,
+    /// For each 256 of them the greatest distance from the mean.
+    pub nested_absmax: Vec<f32>,
+    /// The mean.
+    pub offset: f32,
 }
 
 /// What codes lose. Undefined ones are none. SPEC.md, section "Output", has the formulas.

@@ -17,7 +17,7 @@ use crate::{
     error::CheckpointError,
     fate::dtype_of,
     report::{Metrics, Status},
-    unit::{Outcome, Row},
+    unit::{Nested, Outcome, Row},
 };
 
 /// What a run's answer must say beside its numbers.
@@ -61,12 +61,18 @@ fn codes(batch: &RecordBatch, row: usize) -> Result<Outcome, CheckpointError> {
     let scales = of(batch, column::SCALES)?.as_list::<i32>().value(row);
     let zero_points = of(batch, column::ZERO_POINTS)?.as_list::<i32>();
     let points = || zero_points.value(row).as_primitive::<Int32Type>().values().to_vec();
+    let extra = |name| extra_tensor(of(batch, column::EXTRA_TENSORS)?, row, name);
+    let number =
+        |name| Ok::<_, CheckpointError>(extra(name)?.and_then(|bytes| Some(f32::from_le_bytes(*bytes.first_chunk()?))));
     Ok(Outcome::Quantized {
         data: bytes(of(batch, column::QUANTIZED_DATA)?, row),
         scales: scales.as_primitive::<Float32Type>().values().to_vec(),
         zero_points: zero_points.is_valid(row).then(points),
-        global_scale: extra_tensor(of(batch, column::EXTRA_TENSORS)?, row, tensor::WEIGHT_GLOBAL_SCALE)?
-            .and_then(|bytes| Some(f32::from_le_bytes(*bytes.first_chunk()?))),
+        global_scale: number(tensor::WEIGHT_GLOBAL_SCALE)?,
+        nested: match (extra(tensor::ABSMAX)?, extra(tensor::NESTED_ABSMAX)?, number(tensor::NESTED_OFFSET)?) {
+            (Some(absmax), Some(nested_absmax), Some(offset)) => Some(Nested { absmax, nested_absmax, offset }),
+            _ => None,
+        },
         scheme: text(batch, column::SCHEME, row)?,
     })
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use quarrel_engine::{Codebook, Codes, Granularity, Scheme, SchemeError};
+use quarrel_engine::{Codebook, Codes, Granularity, NESTED_BLOCK, NESTED_VALUES, Scaling, Scheme, SchemeError};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -13,13 +13,15 @@ use crate::{
     element::Element,
     modules::{DEEPSEEK_SCALES, Module},
     source::{Source, Tensor},
-    stored::{Entry, Part, SCALES_PART},
+    stored::{Entry, Part, SCALES_PART, stored_type},
 };
 
 /// What the tensors of a layer are called behind the module's name.
 pub(crate) const ABSMAX: &str = "weight.absmax";
 pub(crate) const ROW_ABSMAX: &str = "SCB";
 const BOOK: &str = "weight.quant_map";
+const NESTED_ABSMAX: &str = "weight.nested_absmax";
+const NESTED_BOOK: &str = "weight.nested_quant_map";
 const STATE: &str = "weight.quant_state.bitsandbytes__";
 const ROW_FORMAT: &str = "weight_format";
 /// More than any state takes.
@@ -36,13 +38,20 @@ pub(crate) fn layout(module: &str, scheme: &Scheme, weights: (Dtype, &[u64])) ->
     let entry = |part: &str, dtype: Dtype, shape: Vec<u64>| (format!("{module}.{part}"), Element::from(dtype), shape);
     Some(match (scheme.codes(), scheme.granularity()) {
         (Codes::Codebook(book), Granularity::Group(size)) => {
-            let state = said(scheme, weights).len() as u64;
-            vec![
+            let state = said(scheme, weights, None).len() as u64;
+            let blocks = elements / u64::from(size.get());
+            let mut parts = vec![
                 (Part::Codes, entry("weight", Dtype::U8, vec![elements.div_ceil(2), 1])),
-                (Part::Scales, entry(ABSMAX, Dtype::F32, vec![elements / u64::from(size.get())])),
+                (Part::Scales, entry(ABSMAX, stored_type(scheme, weights.0), vec![blocks])),
                 (Part::Said, entry(BOOK, Dtype::F32, vec![16])),
-                (Part::Said, entry(&format!("{STATE}{}", book.name()), Dtype::U8, vec![state])),
-            ]
+            ];
+            if scheme.format().scaling == Scaling::Nested {
+                let absmax = vec![blocks.div_ceil(NESTED_BLOCK as u64)];
+                parts.push((Part::Nested, entry(NESTED_ABSMAX, Dtype::F32, absmax)));
+                parts.push((Part::Said, entry(NESTED_BOOK, Dtype::F32, vec![NESTED_VALUES.len() as u64])));
+            }
+            parts.push((Part::Said, entry(&format!("{STATE}{}", book.name()), Dtype::U8, vec![state])));
+            parts
         }
         (Codes::Rowwise, _) => {
             let channels = weights.1.iter().take(scheme.channel_dims().get() as usize).product();
@@ -56,11 +65,12 @@ pub(crate) fn layout(module: &str, scheme: &Scheme, weights: (Dtype, &[u64])) ->
     })
 }
 
-/// The bytes of a tensor that follows from a layer's scheme, type and shape alone.
-pub(crate) fn constant(name: &str, scheme: &Scheme, weights: (Dtype, &[u64])) -> Vec<u8> {
+/// The bytes of a tensor that follows from a layer's scheme, type and shape, and from the mean of its scales where they are quantized too.
+pub(crate) fn constant(name: &str, scheme: &Scheme, weights: (Dtype, &[u64]), offset: Option<f32>) -> Vec<u8> {
     match scheme.codes() {
+        Codes::Codebook(_) if name.ends_with(NESTED_BOOK) => little_endian(NESTED_VALUES.iter().copied()),
         Codes::Codebook(book) if name.ends_with(BOOK) => book_bytes(book),
-        Codes::Codebook(_) => said(scheme, weights).into_bytes(),
+        Codes::Codebook(_) => said(scheme, weights, offset).into_bytes(),
         // Row by row.
         _ => vec![0],
     }
@@ -68,21 +78,33 @@ pub(crate) fn constant(name: &str, scheme: &Scheme, weights: (Dtype, &[u64])) ->
 
 fn book_bytes(book: Codebook) -> Vec<u8> {
     // Its table has one zero, its kernels have two.
-    book.values().iter().flat_map(|value| (value + 0.0).to_le_bytes()).collect()
+    little_endian(book.values().iter().map(|value| value + 0.0))
 }
 
-/// The state of a layer of four bits, as Python's `json.dumps` writes it.
-fn said(scheme: &Scheme, (dtype, shape): (Dtype, &[u64])) -> String {
+fn little_endian(values: impl Iterator<Item = f32>) -> Vec<u8> {
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
+/// The state of a layer of four bits, as Python's `json.dumps` writes it; behind it spaces where a mean is shorter than the longest, since
+/// where a file's tensors lie is known before any number of them.
+fn said(scheme: &Scheme, (dtype, shape): (Dtype, &[u64]), offset: Option<f32>) -> String {
     let (Codes::Codebook(book), Granularity::Group(size)) = (scheme.codes(), scheme.granularity()) else {
         return String::new();
     };
     let shape = Vec::from_iter(shape.iter().map(u64::to_string)).join(", ");
+    let (name, dtype) = (book.name(), word(dtype));
+    let state = format!(r#"{{"quant_type": "{name}", "blocksize": {size}, "dtype": "{dtype}", "shape": [{shape}]"#);
+    if scheme.format().scaling != Scaling::Nested {
+        return format!("{state}}}");
+    }
+    let offset = format!("{:?}}}", f64::from(offset.unwrap_or_default()));
     format!(
-        r#"{{"quant_type": "{}", "blocksize": {size}, "dtype": "{}", "shape": [{shape}]}}"#,
-        book.name(),
-        word(dtype)
+        r#"{state}, "nested_blocksize": {NESTED_BLOCK}, "nested_dtype": "float32", "nested_offset": {offset:OFFSET_BYTES$}"#
     )
 }
+
+/// The longest mean and a brace: 17 digits, a point, an exponent of two digits and its sign.
+const OFFSET_BYTES: usize = 17 + 1 + 4 + 1;
 
 /// torch's word for a type of weights.
 fn word(dtype: Dtype) -> &'static str {
@@ -113,7 +135,7 @@ pub(crate) fn configuration(config: &Map<String, Value>, scheme: &Scheme, kept: 
         "bnb_4bit_quant_type": book.unwrap_or(Codebook::Fp4).name(),
         "bnb_4bit_compute_dtype": computed,
         "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_use_double_quant": false,
+        "bnb_4bit_use_double_quant": scheme.format().scaling == Scaling::Nested,
         "llm_int8_threshold": 6.0,
         "llm_int8_skip_modules": kept,
         "llm_int8_enable_fp32_cpu_offload": false,
@@ -169,7 +191,8 @@ fn rowwise(
 
 /// What the weights of rows were is not said: what the rest of the file is, or f32, which holds all.
 fn type_of_others(source: &Source) -> Dtype {
-    let is_scale = |name: &str| [ROW_ABSMAX, ABSMAX, BOOK].iter().any(|part| name.ends_with(part));
+    let is_scale =
+        |name: &str| [ROW_ABSMAX, ABSMAX, BOOK, NESTED_ABSMAX, NESTED_BOOK].iter().any(|part| name.ends_with(part));
     let others = source.tensors().iter().filter(|tensor| !is_scale(&tensor.name));
     let found = others.filter_map(|tensor| tensor.dtype.plain());
     { found }.find(|dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)).unwrap_or(Dtype::F32)
@@ -182,7 +205,8 @@ struct State {
     blocksize: u32,
     dtype: String,
     shape: Vec<u64>,
-    nested_blocksize: Option<u32>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f64>,
 }
 
 fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Result<Module, String> {
@@ -202,10 +226,20 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
     if said.quant_type != book.name() {
         return Err(format!("`{}` says `{}`: expected `{}`", state.name, said.quant_type, book.name()));
     }
-    if said.nested_blocksize.is_some() {
-        return Err("its scales are quantized too (double quantization): this version reads others".to_owned());
-    }
-    let scheme = parsed(&format!("{}/g{}", book.name(), said.blocksize))?;
+    let nested = match (said.nested_blocksize, said.nested_offset) {
+        (None, None) => None,
+        (Some(NESTED_BLOCK), Some(offset)) if (offset as f32).is_finite() => Some(offset as f32),
+        (blocks, offset) => {
+            return Err(format!(
+                "`{}` says of its scales `nested_blocksize` {}, `nested_offset` {}: expected {NESTED_BLOCK} and a number of f32",
+                state.name,
+                blocks.map_or("none".to_owned(), |blocks| blocks.to_string()),
+                offset.map_or("none".to_owned(), |offset| offset.to_string()),
+            ));
+        }
+    };
+    let double = if nested.is_some() { ";double_quant=true" } else { "" };
+    let scheme = parsed(&format!("{}/g{}{double}", book.name(), said.blocksize))?;
     let dtype = match said.dtype.as_str() {
         "bfloat16" => Dtype::BF16,
         "float16" => Dtype::F16,
@@ -226,20 +260,35 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
     let [(_, of_codes), (_, of_scales), ..] = expected.as_slice() else {
         return Err(format!("`{scheme}` is not one of bitsandbytes'"));
     };
-    for (found, entry) in [(codes, of_codes), (&scales, of_scales)] {
+    let of_nested = expected.iter().find(|(part, _)| *part == Part::Nested).map(|(_, entry)| entry);
+    let nested = match (nested, of_nested) {
+        (Some(offset), Some(entry)) => {
+            let absmax = part(NESTED_ABSMAX).ok_or_else(|| format!("it has no `{}`", entry.0))?;
+            Some((absmax, offset, entry))
+        }
+        _ => None,
+    };
+    let parts = [(codes, of_codes), (&scales, of_scales)];
+    for (found, entry) in parts.into_iter().chain(nested.as_ref().map(|(absmax, _, entry)| (absmax, *entry))) {
         if (found.dtype, &found.shape) != (entry.1, &entry.2) {
             let (name, dtype, shape) = (&found.name, found.dtype, &found.shape);
             return Err(format!("`{name}` is {dtype} {shape:?}: expected {} {:?}", entry.1, entry.2));
         }
     }
-    let map = part(BOOK);
-    if let Some(map) = &map
-        && (map.bytes() != 64 || read(source, map)?[..] != book_bytes(book))
-    {
-        return Err(format!("`{}` is not the codebook of {}", map.name, book.name()));
+    let mut others = vec![state];
+    let nested_book = nested.is_some().then_some(NESTED_BOOK);
+    for map in [Some(BOOK), nested_book].into_iter().flatten().filter_map(part) {
+        let values = constant(&map.name, &scheme, (dtype, &said.shape), None);
+        if map.bytes() != values.len() as u64 || read(source, &map)?[..] != values {
+            return Err(format!("`{}` is not the codebook of `{scheme}`", map.name));
+        }
+        others.push(map);
     }
-    let others = map.into_iter().chain([state]).collect();
-    Ok(Module::of_parts(name, scheme, said.shape, dtype, codes.clone(), scales, others))
+    let module = Module::of_parts(name, scheme, said.shape, dtype, codes.clone(), scales, others);
+    Ok(match nested {
+        Some((absmax, offset, _)) => module.with_nested(absmax, offset),
+        None => module,
+    })
 }
 
 /// The columns of a shape of two dimensions or more, below 2^48 elements.

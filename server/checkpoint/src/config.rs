@@ -110,7 +110,7 @@ pub(crate) fn quantized_config(mut config: Map<String, Value>, decided: &Decided
         return config;
     }
     // What computes with bytes for scales is bf16: compressed-tensors makes that of it.
-    let is_narrow = |scheme: &Scheme| !matches!(scheme.format().scaling, Scaling::Weights | Scaling::Absmax);
+    let is_narrow = |scheme: &Scheme| !bitsandbytes::is_one(scheme) && scheme.format().scaling != Scaling::Weights;
     if decided.quantized.values().any(is_narrow) {
         let old = config.contains_key("torch_dtype");
         config.insert("dtype".to_owned(), json!("bfloat16"));
@@ -195,7 +195,7 @@ fn weights(scheme: &Scheme) -> Value {
         }
     }
     let scale = match scheme.format().scaling {
-        Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => None,
+        Scaling::Weights | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks => None,
         Scaling::E8m0(_) => Some("torch.uint8"),
         Scaling::E4m3 => Some("torch.float8_e4m3fn"),
     };

@@ -159,6 +159,8 @@ fn bits(scheme: &Scheme, tensor: &Tensor) -> f64 {
     let scales = parts.iter().find(|(part, _)| *part == Part::Scales);
     let scales: u64 = scales.map_or(0, |(_, (_, _, shape))| shape.iter().product());
     let of = |(part, entry): &(Part, Entry)| match part {
+        // With the mean beside them, which is said.
+        Part::Nested => 8 * (stored::bytes(entry) + 4),
         Part::Codes | Part::Scales | Part::Global => 8 * stored::bytes(entry),
         // However they are packed.
         Part::ZeroPoints => scales * width,

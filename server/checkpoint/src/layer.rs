@@ -1,6 +1,7 @@
 //! A layer as its rows come, and the tensors that it becomes in a file.
 
-use quarrel_engine::Scheme;
+use bytes::Bytes;
+use quarrel_engine::{Scaling, Scheme};
 use safetensors::Dtype;
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
     report::Status,
     sink::{Pieces, Sink},
     stored::{Part, codes_part, layout, narrowed, scales_part, stored_points, stored_type},
-    unit::Outcome,
+    unit::{Nested, Outcome},
 };
 
 /// Of so many bytes scales are written; in between lie codes.
@@ -25,6 +26,8 @@ pub(crate) struct Coming {
     /// Of at most 8 bits; packed when all are there.
     zero_points: Option<Vec<i8>>,
     pub(crate) global_scale: Option<f32>,
+    /// Of scales that are quantized too: what they are under, and their mean.
+    nested: Option<(Bytes, f32)>,
     /// As text too: what was answered.
     scheme: Option<(Scheme, String)>,
     /// Why it is not quantized, if a row says so.
@@ -40,7 +43,7 @@ impl Coming {
         outcome: Outcome,
     ) -> Result<(), CheckpointError> {
         match outcome {
-            Outcome::Quantized { data, scales, zero_points, global_scale, scheme } => {
+            Outcome::Quantized { data, scales, zero_points, global_scale, nested, scheme } => {
                 let (scheme, _) = match &self.scheme {
                     Some(known) => known,
                     None => {
@@ -51,7 +54,14 @@ impl Coming {
                     }
                 };
                 sink.spool(&mut self.pieces, &data)?;
-                self.last_scales.extend(narrowed(&scales, stored_type(scheme, dtype)));
+                match (scheme.format().scaling, nested) {
+                    (Scaling::Nested, None) => {}
+                    (_, None) => self.last_scales.extend(narrowed(&scales, stored_type(scheme, dtype))),
+                    (_, Some(Nested { absmax, nested_absmax, offset })) => {
+                        self.last_scales.extend(absmax);
+                        self.nested = Some((nested_absmax, offset));
+                    }
+                }
                 if self.last_scales.len() >= SCALES_BYTES {
                     sink.spool(&mut self.scales, &std::mem::take(&mut self.last_scales))?;
                 }
@@ -77,7 +87,8 @@ impl Coming {
 
     /// Bytes that it takes in memory.
     pub(crate) fn held(&self) -> usize {
-        self.zero_points.as_ref().map_or(0, Vec::len) + self.last_scales.len()
+        let nested = self.nested.as_ref().map_or(0, |(absmax, _)| absmax.len());
+        self.zero_points.as_ref().map_or(0, Vec::len) + self.last_scales.len() + nested
     }
 
     /// What of it lies in one file lies in another.
@@ -109,8 +120,13 @@ impl Coming {
                     sink.here(entry, &Vec::from_iter(bytes))?;
                 }
                 Part::Said => {
-                    let bytes = bitsandbytes::constant(&entry.0, &scheme, (dtype, shape));
+                    let offset = self.nested.as_ref().map(|(_, offset)| *offset);
+                    let bytes = bitsandbytes::constant(&entry.0, &scheme, (dtype, shape), offset);
                     sink.here(entry, &bytes)?;
+                }
+                Part::Nested => {
+                    let bytes = self.nested.as_ref().map(|(absmax, _)| absmax.as_ref()).unwrap_or_default();
+                    sink.here(entry, bytes)?;
                 }
                 // What lacks does not fit its shape, and is an error when the file is put together.
                 Part::Global => {

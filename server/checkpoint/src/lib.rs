@@ -71,7 +71,7 @@ pub use safetensors::Dtype;
 pub use source::{Source, Tensor};
 pub use storage::{Allowed, Location, Outside, Stores, is_uri};
 pub use target::{Held, Replace, Stop, Target};
-pub use unit::{Outcome, Row, Values};
+pub use unit::{Nested, Outcome, Row, Values};
 
 /// The key of a file's metadata that says which scheme each quantized module has: JSON, `{scheme: [module, ..]}`.
 pub const SCHEMES_KEY: &str = "quarrel.schemes";

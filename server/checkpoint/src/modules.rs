@@ -7,7 +7,7 @@
 mod parts;
 
 use half::{bf16, f16};
-use quarrel_engine::{Codes, Granularity, Packing, Scheme, SchemeError, e4m3_value, packed_bytes};
+use quarrel_engine::{Codes, Granularity, Packing, Scheme, SchemeError, decoded_scales, e4m3_value, packed_bytes};
 use safetensors::Dtype;
 
 use self::parts::Parts;
@@ -40,6 +40,8 @@ pub struct Module {
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
     global: Option<Tensor>,
+    /// What its scales are under where they are quantized too, and their mean.
+    nested: Option<(Tensor, f32)>,
     /// What else goes with the codes, and is of no use without them: scales of activations, what bitsandbytes says.
     others: Vec<Tensor>,
 }
@@ -106,8 +108,14 @@ impl Module {
             zero_points: None,
             shape_tensor: None,
             global: None,
+            nested: None,
             others,
         }
+    }
+
+    /// Whose scales are quantized too.
+    pub(crate) fn with_nested(self, absmax: Tensor, offset: f32) -> Module {
+        Module { nested: Some((absmax, offset)), ..self }
     }
 
     /// The same layer, whose blocks are taken as they are: what multiplies them stays beside them.
@@ -162,6 +170,9 @@ impl Module {
     pub fn scales(&self, source: &Source) -> Result<Vec<f32>, CheckpointError> {
         let Some(scales) = &self.scales else { return Ok(Vec::new()) };
         let bytes = source.read_whole(scales)?;
+        if let Some((absmax, offset)) = &self.nested {
+            return Ok(decoded_scales(&bytes, &source.read_whole(absmax)?, *offset));
+        }
         Ok(match scales.dtype.of_values() {
             Dtype::F16 => bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect(),
             Dtype::BF16 => bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
@@ -200,7 +211,8 @@ impl Module {
 
     /// The names of all tensors that it is made of.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
-        let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref(), self.global.as_ref()];
+        let nested = self.nested.as_ref().map(|(absmax, _)| absmax);
+        let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref(), self.global.as_ref(), nested];
         let parts = [Some(&self.codes), self.scales.as_ref()].into_iter().chain(others).flatten();
         parts.chain(&self.others).map(|part| part.name.as_str())
     }
@@ -245,6 +257,7 @@ pub(crate) fn blocks(source: &Source, tensor: &Tensor) -> Option<Result<Module, 
         shape_tensor: None,
         // What llama.cpp multiplies by, where it is there.
         global: scale,
+        nested: None,
         others: Vec::new(),
     };
     Some(scheme.map(module))

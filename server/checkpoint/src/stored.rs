@@ -22,6 +22,8 @@ pub(crate) enum Part {
     Shape,
     Global,
     ZeroPoints,
+    /// What the scales are under where they are quantized too.
+    Nested,
     /// What follows from the scheme, the type and the shape: bitsandbytes says it.
     Said,
 }
@@ -122,7 +124,7 @@ pub(crate) fn scale_shape(scheme: &Scheme, channels: &[u64], columns: u64) -> Ve
 /// The type that scales are stored in: the weights' own for the 16-bit types, else f32; bytes of exponents; or FP8.
 pub(crate) fn stored_type(scheme: &Scheme, dtype: Dtype) -> Dtype {
     match (scheme.format().scaling, dtype) {
-        (Scaling::E8m0(_), _) => Dtype::U8,
+        (Scaling::E8m0(_) | Scaling::Nested, _) => Dtype::U8,
         (Scaling::E4m3, _) => Dtype::F8_E4M3,
         (Scaling::Weights, Dtype::F16 | Dtype::BF16) => dtype,
         (Scaling::Weights | Scaling::Absmax | Scaling::InBlocks, _) => Dtype::F32,

@@ -50,6 +50,8 @@ pub enum Outcome {
         zero_points: Option<Vec<i32>>,
         /// What the scales are divided by, on the layer's first row.
         global_scale: Option<f32>,
+        /// The scales as they are stored where they are quantized too, on the layer's first row.
+        nested: Option<Nested>,
         /// The canonical scheme.
         scheme: String,
     },
@@ -64,6 +66,17 @@ pub enum Outcome {
         /// What it stays, if that was asked for.
         weights: Option<Bytes>,
     },
+}
+
+/// A layer's scales, quantized too.
+#[derive(Debug, Clone)]
+pub struct Nested {
+    /// One a scale.
+    pub absmax: Bytes,
+    /// Greatest distances from the mean, of 256 scales each: f32.
+    pub nested_absmax: Bytes,
+    /// The mean.
+    pub offset: f32,
 }
 
 /// Values of a quantized layer, as whoever dequantizes answers them.

@@ -12,17 +12,16 @@ use arrow_array::{
 };
 use arrow_buffer::{ArrowNativeType, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef};
-use quarrel_kernels::{Dtype, Metrics, Sums};
-use quarrel_proto::{
-    column::{status, tensor},
-    v1,
-};
+use quarrel_kernels::{Metrics, Sums};
+use quarrel_proto::{column::status, v1};
 
 use crate::{
     execute::{Arrays, Computed, Outcome},
-    layer::{Decision, Note, Rung},
+    extras::extra_tensors,
+    layer::{Decision, LayerError, Note, Rung},
+    nested::Nested,
     plan::{OnError, QuantizePlan},
-    rows::{ANSWER_BYTES, Layer, LayerError, ROW_BYTES, Row},
+    rows::{ANSWER_BYTES, Layer, ROW_BYTES, Row},
     schemas,
     tally::Tally,
 };
@@ -56,7 +55,7 @@ struct LayerSums {
 }
 
 /// What became of a row.
-enum Status<'a> {
+pub(crate) enum Status<'a> {
     Quantized(&'a Rung),
     Kept(&'a Note),
     Failed(&'a Note),
@@ -72,14 +71,16 @@ struct Cursor {
 }
 
 /// A row as it will stand in a batch.
-struct Line<'a> {
-    row: &'a Row,
-    status: Status<'a>,
+pub(crate) struct Line<'a> {
+    pub(crate) row: &'a Row,
+    pub(crate) status: Status<'a>,
     codes: Range<usize>,
     scales: Range<usize>,
     zero_points: Range<usize>,
     /// On the first row of a layer whose scales are under one.
-    global: Option<f32>,
+    pub(crate) global: Option<f32>,
+    /// On the first row of a layer whose scales are quantized too.
+    pub(crate) nested: Option<&'a Nested>,
     metrics: Option<(Metrics, Option<f64>)>,
     layer_metrics: Option<(Metrics, Option<f64>)>,
 }
@@ -122,7 +123,9 @@ impl Answers {
                 Status::Kept(_) => row.kept.as_ref().map_or(0, |data| data.len()),
                 Status::Quantized(_) | Status::Failed(_) => 0,
             };
-            let line_bytes = ROW_BYTES + kept + line.codes.len() + 4 * (line.scales.len() + line.zero_points.len());
+            let nested = line.nested.map_or(0, Nested::bytes);
+            let line_bytes =
+                ROW_BYTES + kept + nested + line.codes.len() + 4 * (line.scales.len() + line.zero_points.len());
             if bytes > 0 && bytes + line_bytes > ANSWER_BYTES {
                 lines.push(Vec::new());
                 bytes = 0;
@@ -161,6 +164,7 @@ impl Answers {
             scales: 0..0,
             zero_points: 0..0,
             global: None,
+            nested: None,
             metrics: None,
             layer_metrics: None,
         };
@@ -224,6 +228,7 @@ impl Answers {
             scales: keep(from.scales..cursor.scales),
             zero_points: keep(from.zero_points..cursor.zero_points),
             global: (fault.is_none() && rung.holds_global(&row.channels)).then_some(outcome.global),
+            nested: outcome.nested.as_ref().filter(|_| fault.is_none() && rung.holds_nested(&row.channels)),
             metrics: fault.is_none().then(|| (own.metrics(), per_weight(bits, own.elements))),
             layer_metrics: None,
         }
@@ -419,68 +424,4 @@ fn metrics<'a>(rows: impl Iterator<Item = Option<&'a (Metrics, Option<f64>)>>) -
         bits,
     ];
     StructArray::new(schemas::metrics_fields(), columns, Some(NullBuffer::from(present)))
-}
-
-/// What a row carries beside codes and scales: a kept row its weights, where they were asked for, as `weight`; a layer's
-/// first row the number that its scales are divided by, as `weight_global_scale`.
-fn extra_tensors(lines: &[Line<'_>]) -> ListArray {
-    let extras: Vec<Option<Extra>> = lines
-        .iter()
-        .map(|line| match (&line.status, &line.row.kept, line.global) {
-            (Status::Kept(_), Some(data), _) => Some(Extra {
-                name: tensor::WEIGHT,
-                dtype: line.row.layer.dtype.name(),
-                shape: run_shape(line.row, data.len()),
-                data: data.clone(),
-            }),
-            (Status::Quantized(_), _, Some(global)) => Some(Extra {
-                name: tensor::WEIGHT_GLOBAL_SCALE,
-                dtype: Dtype::F32.name(),
-                shape: vec![1],
-                data: Buffer::from_slice_ref(global.to_le_bytes()),
-            }),
-            _ => None,
-        })
-        .collect();
-    let tensors: Vec<&Extra> = extras.iter().flatten().collect();
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(tensors.iter().map(|extra| extra.name))),
-        Arc::new(StringArray::from_iter_values(tensors.iter().map(|extra| extra.dtype))),
-        Arc::new(shapes(tensors.iter().map(|extra| extra.shape.as_slice()))),
-        Arc::new(LargeBinaryArray::from_iter_values(tensors.iter().map(|extra| extra.data.as_slice()))),
-    ];
-    let fields = schemas::extra_tensor_fields();
-    let values = StructArray::try_new(fields.clone(), columns, None).expect("columns follow `extra_tensor_fields`");
-    let present: Vec<bool> = extras.iter().map(Option::is_some).collect();
-    ListArray::new(
-        schemas::item(DataType::Struct(fields)),
-        OffsetBuffer::from_lengths(present.iter().map(|present| usize::from(*present))),
-        Arc::new(values),
-        Some(NullBuffer::from(present)),
-    )
-}
-
-/// One tensor of `extra_tensors`.
-struct Extra {
-    name: &'static str,
-    dtype: &'static str,
-    shape: Vec<i64>,
-    data: Buffer,
-}
-
-/// The shape of one run: the layer's, with as many slices of the first dimension as the run holds; flat where it cuts
-/// deeper than that.
-fn run_shape(row: &Row, bytes: usize) -> Vec<i64> {
-    let elements = bytes / row.layer.dtype.bytes();
-    let dims = row.layer.shape.dims();
-    match dims {
-        [_, rest @ ..] if elements != row.layer.shape.elements() => {
-            let slice: i64 = rest.iter().product();
-            match slice {
-                1.. if (elements as i64) % slice == 0 => [&[elements as i64 / slice], rest].concat(),
-                _ => vec![elements as i64],
-            }
-        }
-        _ => dims.to_vec(),
-    }
 }

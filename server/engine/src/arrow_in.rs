@@ -14,7 +14,7 @@ use arrow_schema::{DataType, Field, Schema};
 use quarrel_kernels::Dtype;
 use quarrel_proto::{Reason, column};
 
-use crate::layer::Shape;
+use crate::shape::Shape;
 
 /// A schema that the contract does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,9 +8,9 @@ use quarrel_proto::{Reason, column::status};
 use crate::{
     coded_columns::CodedBatch,
     coded_rows::CodedLayer,
-    layer::{Rung, Shape, note},
-    rows::LayerError,
+    layer::{LayerError, Rung, note},
     scheme::Scheme,
+    shape::Shape,
 };
 
 /// What a row says of its layer.

@@ -18,10 +18,11 @@ use crate::{
     arrow_in::{ColumnError, binary_row},
     coded_columns::{CodedBatch, CodedColumns, extra_tensor, numbers},
     coded_head::Head,
-    layer::{Global, Limits, Rung, Shape, note},
+    layer::{Global, LayerError, Limits, Rung, note},
     names::{Seen, check_rows, row_name},
     plan::DequantizePlan,
-    rows::{LayerError, ROW_BYTES},
+    rows::ROW_BYTES,
+    shape::Shape,
 };
 
 /// Values of one unit, and so of one run of the answer.

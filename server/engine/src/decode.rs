@@ -144,7 +144,7 @@ fn decode_piece(
             cancel.check()?;
             let packed = &codes[index * stretch_bytes..];
             let column = index * STRETCH;
-            let grid = Grid { scales, zero_points, global };
+            let grid = Grid { scales, magnitudes: &[], zero_points, global };
             let coded = Coded { codes: rung.codes(), packed, column, group: rung.group, grid };
             dequantize(level, &coded, decoded, out);
             Ok(())

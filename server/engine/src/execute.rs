@@ -13,19 +13,20 @@ use std::{
 };
 
 use quarrel_kernels::{
-    self as kernels, Block, CLIPS, Codes, Dtype, Grid, Level, Part, Sums, TILE, first_non_finite, mean_square,
-    quantize, ranges, squared_errors,
+    self as kernels, Block, Codes, Dtype, Grid, Level, Part, Sums, TILE, errors, first_non_finite, mean_square,
+    quantize, ranges,
 };
 use quarrel_proto::Reason;
 
 use crate::{
+    faults::{Fault, FaultKind, describe},
     importance::{Importance, takes_importance},
     layer::{Decision, Global, Note, Rung, note},
+    nested::Nested,
     parallel,
     plan::Thresholds,
     rows::{Layer, Row, Unit, Work},
-    scales::{Seen, Unfit, choose, clips, find_scales, scales_of, solve},
-    scheme::Solver,
+    scales::{Seen, Unfit, choose, find_scales, nest, scales_of, solve, tried},
 };
 
 /// What one thread does between two looks at the cancel flag.
@@ -85,6 +86,8 @@ pub(crate) struct Outcome {
     pub(crate) faults: Vec<(Range<usize>, Note)>,
     /// What its scales are under; 1 where nothing.
     pub(crate) global: f32,
+    /// Its scales, where they are quantized too.
+    pub(crate) nested: Option<Nested>,
 }
 
 /// Results, channel after channel, work after work.
@@ -118,12 +121,13 @@ pub fn execute(level: Level, unit: Unit, cancel: &Cancel) -> Result<Computed, Ca
     let results = rungs
         .iter()
         .zip(found)
-        .map(|((work, rung), Found { faults, global })| Outcome {
+        .map(|((work, rung), Found { faults, global, nested })| Outcome {
             layer: Arc::clone(&work.layer),
             channels: work.channels.clone(),
             rung: Ok((*rung).clone()),
             faults: describe(work, rung, faults),
             global,
+            nested,
         })
         .collect();
     Ok(Computed { rows, results, arrays })
@@ -138,24 +142,25 @@ fn ladder(
     thresholds: Thresholds,
     cancel: &Cancel,
 ) -> Result<Computed, Cancelled> {
-    let outcome = |rung, faults, global| Outcome {
+    let outcome = |rung, faults, global, nested| Outcome {
         layer: Arc::clone(&work.layer),
         channels: work.channels.clone(),
         rung,
         faults,
         global,
+        nested,
     };
     let mut best = None;
     for (index, rung) in rungs.iter().enumerate() {
         let (arrays, mut found) = compute(level, &[(work, rung)], cancel)?;
-        let Found { faults, global } = found.pop().unwrap_or_default();
+        let Found { faults, global, nested } = found.pop().unwrap_or_default();
         let metrics = arrays.sums.iter().fold(Sums::default(), |all, sums| all.then(sums)).metrics();
         // No rung mends a number that is none; a scale that overflows at one rung may fit at the next.
         let hopeless = faults.iter().any(|fault| matches!(fault.kind, FaultKind::NonFinite(..)));
         let last = index + 1 == rungs.len();
         if hopeless || (last && !faults.is_empty()) || (faults.is_empty() && thresholds.met(&metrics)) {
             let faults = describe(work, rung, faults);
-            return Ok(Computed { rows, results: vec![outcome(Ok(rung.clone()), faults, global)], arrays });
+            return Ok(Computed { rows, results: vec![outcome(Ok(rung.clone()), faults, global, nested)], arrays });
         }
         best = Some((rung.scheme, metrics));
     }
@@ -172,23 +177,7 @@ fn ladder(
         thresholds.cosine_min.map_or_else(|| "any".to_owned(), |least| least.to_string()),
     );
     let kept = note(Reason::BelowThreshold, &work.layer.name, what);
-    Ok(Computed { rows, results: vec![outcome(Err(kept), Vec::new(), 1.0)], arrays: Arrays::default() })
-}
-
-/// A fault in the numbers of one span.
-#[derive(Debug)]
-pub(crate) struct Fault {
-    pub(crate) channels: Range<usize>,
-    pub(crate) kind: FaultKind,
-}
-
-#[derive(Debug)]
-pub(crate) enum FaultKind {
-    /// The element's flat index in the layer, and what it is.
-    NonFinite(usize, f32),
-    ScaleOverflow,
-    /// The greatest magnitude, and that which the command gives.
-    AmaxExceeded(f32, f32),
+    Ok(Computed { rows, results: vec![outcome(Err(kept), Vec::new(), 1.0, None)], arrays: Arrays::default() })
 }
 
 /// What was found of one work beside its arrays.
@@ -196,34 +185,13 @@ pub(crate) enum FaultKind {
 pub(crate) struct Found {
     pub(crate) faults: Vec<Fault>,
     pub(crate) global: f32,
+    pub(crate) nested: Option<Nested>,
 }
 
 impl Default for Found {
     fn default() -> Found {
-        Found { faults: Vec::new(), global: 1.0 }
+        Found { faults: Vec::new(), global: 1.0, nested: None }
     }
-}
-
-fn describe(work: &Work, rung: &Rung, faults: Vec<Fault>) -> Vec<(Range<usize>, Note)> {
-    let name = &work.layer.name;
-    let sentence = |kind| match kind {
-        FaultKind::NonFinite(index, value) => note(
-            Reason::NonFinite,
-            name,
-            format_args!("weight at flat index {index} is {value}, expected a finite number"),
-        ),
-        FaultKind::ScaleOverflow => note(
-            Reason::ScaleOverflow,
-            name,
-            format_args!("a scale is too large for {}, expected a smaller range of weights", rung.scale_type().name()),
-        ),
-        FaultKind::AmaxExceeded(found, given) => note(
-            Reason::AmaxExceeded,
-            name,
-            format_args!("a weight's magnitude is {found}, expected at most `amax` {given}"),
-        ),
-    };
-    faults.into_iter().map(|fault| (fault.channels, sentence(fault.kind))).collect()
 }
 
 /// One thread's portion: whole channels, or a stretch of one.
@@ -266,7 +234,7 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
         .iter()
         .map(|(_, rung)| match rung.global {
             Global::None | Global::Found => Found::default(),
-            Global::Given(amax) => Found { faults: Vec::new(), global: rung.global_of(amax) },
+            Global::Given(amax) => Found { global: rung.global_of(amax), ..Found::default() },
         })
         .collect();
     // Where every span of the unit is a short channel, one pass does; a unit holds layers of one kind mostly.
@@ -284,9 +252,10 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
         let found: Vec<_> =
             parallel::map(cells.iter().collect(), |cell| cancel.check().map(|()| cell.find_ranges(level)))?;
         let ranges = find_scales(level, works, &cells, found, &mut arrays.scales, &mut arrays.zero_points, &mut all);
-        if works.iter().any(|(_, rung)| rung.scheme.solver() == Solver::Mse) {
+        if works.iter().any(|(_, rung)| rung.scheme.solver().search().is_some()) {
             solve(level, works, &cells, &ranges, &mut arrays.scales, &mut arrays.zero_points, cancel)?;
         }
+        let magnitudes = nest(works, &mut arrays.scales, &mut all);
         let (scales, zero_points) = (&arrays.scales, &arrays.zero_points);
         let starts = starts(works);
         parallel::map(cells.iter().zip(codes).collect(), |(cell, codes)| {
@@ -295,6 +264,7 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
             let first = works[cell.work].0.channels.start;
             let grid = Grid {
                 scales: &scales[scales_from..],
+                magnitudes: magnitudes.get(scales_from..).unwrap_or_default(),
                 zero_points: &zero_points[zero_points_from..],
                 global: all[cell.work].global,
             };
@@ -410,7 +380,7 @@ impl Cell<'_> {
     fn in_blocks(&self, level: Level, block: Block, codes: &mut [u8]) -> (Vec<Sums>, Vec<Fault>) {
         let rung = self.rung;
         let bytes = kernels::packed_bytes(rung.codes(), self.columns.len());
-        let grid = Grid { scales: &[], zero_points: &[], global: 1.0 };
+        let grid = Grid { scales: &[], magnitudes: &[], zero_points: &[], global: 1.0 };
         let mut faults = Vec::new();
         let sums = self
             .parts()
@@ -461,13 +431,20 @@ impl Cell<'_> {
                     faults.push(Fault { channels: channel..channel + 1, kind });
                     return Sums::default();
                 }
-                if rung.scheme.solver() == Solver::Mse {
-                    let clips: Vec<_> = found.iter().map(|range| clips(rung, *range)).collect();
-                    let mut errors = vec![[0.0; CLIPS]; groups];
-                    squared_errors(level, rung.format(), rung.arith, &part, &clips, &mut errors);
-                    choose(&clips, &errors, scales, zero_points);
+                if let Some(search) = rung.scheme.solver().search() {
+                    let tried = tried(search, rung, &found);
+                    let mut found = vec![0.0; tried.len()];
+                    errors(level, search, (rung.format(), rung.arith), &part, &tried, &mut found);
+                    choose(search, &tried, &found, scales, zero_points);
                 }
-                quantize(level, rung.format(), rung.arith, &part, Grid { scales, zero_points, global }, codes)
+                quantize(
+                    level,
+                    rung.format(),
+                    rung.arith,
+                    &part,
+                    Grid { scales, magnitudes: &[], zero_points, global },
+                    codes,
+                )
             })
             .collect();
         (sums, faults)
@@ -529,7 +506,9 @@ impl Cell<'_> {
                     true => &[],
                     false => &grid.zero_points[from..from + groups],
                 };
-                let grid = Grid { scales: &grid.scales[from..from + groups], zero_points, ..grid };
+                let scales = &grid.scales[from..from + groups];
+                let magnitudes = if rung.is_nested() { &grid.magnitudes[from..from + groups] } else { &[] };
+                let grid = Grid { scales, magnitudes, zero_points, ..grid };
                 quantize(level, rung.format(), rung.arith, &part, grid, codes)
             })
             .collect()

@@ -8,8 +8,9 @@ use quarrel_proto::Reason;
 
 use crate::{
     arrow_in::WeightRows,
-    layer::{Decision, Note, Rung, Shape, note},
+    layer::{Decision, Note, Rung, note},
     rows::Layer,
+    shape::Shape,
 };
 
 /// What a row says of its columns' importance, unless it is null.

@@ -6,8 +6,11 @@ use quarrel_kernels::{Arith, Codes, Dtype, Format, Scaler, Scaling, global_scale
 use quarrel_proto::Reason;
 
 use crate::{
+    arrow_in::ColumnError,
+    nested::Nested,
     plan::Thresholds,
     scheme::{Granularity, Scheme},
+    shape::Shape,
 };
 
 /// Limits that a layer can meet. The numbers are the server's configuration.
@@ -36,68 +39,6 @@ impl Limits {
     };
 }
 
-/// A layer's full shape: no negative dimension, and a number of elements that fits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shape {
-    dims: Vec<i64>,
-    elements: usize,
-}
-
-/// More than any tensor has; shapes are repeated in every row and in messages.
-const RANK_MAX: usize = 32;
-/// More than any memory holds, and small enough that bytes and bits of it do not overflow.
-const ELEMENTS_MAX: i64 = 1 << 48;
-
-impl Shape {
-    /// The shape of those dimensions, or what is wrong with them.
-    ///
-    /// # Errors
-    /// A sentence that names the dimension.
-    pub fn new(dims: Vec<i64>) -> Result<Shape, String> {
-        if dims.len() > RANK_MAX {
-            return Err(format!("it has {} dimensions, expected at most {RANK_MAX}", dims.len()));
-        }
-        if let Some(at) = dims.iter().position(|dim| *dim < 0) {
-            return Err(format!("dimension {at} is {}, expected 0 or more", dims[at]));
-        }
-        // A zero makes the product zero whatever the other dimensions are.
-        let product = match dims.contains(&0) {
-            true => Some(0),
-            false => dims.iter().try_fold(1i64, |product, dim| product.checked_mul(*dim)),
-        };
-        match product.filter(|product| *product <= ELEMENTS_MAX) {
-            Some(elements) => Ok(Shape { dims, elements: elements as usize }),
-            None => Err(format!("its dimensions multiply out beyond {ELEMENTS_MAX} elements")),
-        }
-    }
-
-    /// The shape of one row without a `shape`: one channel.
-    pub fn flat(elements: usize) -> Shape {
-        Shape { dims: vec![elements as i64], elements }
-    }
-
-    /// Its dimensions.
-    pub fn dims(&self) -> &[i64] {
-        &self.dims
-    }
-
-    /// Elements in all.
-    pub fn elements(&self) -> usize {
-        self.elements
-    }
-
-    /// How many dimensions.
-    pub fn rank(&self) -> usize {
-        self.dims.len()
-    }
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.dims).finish()
-    }
-}
-
 /// Why a layer is kept or has failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
@@ -105,6 +46,17 @@ pub struct Note {
     pub reason: Reason,
     /// A sentence that names the layer, the value and what was expected.
     pub message: String,
+}
+
+/// A fault that ends the stream, and its reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.message)]
+pub struct LayerError(pub Note);
+
+impl From<ColumnError> for LayerError {
+    fn from(error: ColumnError) -> Self {
+        LayerError(Note { reason: error.reason, message: error.to_string() })
+    }
 }
 
 /// What is to become of a layer.
@@ -169,7 +121,7 @@ impl Rung {
     ) -> Result<Rung, Note> {
         let dims = scheme.channel_dims().get() as usize;
         let (channels, columns, matrix) = match shape.rank() {
-            0 | 1 => (1, shape.elements, 1),
+            0 | 1 => (1, shape.elements(), 1),
             rank if dims >= rank => {
                 return Err(note(
                     Reason::RankUnsupported,
@@ -181,9 +133,9 @@ impl Rung {
                 ));
             }
             _ => {
-                let channels: i64 = shape.dims[..dims].iter().product();
-                let columns: i64 = shape.dims[dims..].iter().product();
-                (channels as usize, columns as usize, shape.dims[dims - 1] as usize)
+                let channels: i64 = shape.dims()[..dims].iter().product();
+                let columns: i64 = shape.dims()[dims..].iter().product();
+                (channels as usize, columns as usize, shape.dims()[dims - 1] as usize)
             }
         };
         let (group, height) = match scheme.granularity() {
@@ -220,7 +172,9 @@ impl Rung {
         };
         let (group, height) = (group.clamp(1, columns.max(1)), height.clamp(1, matrix.max(1)));
         let global = match (scheme.format().scaling, amax) {
-            (Scaling::Weights | Scaling::E8m0(_) | Scaling::Absmax | Scaling::InBlocks, _) => Global::None,
+            (Scaling::Weights | Scaling::E8m0(_) | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks, _) => {
+                Global::None
+            }
             (Scaling::E4m3, None) => Global::Found,
             (Scaling::E4m3, Some(amax)) => Global::Given(amax),
         };
@@ -251,7 +205,9 @@ impl Rung {
     pub fn groups(&self) -> usize {
         match self.format().scaling {
             Scaling::InBlocks => 0,
-            Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 | Scaling::Absmax => self.columns.div_ceil(self.group),
+            Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 | Scaling::Absmax | Scaling::Nested => {
+                self.columns.div_ceil(self.group)
+            }
         }
     }
 
@@ -259,7 +215,7 @@ impl Rung {
     pub fn scale_type(&self) -> Dtype {
         match self.format().scaling {
             Scaling::InBlocks => Dtype::F16,
-            Scaling::Absmax => Dtype::F32,
+            Scaling::Absmax | Scaling::Nested => Dtype::F32,
             Scaling::Weights | Scaling::E8m0(_) | Scaling::E4m3 => self.dtype.scale_type(),
         }
     }
@@ -284,19 +240,16 @@ impl Rung {
 
     /// The end of the last channels that can be computed when the first `channels` have come.
     pub fn complete(&self, channels: usize) -> usize {
-        match self.global {
+        match self.is_together() {
             _ if channels >= self.channels => self.channels,
-            Global::Found => 0,
-            Global::None | Global::Given(_) => self.span_start(channels),
+            true => 0,
+            false => self.span_start(channels),
         }
     }
 
     /// The end of those that are computed together with `channel`.
     pub fn together_end(&self, channel: usize) -> usize {
-        match self.global {
-            Global::Found => self.channels,
-            Global::None | Global::Given(_) => self.span_end(channel),
-        }
+        if self.is_together() { self.channels } else { self.span_end(channel) }
     }
 
     /// The start of the span that holds `channel`.
@@ -328,17 +281,21 @@ impl Rung {
         let zero_point = if self.codes().symmetric() { 0 } else { usize::from(self.codes().bits()) };
         let scale = match self.format().scaling {
             Scaling::Weights => self.dtype.scale_type().bytes() * 8,
-            Scaling::E8m0(_) | Scaling::E4m3 => 8,
+            Scaling::E8m0(_) | Scaling::E4m3 | Scaling::Nested => 8,
             Scaling::Absmax => 32,
             Scaling::InBlocks => 0,
         };
         self.groups() * (scale + zero_point)
     }
 
-    /// Bits that a run of channels is stored in: scales, zero points, and with the first channel the global scale.
+    /// Bits that a run of channels is stored in: scales, zero points, and with the first channel what stands there for all.
     pub fn beside_bits(&self, channels: &std::ops::Range<usize>) -> usize {
-        let global = if self.holds_global(channels) { 32 } else { 0 };
-        self.spans_in(channels) * self.scale_bits() + global
+        let of_all = match (self.holds_global(channels), self.holds_nested(channels)) {
+            (true, _) => 32,
+            (_, true) => Nested::bits_beside(self.channels * self.groups()),
+            _ => 0,
+        };
+        self.spans_in(channels) * self.scale_bits() + of_all
     }
 
     /// Whether the global scale stands with those channels: the first.
@@ -346,15 +303,32 @@ impl Rung {
         self.global != Global::None && channels.contains(&0)
     }
 
+    /// Whether the layer's scales, quantized themselves, stand with those channels: the first.
+    pub fn holds_nested(&self, channels: &std::ops::Range<usize>) -> bool {
+        self.is_nested() && channels.contains(&0)
+    }
+
+    /// Whether its scales are quantized too.
+    pub fn is_nested(&self) -> bool {
+        self.format().scaling == Scaling::Nested
+    }
+
     /// Bytes that the answer for `channels` channels holds in memory: codes, scales, zero points and sums.
     pub fn answer_bytes(&self, channels: usize) -> usize {
         let spans = channels.div_ceil(self.height) + 1;
-        channels * (self.packed_bytes() + SUMS_BYTES) + spans * self.groups() * 8
+        // Magnitudes beside scales, and a byte for each with its share of those of blocks.
+        let scale_bytes = if self.is_nested() { 8 + 2 } else { 8 };
+        channels * (self.packed_bytes() + SUMS_BYTES) + spans * self.groups() * scale_bytes
     }
 
     /// Whether channels wait for others.
     pub fn buffers(&self) -> bool {
-        self.shares() || self.global == Global::Found
+        self.shares() || self.is_together()
+    }
+
+    /// Whether no channel can be computed before all have come.
+    pub fn is_together(&self) -> bool {
+        self.global == Global::Found || self.is_nested()
     }
 
     /// Whether channels share scales.

@@ -5,10 +5,7 @@ use std::collections::HashSet;
 use quarrel_proto::Reason;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::{
-    layer::{Limits, Note, note},
-    rows::LayerError,
-};
+use crate::layer::{LayerError, Limits, Note, note};
 
 /// Refuses a batch of too many rows.
 ///

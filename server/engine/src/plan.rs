@@ -8,9 +8,10 @@ use quarrel_proto::{
 };
 
 use crate::{
-    layer::{Decision, Note, Rung, Shape, note},
+    layer::{Decision, Note, Rung, note},
     recipe::{Match, Target, Targets, profile},
     scheme::{Granularity, Scheme, SchemeError},
+    shape::Shape,
 };
 
 /// What a stream is to do, and the command that says so with every default filled in.

@@ -14,9 +14,10 @@ use quarrel_proto::Reason;
 use crate::{
     arrow_in::{ColumnError, NoWeights, WeightColumns, WeightRows},
     importance::{self, Importance, Said},
-    layer::{Decision, Limits, Note, Shape, note},
+    layer::{Decision, LayerError, Limits, note},
     names::{Seen, check_rows, row_name},
     plan::{OnError, QuantizePlan},
+    shape::Shape,
 };
 
 /// Results of one unit: under 2 MiB, so that a response message stays well below the 4 MiB that stock clients take.
@@ -27,17 +28,6 @@ const UNIT_BYTES: usize = 4 << 20;
 pub(crate) const ROWS_PER_REST: usize = 64;
 /// What a row costs in memory beside its data and its name: columns, metrics, offsets.
 pub(crate) const ROW_BYTES: usize = 512;
-
-/// A fault that ends the stream, and its reason.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.message)]
-pub struct LayerError(pub Note);
-
-impl From<ColumnError> for LayerError {
-    fn from(error: ColumnError) -> Self {
-        LayerError(Note { reason: error.reason, message: error.to_string() })
-    }
-}
 
 /// What the pipeline has to provide before rows go on.
 #[derive(Debug)]

@@ -1,13 +1,14 @@
-//! From the ranges of cells to the scales of spans; and to narrower ones, where those make less error.
+//! From the ranges of cells to the scales of spans; and to others, where those make less error.
 
-use quarrel_kernels::{self as kernels, CLIPS, Level, Qparams, ScaleOverflow, clipped, squared_errors};
+use quarrel_kernels::{self as kernels, Level, Qparams, ScaleOverflow, Search, errors};
 
 use crate::{
-    execute::{Cancel, Cancelled, Cell, Fault, FaultKind, Found, starts},
+    execute::{Cancel, Cancelled, Cell, Found, starts},
+    faults::{Fault, FaultKind},
     layer::{Global, Rung},
+    nested::Nested,
     parallel,
     rows::Work,
-    scheme::Solver,
 };
 
 /// The ranges that a cell adds to a span, and the first number in them that is none, by its flat index in the layer.
@@ -44,23 +45,28 @@ pub(crate) fn scales_of(
     rung.scaler(global).write(level, found, scales, zero_points).map_err(|ScaleOverflow| Unfit::ScaleOverflow)
 }
 
-/// The scales of a group under the ranges that are tried.
-pub(crate) fn clips(rung: &Rung, range: kernels::Range) -> [Qparams; CLIPS] {
-    clipped(rung.scaler(1.0), range)
+/// What is tried for groups of those ranges.
+pub(crate) fn tried(search: Search, rung: &Rung, ranges: &[kernels::Range]) -> Vec<Qparams> {
+    let mut all = vec![Qparams { scale: 1.0, zero_point: 0 }; ranges.len() * search.tried()];
+    for (range, tried) in ranges.iter().zip(all.chunks_exact_mut(search.tried())) {
+        search.write(rung.scaler(1.0), *range, tried);
+    }
+    all
 }
 
-/// Of each group the scale with the least error; of equal errors that of the widest range.
-pub(crate) fn choose(clips: &[[Qparams; CLIPS]], errors: &[[f64; CLIPS]], scales: &mut [f32], zero_points: &mut [i32]) {
-    for (group, (clips, errors)) in clips.iter().zip(errors).enumerate() {
-        let least = (1..CLIPS).fold(0, |least, at| if errors[at] < errors[least] { at } else { least });
-        scales[group] = clips[least].scale;
+/// Of each group what has the least error; of equal errors the first.
+pub(crate) fn choose(search: Search, tried: &[Qparams], errors: &[f64], scales: &mut [f32], zero_points: &mut [i32]) {
+    let groups = tried.chunks_exact(search.tried()).zip(errors.chunks_exact(search.tried()));
+    for (group, (tried, errors)) in groups.enumerate() {
+        let least = (1..tried.len()).fold(0, |least, at| if errors[at] < errors[least] { at } else { least });
+        scales[group] = tried[least].scale;
         if let Some(zero_point) = zero_points.get_mut(group) {
-            *zero_point = clips[least].zero_point;
+            *zero_point = tried[least].zero_point;
         }
     }
 }
 
-/// Replaces the scales of works whose solver is [`Solver::Mse`], where spans are more than one short channel.
+/// Replaces the scales of works whose solver searches, where spans are more than one short channel.
 ///
 /// Errors are summed channel by channel and added in the order of channels and columns, so that nothing depends on how
 /// channels were cut into cells.
@@ -73,47 +79,75 @@ pub(crate) fn solve(
     zero_points: &mut [i32],
     cancel: &Cancel,
 ) -> Result<(), Cancelled> {
-    let all_clips: Vec<Vec<[Qparams; CLIPS]>> = works
+    let all_tried: Vec<Vec<Qparams>> = works
         .iter()
         .zip(ranges)
-        .map(|((_, rung), ranges)| match rung.scheme.solver() {
-            Solver::Mse => ranges.iter().map(|range| clips(rung, *range)).collect(),
-            Solver::Absmax => Vec::new(),
+        .map(|((_, rung), ranges)| match rung.scheme.solver().search() {
+            Some(search) => tried(search, rung, ranges),
+            None => Vec::new(),
         })
         .collect();
-    // Where the clips of a channel's groups begin.
-    let place = |work: usize, channel: usize| {
-        let (work, rung) = works[work];
-        (rung.span_of(channel) - rung.span_of(work.channels.start)) * rung.groups()
+    // Where those of a cell's groups stand, of a channel.
+    let place = |search: Search, cell: &Cell<'_>, channel: usize| {
+        let (work, rung) = works[cell.work];
+        let before = (rung.span_of(channel) - rung.span_of(work.channels.start)) * rung.groups();
+        let groups = cell.groups();
+        (before + groups.start) * search.tried()..(before + groups.end) * search.tried()
     };
-    let found: Vec<Vec<[f64; CLIPS]>> = parallel::map(cells.iter().collect(), |cell| {
+    let found: Vec<Vec<f64>> = parallel::map(cells.iter().collect(), |cell| {
         cancel.check()?;
-        let (rung, touched) = (cell.rung, cell.groups());
-        if rung.scheme.solver() != Solver::Mse {
-            return Ok(Vec::new());
+        let rung = cell.rung;
+        let Some(search) = rung.scheme.solver().search() else { return Ok(Vec::new()) };
+        let of_channel = cell.groups().len() * search.tried();
+        let mut found = vec![0.0; cell.channels.len() * of_channel];
+        for ((channel, part), found) in cell.parts().zip(found.chunks_exact_mut(of_channel)) {
+            let tried = &all_tried[cell.work][place(search, cell, channel)];
+            errors(level, search, (rung.format(), rung.arith), &part, tried, found);
         }
-        let mut errors = vec![[0.0; CLIPS]; cell.channels.len() * touched.len()];
-        for ((channel, part), errors) in cell.parts().zip(errors.chunks_exact_mut(touched.len())) {
-            let clips = &all_clips[cell.work][place(cell.work, channel)..][touched.clone()];
-            squared_errors(level, rung.format(), rung.arith, &part, clips, errors);
-        }
-        Ok(errors)
+        Ok(found)
     })?;
-    let mut sums: Vec<Vec<[f64; CLIPS]>> = all_clips.iter().map(|clips| vec![[0.0; CLIPS]; clips.len()]).collect();
-    for (cell, found) in cells.iter().zip(&found).filter(|(_, found)| !found.is_empty()) {
-        let touched = cell.groups();
-        for (channel, found) in cell.channels.clone().zip(found.chunks_exact(touched.len())) {
-            let sums = &mut sums[cell.work][place(cell.work, channel)..][touched.clone()];
-            for (sum, error) in sums.iter_mut().flatten().zip(found.iter().flatten()) {
+    let mut sums: Vec<Vec<f64>> = all_tried.iter().map(|tried| vec![0.0; tried.len()]).collect();
+    for (cell, found) in cells.iter().zip(&found) {
+        let Some(search) = cell.rung.scheme.solver().search() else { continue };
+        let of_channel = cell.groups().len() * search.tried();
+        for (channel, found) in cell.channels.clone().zip(found.chunks_exact(of_channel)) {
+            let sums = &mut sums[cell.work][place(search, cell, channel)];
+            for (sum, error) in sums.iter_mut().zip(found) {
                 *sum += error;
             }
         }
     }
-    for ((clips, errors), (scales_from, zero_points_from)) in all_clips.iter().zip(&sums).zip(starts(works)) {
+    for (index, (scales_from, zero_points_from)) in starts(works).into_iter().enumerate() {
+        let Some(search) = works[index].1.scheme.solver().search() else { continue };
         let zero_points = zero_points.get_mut(zero_points_from..).unwrap_or_default();
-        choose(clips, errors, &mut scales[scales_from..], zero_points);
+        choose(search, &all_tried[index], &sums[index], &mut scales[scales_from..], zero_points);
     }
     Ok(())
+}
+
+/// Quantizes the scales of works whose scheme says so: `scales` are then what they are decoded to. What they were, of all works.
+pub(crate) fn nest(works: &[(&Work, &Rung)], scales: &mut [f32], all: &mut [Found]) -> Vec<f32> {
+    if !works.iter().any(|(_, rung)| rung.is_nested()) {
+        return Vec::new();
+    }
+    let magnitudes = scales.to_vec();
+    for (index, ((work, rung), (from, _))) in works.iter().zip(starts(works)).enumerate() {
+        // Without faults, since all channels have one together.
+        if !rung.is_nested() || !all[index].faults.is_empty() {
+            continue;
+        }
+        let scales = &mut scales[from..from + rung.spans_in(&work.channels) * rung.groups()];
+        let nested = Nested::of(scales);
+        scales.copy_from_slice(&nested.magnitudes());
+        match scales.iter().all(|scale| scale.is_finite()) {
+            true => all[index].nested = Some(nested),
+            false => {
+                scales.fill(1.0);
+                all[index].faults.push(Fault { channels: work.channels.clone(), kind: FaultKind::ScaleOverflow });
+            }
+        }
+    }
+    magnitudes
 }
 
 /// Ranges of cells to scales of spans, and the ranges of each work's groups. A span at fault gets scales of one, so that its codes mean nothing and harm nothing.
@@ -145,9 +179,10 @@ pub(crate) fn find_scales(
                 bad[span] = bad[span].or(found.bad);
             }
         }
-        if rung.global == Global::Found {
+        if rung.is_together() {
             let amax = spread.iter().fold(0f32, |most, range| most.max(range.amax()));
             match bad.iter().find_map(|bad| *bad) {
+                None if rung.is_nested() => {}
                 None => all[index].global = rung.global_of(amax),
                 // Every channel's codes depend on it.
                 Some((at, value)) => {

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! scheme  = (preset ["/g" N] | "int" N ["-asym"] ["/tensor" | "/channel" | "/g" N] | "fp8/" ("tensor" | "channel" | "b" R "x" C))
-//!           [";channel_dims=" N] [";mx=" ("floor" | "rceil" | "even")] [";solver=" ("absmax" | "mse")]
+//!           [";channel_dims=" N] [";double_quant=" ("false" | "true")] [";mx=" ("floor" | "rceil" | "even")] [";solver=" ("absmax" | "mse" | "hqq")]
 //! ```
 //! The canonical form drops what is the default (`/channel` of `intN`, a preset's own group, one channel dimension) and parses back to itself. Formulas, layouts: `proto/SPEC.md`.
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
-use quarrel_kernels::{Codes, Format, MxRule, Packing, Scaling};
+use quarrel_kernels::{Codes, Format, MxRule, Packing, Scaling, Search};
 use quarrel_proto::Reason;
 
 use crate::presets::{FP8, PRESETS, Preset, int};
@@ -31,6 +31,34 @@ pub enum Solver {
     Absmax,
     /// So that the squared error is least, of the range and narrower ones; integers only.
     Mse,
+    /// So that the absolute error is least, of scales and zero points around those of the range; integers only.
+    Hqq,
+}
+
+impl Solver {
+    const ALL: [Solver; 3] = [Solver::Absmax, Solver::Mse, Solver::Hqq];
+
+    fn named(word: &str) -> Option<Solver> {
+        Solver::ALL.into_iter().find(|solver| solver.name() == word)
+    }
+
+    /// The word in a scheme.
+    fn name(self) -> &'static str {
+        match self {
+            Solver::Absmax => "absmax",
+            Solver::Mse => "mse",
+            Solver::Hqq => "hqq",
+        }
+    }
+
+    /// What is searched, if it is by search that scales are chosen.
+    pub(crate) fn search(self) -> Option<Search> {
+        match self {
+            Solver::Absmax => None,
+            Solver::Mse => Some(Search::Mse),
+            Solver::Hqq => Some(Search::Hqq),
+        }
+    }
 }
 
 /// Which elements share a scale.
@@ -57,7 +85,8 @@ pub enum SchemeError {
     /// No such scheme.
     #[error(
         "unknown scheme `{text}`: expected a preset ({presets}), `intN[-asym][/tensor|/channel|/gG]` with N of 2..8, \
-         or `fp8/tensor`, `fp8/channel`, `fp8/bRxC`, then options as in `;channel_dims=2`, of MX presets `;mx=rceil`, of integers `;solver=mse`",
+         or `fp8/tensor`, `fp8/channel`, `fp8/bRxC`, then options as in `;channel_dims=2`, of nf4 and fp4 `;double_quant=true`, \
+         of MX presets `;mx=rceil`, of integers `;solver=mse` and `;solver=hqq`",
         presets = preset_names()
     )]
     Unknown {
@@ -188,14 +217,20 @@ impl Scheme {
         Some(Scheme { format: Format { scaling: Scaling::E8m0(rule), ..self.format }, ..self })
     }
 
+    /// The scheme with scales that are quantized themselves; none if they are no magnitudes of blocks.
+    fn with_double_quant(self) -> Option<Scheme> {
+        let is_of_blocks = matches!(self.format.codes, Codes::Codebook(_));
+        is_of_blocks.then_some(Scheme { format: Format { scaling: Scaling::Nested, ..self.format }, ..self })
+    }
+
     /// How its scales are chosen.
     pub fn solver(&self) -> Solver {
         self.solver
     }
 
-    /// The scheme with scales of least squared error; none if its codes are no integers.
-    fn with_mse(self) -> Option<Scheme> {
-        matches!(self.format.codes, Codes::Int { .. }).then_some(Scheme { solver: Solver::Mse, ..self })
+    /// The scheme with another solver; none if its codes are no integers.
+    fn with_solver(self, solver: Solver) -> Option<Scheme> {
+        matches!(self.format.codes, Codes::Int { .. }).then_some(Scheme { solver, ..self })
     }
 
     /// The format of files that hold these bytes: compressed-tensors' name of its own ones, or `gguf`.
@@ -206,14 +241,10 @@ impl Scheme {
             (Codes::Int { packing: Packing::Dense, .. }, _) => "pack-quantized",
             (Codes::Int { packing: Packing::Plain, .. }, _) => "int-quantized",
             (Codes::Fp8E4m3, Scaling::E8m0(_)) => "mxfp8-quantized",
-            (Codes::Fp8E4m3, Scaling::Weights | Scaling::E4m3 | Scaling::Absmax | Scaling::InBlocks) => {
-                "float-quantized"
-            }
+            (Codes::Fp8E4m3, _) => "float-quantized",
             (Codes::Fp6E2m3, _) => "mxfp6-pack-quantized",
             (Codes::Fp4E2m1, Scaling::E8m0(_)) => "mxfp4-pack-quantized",
-            (Codes::Fp4E2m1, Scaling::Weights | Scaling::E4m3 | Scaling::Absmax | Scaling::InBlocks) => {
-                "nvfp4-pack-quantized"
-            }
+            (Codes::Fp4E2m1, _) => "nvfp4-pack-quantized",
         }
     }
 }
@@ -255,8 +286,9 @@ fn with_options(mut scheme: Scheme, options: &str) -> Option<Scheme> {
         last = key;
         scheme = match key {
             "channel_dims" => scheme.with_channel_dims(number(value)?.get()).ok()?,
-            "solver" if value == "absmax" => scheme.with_mse().map(|_| scheme)?,
-            "solver" if value == "mse" => scheme.with_mse()?,
+            "double_quant" if value == "false" => scheme.with_double_quant().map(|_| scheme)?,
+            "double_quant" if value == "true" => scheme.with_double_quant()?,
+            "solver" => scheme.with_solver(Solver::named(value)?)?,
             "mx" => scheme.with_mx(*MxRule::ALL.iter().find(|rule| rule.name() == value)?)?,
             _ => return None,
         };
@@ -348,15 +380,18 @@ impl fmt::Display for Scheme {
         if self.channel_dims != NonZeroU32::MIN {
             write!(f, ";channel_dims={}", self.channel_dims)?;
         }
+        if self.format.scaling == Scaling::Nested {
+            f.write_str(";double_quant=true")?;
+        }
         if let (Some(preset), Scaling::E8m0(rule)) = (self.preset, self.format.scaling)
             && preset.format != self.format
         {
             write!(f, ";mx={}", rule.name())?;
         }
-        match self.solver {
-            Solver::Absmax => Ok(()),
-            Solver::Mse => f.write_str(";solver=mse"),
+        if self.solver != Solver::default() {
+            write!(f, ";solver={}", self.solver.name())?;
         }
+        Ok(())
     }
 }
 
@@ -388,8 +423,12 @@ mod tests {
             ("nf4", "nf4"),
             ("nf4/g64", "nf4"),
             ("fp4/g4096", "fp4/g4096"),
+            ("nf4;double_quant=true", "nf4;double_quant=true"),
+            ("fp4/g64;channel_dims=2;double_quant=true", "fp4;channel_dims=2;double_quant=true"),
+            ("nf4/g32;double_quant=false", "nf4/g32"),
             ("int8_rowwise", "int8_rowwise"),
             ("W4A16;solver=absmax", "W4A16"),
+            ("int4-asym/g64;solver=hqq", "int4-asym/g64;solver=hqq"),
             ("int3-asym/g64;channel_dims=2;solver=mse", "int3-asym/g64;channel_dims=2;solver=mse"),
         ];
         for (text, canonical) in cases {
@@ -419,7 +458,7 @@ mod tests {
             "int4;",
             "int4;channel_dims=0",
             "int4;mx=even",
-            "int4;solver=hqq",
+            "int4;solver=HQQ",
             "FP8_BLOCK;solver=mse",
             "MXFP4A16;solver=mse",
             "NVFP4A16;mx=even",

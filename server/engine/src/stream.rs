@@ -13,9 +13,10 @@ use crate::{
     coded_rows::{CodedRows, CodedUnit},
     decode::{DecodedAnswers, DecodedUnit, decode},
     execute::{Cancel, Cancelled, Computed, execute},
+    layer::LayerError,
     layer::Limits,
     plan::{Plan, Verb},
-    rows::{self, LayerError, Rows},
+    rows::{self, Rows},
     schemas,
 };
 

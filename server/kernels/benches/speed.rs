@@ -9,7 +9,8 @@ use std::{hint::black_box, time::Instant};
 
 use quarrel_kernels::{
     Arith, Block, Codebook, Coded, Codes, Decoded, Dtype, Format, Grid, Importance, Level, MxRule, Packing, Part,
-    Range, Scaler, Scaling, dequantize, encode, global_scale, mean_square, packed_bytes, quantize, ranges,
+    Qparams, Range, Scaler, Scaling, Search, dequantize, encode, errors, global_scale, mean_square, packed_bytes,
+    quantize, ranges,
 };
 
 const SIDE: usize = 4096;
@@ -26,12 +27,14 @@ struct Laid {
     height: usize,
     /// Whether columns have an importance.
     by_importance: bool,
+    /// How scales are looked for.
+    search: Option<Search>,
 }
 
 fn formats() -> Vec<Laid> {
     let laid = |name, codes, scaling, group, height| {
         let format = Format { codes, scaling };
-        Laid { name, format, group, height, by_importance: false }
+        Laid { name, format, group, height, by_importance: false, search: None }
     };
     let int = |name, bits, symmetric, packing, group| {
         laid(name, Codes::Int { bits, symmetric, packing }, Scaling::Weights, group, 1)
@@ -62,6 +65,12 @@ fn formats() -> Vec<Laid> {
         int("int7", 7, true, Packing::Dense, SIDE),
         int("int8", 8, true, Packing::Plain, SIDE),
     ];
+    let searched =
+        |name, symmetric, search| Laid { search: Some(search), ..int(name, 4, symmetric, Packing::Dense, 64) };
+    formats.push(searched("int4/g64;solver=mse", true, Search::Mse));
+    formats.push(searched("int4-asym/g64;solver=mse", false, Search::Mse));
+    formats.push(searched("int4/g64;solver=hqq", true, Search::Hqq));
+    formats.push(searched("int4-asym/g64;solver=hqq", false, Search::Hqq));
     formats.extend(blocks);
     let weighed = BY_IMPORTANCE.map(|(name, block)| Laid {
         by_importance: true,
@@ -106,6 +115,8 @@ struct Bench<'a> {
     values: Vec<u8>,
     best: [f64; 3],
     importance: Vec<f32>,
+    tried: Vec<Qparams>,
+    errors: Vec<f64>,
     in_cache: bool,
 }
 
@@ -136,7 +147,7 @@ fn main() {
     for bench in &benches {
         let (weights, codes, values) = (bench.weights.len(), bench.packed.len(), bench.values.len());
         for (op, seconds) in OPS.iter().zip(bench.best) {
-            if *op == "dequantize" && bench.laid.by_importance {
+            if *op == "dequantize" && (bench.laid.by_importance || bench.laid.search.is_some()) {
                 // The same as without.
                 continue;
             }
@@ -231,6 +242,8 @@ impl<'a> Bench<'a> {
             values: vec![1; SIDE * SIDE * decoded(dtype).bytes()],
             best: [f64::INFINITY; 3],
             importance: (0..SIDE).map(|column| (column % 61) as f32 * 0.1).collect(),
+            tried: Vec::new(),
+            errors: Vec::new(),
             in_cache,
         }
     }
@@ -281,13 +294,29 @@ impl<'a> Bench<'a> {
             }
             let zero_points =
                 if format.codes.symmetric() { &mut [][..] } else { &mut self.zero_points[slots_of_span.clone()] };
-            Scaler { format, arith: Arith::F32, dtype, global: self.global }
-                .write(level, &self.found[slots_of_span.clone()], &mut self.scales[slots_of_span], zero_points)
-                .unwrap();
+            let scaler = Scaler { format, arith: Arith::F32, dtype, global: self.global };
+            let found = &self.found[slots_of_span.clone()];
+            scaler.write(level, found, &mut self.scales[slots_of_span.clone()], zero_points).unwrap();
+            if let Some(search) = self.laid.search {
+                self.tried.resize(groups * search.tried(), Qparams { scale: 1.0, zero_point: 0 });
+                for (range, tried) in found.iter().zip(self.tried.chunks_exact_mut(search.tried())) {
+                    search.write(scaler, *range, tried);
+                }
+                self.errors.clear();
+                self.errors.resize(self.tried.len(), 0.0);
+                errors(level, search, (format, Arith::F32), &part(first), &self.tried, &mut self.errors);
+                let groups = self.tried.chunks(search.tried()).zip(self.errors.chunks(search.tried()));
+                for (slot, (tried, errors)) in slots_of_span.clone().zip(groups) {
+                    let least =
+                        (1..tried.len()).fold(0, |least, at| if errors[at] < errors[least] { at } else { least });
+                    (self.scales[slot], self.zero_points[slot]) = (tried[least].scale, tried[least].zero_point);
+                }
+            }
             for channel in channels {
                 let out = &mut self.packed[lies(channel) * packed_bytes..][..packed_bytes];
                 let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots(channel)] };
-                let grid = Grid { scales: &self.scales[slots(channel)], zero_points, global: self.global };
+                let grid =
+                    Grid { scales: &self.scales[slots(channel)], magnitudes: &[], zero_points, global: self.global };
                 let mut part = part(channel);
                 if self.laid.by_importance {
                     let mean_square = mean_square(dtype, part.bytes);
@@ -315,7 +344,7 @@ impl<'a> Bench<'a> {
             let slots = channel / shared * groups..(channel / shared + 1) * groups;
             let zero_points = if format.codes.symmetric() { &[][..] } else { &self.zero_points[slots.clone()] };
             let packed = &self.packed[lies(channel) * packed_bytes..][..packed_bytes];
-            let grid = Grid { scales: &self.scales[slots], zero_points, global: self.global };
+            let grid = Grid { scales: &self.scales[slots], magnitudes: &[], zero_points, global: self.global };
             dequantize(level, &Coded { codes: format.codes, packed, column: 0, group, grid }, decoded, values);
         }
     }

@@ -115,10 +115,10 @@ pub(crate) struct Looked<B> {
 }
 
 impl<B> Looked<B> {
-    /// Of a block of that greatest magnitude.
+    /// Of a block of that greatest magnitude, which is decoded by that scale.
     #[inline(always)]
-    pub(crate) fn new(scale: f32) -> Looked<B> {
-        Looked { by: 1.0 / scale.max(1e-38), scale, book: PhantomData }
+    pub(crate) fn new(magnitude: f32, scale: f32) -> Looked<B> {
+        Looked { by: 1.0 / magnitude.max(1e-38), scale, book: PhantomData }
     }
 }
 

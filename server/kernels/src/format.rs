@@ -61,6 +61,9 @@ pub enum Scaling {
     E4m3,
     /// The greatest magnitudes themselves, as f32: bitsandbytes.
     Absmax,
+    /// The same, where not they are stored but bytes for them, a layer's together: bitsandbytes' double quantization. Codes are made under the
+    /// magnitudes, [`Grid::magnitudes`](crate::Grid::magnitudes), and mean what the scales say.
+    Nested,
     /// None beside the codes: they stand in the blocks.
     InBlocks,
 }

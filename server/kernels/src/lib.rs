@@ -38,7 +38,7 @@ pub use part::{Grid, Importance, Part};
 pub use quantize::{encode, quantize};
 pub use range::{Range, first_non_finite, ranges};
 pub use scale::{Qparams, ScaleOverflow, Scaler, global_scale};
-pub use solve::{CLIPS, clipped, squared_errors};
+pub use solve::{Search, errors};
 pub use sums::{Metrics, Sums};
 
 /// Columns that a kernel takes at a time: small enough for the first-level cache, and a whole number of packed words

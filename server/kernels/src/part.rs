@@ -39,6 +39,8 @@ impl Importance<'_> {
 pub struct Grid<'a> {
     /// One a group, as they are stored.
     pub scales: &'a [f32],
+    /// What codes are made under where the scales are not, with [`Scaling::Nested`](crate::Scaling::Nested): one a group; else empty.
+    pub magnitudes: &'a [f32],
     /// One a group; empty if symmetric.
     pub zero_points: &'a [i32],
     /// What the scales are divided by: the layer's with [`Scaling::E4m3`](crate::Scaling::E4m3), else 1.

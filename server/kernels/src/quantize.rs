@@ -144,7 +144,7 @@ fn body<R: Simd, M: Measure>(format: Format, part: &Part<'_>, grid: Grid<'_>, ou
         (Codes::Fp4E2m1, Scaling::E4m3) => mini::<R, M, E2m1, ToF32, Divided>(part, grid, out),
         (Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Weights)
         | (Codes::Fp8E4m3 | Codes::Fp6E2m3, Scaling::E4m3)
-        | (Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Absmax | Scaling::InBlocks) => {
+        | (Codes::Fp8E4m3 | Codes::Fp6E2m3 | Codes::Fp4E2m1, Scaling::Absmax | Scaling::Nested | Scaling::InBlocks) => {
             panic!("no format has {:?} under {:?}", format.codes, format.scaling)
         }
     }
@@ -198,7 +198,8 @@ fn mini<R: Simd, M: Measure, F: Minifloat, Step: Round, D: Scaled>(
 
 #[inline(always)]
 fn looked<R: Simd, M: Measure, B: Book>(part: &Part<'_>, grid: Grid<'_>, out: &mut [u8]) -> M::Made {
-    tiles::<R, M, ToF32, _>(part, out, 4, |group| Looked::<B>::new(grid.scales[group]))
+    let magnitudes = if grid.magnitudes.is_empty() { grid.scales } else { grid.magnitudes };
+    tiles::<R, M, ToF32, _>(part, out, 4, |group| Looked::<B>::new(magnitudes[group], grid.scales[group]))
 }
 
 /// Codes a part. `Step` tells which element types there are.

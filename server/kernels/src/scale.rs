@@ -20,7 +20,7 @@ use crate::{
 /// The scale and zero point of one group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Qparams {
-    /// Finite; a value of the stored type, widened. Greater than zero, but for [`Scaling::Absmax`] of zeros.
+    /// Finite; a value of the stored type, widened. Greater than zero, but for the magnitudes of zeros.
     pub scale: f32,
     /// Within the codes' limits; zero if symmetric.
     pub zero_point: i32,
@@ -96,7 +96,7 @@ fn body<R: Simd>(scaler: Scaler, ranges: &[Range], scales: &mut [f32], zero_poin
             out.fill::<R>(Own::<ToF16, ToF16>::new(codes, F16_EPSILON))
         }
         (Scaling::Weights, ..) => out.fill::<R>(Own::<ToF32, ToF32>::new(codes, f32::EPSILON)),
-        (Scaling::Absmax, ..) => out.fill::<R>(Greatest),
+        (Scaling::Absmax | Scaling::Nested, ..) => out.fill::<R>(Greatest),
         (Scaling::InBlocks, ..) => Ok(()),
     }
 }

@@ -59,7 +59,42 @@ def compare(scheme: str, options: dict, kind: type, dense: Path, tmp_path: Path)
     assert not torch.equal(logits(loaded), logits(load(dense)))
 
 
-@pytest.mark.parametrize("scheme", ["nf4/g32", "nf4/g256", "fp4/g128"])
+@pytest.mark.parametrize("scheme", ["nf4", "fp4"])
+def test_a_model_of_double_quantization_is_one_that_transformers_saves_but_for_the_mean(scheme, dense, tmp_path):
+    """Its mean is torch's, and its bytes are looked up by 16 bits on a CPU: so scales may be neighbours. Byte for byte: tests/golden/test_bnb.py."""
+    options = {"load_in_4bit": True, "bnb_4bit_quant_type": scheme, "bnb_4bit_compute_dtype": getattr(torch, dense_type(dense)), "bnb_4bit_use_double_quant": True}
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    run("quantize", dense, ours, "--scheme", f"{scheme};double_quant=true")
+    model = AutoModelForCausalLM.from_pretrained(dense, dtype="auto", quantization_config=BitsAndBytesConfig(**options))
+    model.save_pretrained(theirs)
+    found, expected = tensors(ours), tensors(theirs)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        if "quant_state" in name:
+            mine, his = (json.loads(bytes(state.tolist())) for state in (found[name], values))
+            assert mine.pop("nested_offset") == pytest.approx(his.pop("nested_offset"), rel=1e-6) and mine == his
+            continue
+        assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape), name
+        if name.endswith(".nested_absmax"):
+            torch.testing.assert_close(found[name], values, rtol=1e-5, atol=0)
+        elif name.endswith(".absmax"):
+            away = (found[name].int() - values.int()).abs()
+            assert away.max() <= 1 and (away > 0).float().mean() < 0.02, name
+        else:
+            assert torch.equal(found[name], values), name
+    assert configuration(ours) == configuration(theirs) | {"llm_int8_skip_modules": configuration(ours)["llm_int8_skip_modules"]}
+    loaded = load(ours)
+    assert len([name for name, module in loaded.named_modules() if isinstance(module, Linear4bit)]) == 14
+    mine, his = logits(loaded).float(), logits(load(theirs)).float()
+    assert (mine - his).norm() / his.norm() < 1e-2
+    run("dequantize", theirs, tmp_path / "read")
+    run("dequantize", ours, tmp_path / "made")
+    read, made = tensors(tmp_path / "read"), tensors(tmp_path / "made")
+    for name, values in read.items():
+        assert (values.float() - made[name].float()).norm() <= 1e-2 * values.float().norm(), name
+
+
+@pytest.mark.parametrize("scheme", ["nf4/g32", "nf4/g256", "fp4/g128", "nf4/g128;double_quant=true"])
 def test_logits_of_other_blocks_are_those_of_the_dequantized_model(scheme, dense, tmp_path):
     """transformers makes blocks of 64 alone, and reads all."""
     run("quantize", dense, tmp_path / "ours", "--scheme", scheme)

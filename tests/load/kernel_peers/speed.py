@@ -1,4 +1,4 @@
-"""How fast others compute our formats on one core: torch by hand, torchao, compressed-tensors, bitsandbytes.
+"""How fast others compute our formats on one core: torch by hand, torchao, compressed-tensors, bitsandbytes, hqq.
 
 One process, one thread, 4096 x 4096 weights, rows interleaved within a round, the best of the rounds after a first one
 that is not timed. The first line says the versions; then comes one JSON object a row, of the same fields as those of
@@ -18,6 +18,7 @@ import ao
 import bnb
 import compressed
 import eager
+import half_quadratic
 from peer import QUANTIZE, Peer, size
 
 SIDE = 4096
@@ -32,12 +33,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    versions = {name: version(name) for name in ("torch", "torchao", "compressed-tensors", "bitsandbytes")}
+    versions = {name: version(name) for name in ("torch", "torchao", "compressed-tensors", "bitsandbytes", "hqq")}
     say(versions=versions | {"torch's CPU code": torch.backends.cpu.get_cpu_capability()})
     for dtype in options.dtype or DTYPES:
         weights = (torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.02).to(DTYPES[dtype])
         rows = [
-            row for module in (eager, ao, compressed, bnb) for format in module.FORMATS
+            row for module in (eager, ao, compressed, bnb, half_quadratic) for format in module.FORMATS
             if not options.format or format in options.format
             for row in module.peers(format, weights)
         ]

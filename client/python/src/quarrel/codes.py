@@ -18,7 +18,7 @@ from quarrel.errors import UnsupportedError
 
 _SCHEME = re.compile(
     r"(?P<name>[^/;]+)(?:/(?:(?P<tensor>tensor)|channel|g(?P<group>\d+)|b(?P<high>\d+)x(?P<wide>\d+)))?"
-    r"(?:;channel_dims=(?P<dims>\d+))?(?:;mx=(?:floor|rceil|even))?(?:;solver=(?:absmax|mse))?"
+    r"(?:;channel_dims=(?P<dims>\d+))?(?:;double_quant=(?:false|true))?(?:;mx=(?:floor|rceil|even))?(?:;solver=(?:absmax|mse|hqq))?"
 )
 _INTEGERS = re.compile(r"int(?P<bits>[2-8])(?:-asym)?")
 # Schemes whose codes are numbers with an exponent, or stand for given values, by the start of their names in lower case.

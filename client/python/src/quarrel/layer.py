@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Status = Literal["quantized", "kept", "failed"]
 GLOBAL_SCALE = "weight_global_scale"
 """The name of a tensor in `extra_tensors`."""
+NESTED = {"absmax": "u1", "nested_absmax": "<f4", "nested_offset": "<f4"}
+"""Names of those of scales that are quantized too, and numpy's words for their types."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,29 @@ class _Rows:
             InvalidInputError: the layer is not quantized.
         """
         self._need_codes("global_scale")
+        return self._extra(GLOBAL_SCALE, "<f4")
+
+    @property
+    def nested_scales(self) -> dict[str, npt.NDArray[Any]] | None:
+        """With `double_quant=true`, `scales` as they are stored: `absmax` (uint8, one a scale, channel after channel),
+        `nested_absmax` (float32, one for 256 of them) and `nested_offset` (float32 [1]), as bitsandbytes calls them.
+        `scales` are `nested_quant_map[absmax] * nested_absmax + nested_offset`. Of a layer's runs the first has them.
+        None for other runs, and for other schemes.
+
+        Raises:
+            InvalidInputError: the layer is not quantized.
+        """
+        self._need_codes("nested_scales")
+        found = {name: self._extra(name, dtype) for name, dtype in NESTED.items()}
+        present = {name: array for name, array in found.items() if array is not None}
+        return present or None
+
+    def _extra(self, name: str, dtype: str) -> npt.NDArray[Any] | None:
         for batch in self._batches:
-            for tensor in batch.column("extra_tensors").flatten().to_pylist():
-                if tensor["name"] == GLOBAL_SCALE:
-                    return np.frombuffer(tensor["data"], "<f4")
+            tensors = batch.column("extra_tensors").flatten()
+            names = tensors.field("name").to_pylist()
+            if name in names:
+                return np.frombuffer(tensors.field("data")[names.index(name)].as_buffer(), dtype)
         return None
 
     def to_arrow(self) -> pa.Table:
@@ -249,7 +270,8 @@ class QuantizedLayer(_Rows):
     def scales(self) -> npt.NDArray[np.float32]:
         """Scales, widened exactly from the type they are stored in: [1] per tensor, [channels, 1] per channel,
         [channels, groups], or [rows, columns] of blocks. With `channel_dims` D, D dimensions stand for the channels.
-        Of NVFP4, a code's scale is `scales / global_scale`. Of bitsandbytes' formats they are `absmax` and `SCB`. Of
+        Of NVFP4, a code's scale is `scales / global_scale`. Of bitsandbytes' formats they are `absmax` (of
+        `double_quant=true` as it is decoded) and `SCB`. Of
         ggml's types [channels, 0]: theirs are in the blocks.
 
         Raises:
@@ -281,13 +303,13 @@ class QuantizedLayer(_Rows):
         return data.view(numpy_type(self.dtype)).reshape(self.shape)
 
     def to_numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """`codes`, `scales` (not of ggml's types, whose codes hold them), and where they are not None `zero_points` and `global_scale`; of
-        a kept layer `weights`."""
+        """`codes`, `scales` (not of ggml's types, whose codes hold them), and where they are not None `zero_points`, `global_scale`
+        and what `nested_scales` holds; of a kept layer `weights`."""
         if self.status != "quantized":
             weights = self.weights
             return {} if weights is None else {"weights": weights}
         arrays = {"codes": self.codes} | ({} if self._layout.block_bytes else {"scales": self.scales})
-        others = {"zero_points": self.zero_points, "global_scale": self.global_scale}
+        others = {"zero_points": self.zero_points, "global_scale": self.global_scale} | (self.nested_scales or {})
         return arrays | {name: array for name, array in others.items() if array is not None}
 
     def dequantize(self, dtype: str = "f32") -> npt.NDArray[Any]:

@@ -84,11 +84,23 @@ impl Parts {
         // So is what DeepSeek's FP8 was, whose scales are f32.
         let dtype = match scheme.format().scaling {
             Scaling::Weights if scales.name.ends_with(DEEPSEEK_SCALES) => Dtype::BF16,
-            Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => scales.dtype.of_values(),
+            Scaling::Weights | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks => scales.dtype.of_values(),
             Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
         };
         let scales = Some(scales);
-        Ok(Module { name, scheme, shape, dtype, codes, scales, zero_points, shape_tensor, global, others })
+        Ok(Module {
+            name,
+            scheme,
+            shape,
+            dtype,
+            codes,
+            scales,
+            zero_points,
+            shape_tensor,
+            global,
+            nested: None,
+            others,
+        })
     }
 
     /// The scheme that types and shapes tell.
@@ -177,7 +189,7 @@ impl Parts {
         expect(&self.codes, (codes_type, codes_shape))?;
         let scales_type = self.scales.dtype.of_values();
         let scales_type = match scheme.format().scaling {
-            Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => scales_type,
+            Scaling::Weights | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks => scales_type,
             Scaling::E8m0(_) | Scaling::E4m3 => stored_type(scheme, scales_type),
         };
         expect(&self.scales, (scales_type, per_scale.clone()))?;

@@ -14,7 +14,7 @@ use crate::{
     place::Place,
 };
 
-const GRID: Grid<'static> = Grid { scales: &[], zero_points: &[], global: 1.0 };
+const GRID: Grid<'static> = Grid { scales: &[], magnitudes: &[], zero_points: &[], global: 1.0 };
 
 #[derive(Debug, PartialEq)]
 struct Outcome {

@@ -123,7 +123,8 @@ fn coded(level: Level, case: &Case, part: &Part<'_>, ranges: Vec<Range>, grid: G
     let (format, columns) = (case.format, part.bytes.len() / case.dtype.bytes());
     let scales = places.grid.holding(&grid.scales, -f32::MAX);
     let zero_points = places.grid.holding(&grid.zero_points, 0);
-    let seen = quarrel_kernels::Grid { scales: &scales, zero_points: &zero_points, global: grid.global };
+    let seen =
+        quarrel_kernels::Grid { scales: &scales, magnitudes: &[], zero_points: &zero_points, global: grid.global };
     // Filled with different bits, so that a byte that is not written shows.
     let mut packed = places.packed.room(packed_bytes(format.codes, columns), 0xaa);
     let mut encoded = places.packed.room(packed_bytes(format.codes, columns), 0x55);
@@ -163,7 +164,12 @@ pub fn in_parts(level: Level, case: &Case, bytes: &[u8], cuts: &[usize]) -> Outc
         Ok(grid) => grid,
         Err(unfit) => return Outcome::unfit(ranges, unfit),
     };
-    let seen = quarrel_kernels::Grid { scales: &grid.scales, zero_points: &grid.zero_points, global: grid.global };
+    let seen = quarrel_kernels::Grid {
+        scales: &grid.scales,
+        magnitudes: &[],
+        zero_points: &grid.zero_points,
+        global: grid.global,
+    };
     let mut outcome = Outcome { ranges, ..Outcome::unfit(Vec::new(), Unfit::NonFinite) };
     for (start, end) in spans {
         let part = part(start, end);

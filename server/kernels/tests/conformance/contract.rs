@@ -43,7 +43,7 @@ fn check(op: Op, lengths: Lengths) -> bool {
     let part =
         Part { dtype: Dtype::F32, bytes: &bytes, column: 0, group: GROUP, ahead: &[], importance: Importance::NONE };
     let (scales, zero_points) = (vec![1.0; lengths.scales], vec![0; lengths.zero_points]);
-    let grid = Grid { scales: &scales, zero_points: &zero_points, global: 1.0 };
+    let grid = Grid { scales: &scales, magnitudes: &[], zero_points: &zero_points, global: 1.0 };
     let panicked = asked::levels().iter().map(|level| {
         let mut found = vec![Range::default(); lengths.ranges];
         let (mut packed, mut decoded) = (vec![0; lengths.packed], vec![0; lengths.decoded]);
@@ -103,7 +103,7 @@ fn codes_under_scales_that_they_never_have_panic() {
     ];
     let part =
         Part { dtype: Dtype::F16, bytes: &[0; 4], column: 0, group: 2, ahead: &[], importance: Importance::NONE };
-    let grid = Grid { scales: &[1.0], zero_points: &[], global: 1.0 };
+    let grid = Grid { scales: &[1.0], magnitudes: &[], zero_points: &[], global: 1.0 };
     for (format, arith) in ODD.iter().flat_map(|odd| ARITHS.map(|arith| (*odd, arith))) {
         let mut out = vec![0; packed_bytes(format.codes, 2)];
         let run = || quantize(asked::scalar(), format, arith, &part, grid, &mut out);

@@ -111,7 +111,7 @@ fn every_byte_of_fp8_decodes_to_its_number_or_nan() {
     let values = oracle::read(Dtype::F8E4m3, &bytes);
     assert_eq!(values.iter().filter(|value| value.is_nan()).count(), 2);
     for scale in [1.0, 0.37, -2.5] {
-        let grid = Grid { scales: &[scale], zero_points: &[], global: 1.0 };
+        let grid = Grid { scales: &[scale], magnitudes: &[], zero_points: &[], global: 1.0 };
         for (level, decoded) in asked::levels().iter().flat_map(|level| ALL_DECODED.map(|decoded| (*level, decoded))) {
             let mut out = vec![0xaa; bytes.len() * decoded.bytes()];
             let coded = Coded { codes: Codes::Fp8E4m3, packed: &bytes, column: 0, group: 256, grid };
@@ -133,7 +133,7 @@ fn small_floats_times_any_power_of_two_are_rounded_as_any_number() {
     // Subnormal ones and all others.
     let powers = (0..23).map(|bit| 1 << bit).chain((1..255).map(|exponent| exponent << 23)).map(f32::from_bits);
     for scale in powers.flat_map(|power| [power, -power]) {
-        let grid = Grid { scales: &[scale], zero_points: &[], global: 1.0 };
+        let grid = Grid { scales: &[scale], magnitudes: &[], zero_points: &[], global: 1.0 };
         for codes in [Codes::Fp8E4m3, Codes::Fp6E2m3, Codes::Fp4E2m1] {
             let coded = Coded { codes, packed: &packed, column: 0, group: 256, grid };
             let decoded_to = |level, decoded: Decoded| {

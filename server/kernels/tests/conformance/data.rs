@@ -210,7 +210,7 @@ pub fn grid(case: &Case, groups: usize, scales: &[f32], global: f32) -> Grid {
     let scale = |index: usize| {
         let scale = scales[index % scales.len()];
         match case.format.scaling {
-            Scaling::Weights | Scaling::Absmax | Scaling::InBlocks => scale,
+            Scaling::Weights | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks => scale,
             Scaling::E8m0(_) => 2f64.powi(f64::from(scale).log2().floor().clamp(-127.0, 127.0) as i32) as f32,
             Scaling::E4m3 => {
                 let table = oracle::values(Codes::Fp8E4m3);

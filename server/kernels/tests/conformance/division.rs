@@ -22,7 +22,7 @@ fn check(level: Level, bits: u8, values: &[f32], group: usize, scales: &[f32]) {
     let part = Part { dtype: Dtype::F32, bytes: &bytes, column: 0, group, ahead: &[], importance: Importance::NONE };
     let mut packed = [0xaa; 1024];
     let packed = &mut packed[..packed_bytes(codes, values.len())];
-    let grid = Grid { scales, zero_points: &[], global: 1.0 };
+    let grid = Grid { scales, magnitudes: &[], zero_points: &[], global: 1.0 };
     let sums = quantize(level, format, Arith::F32, &part, grid, packed);
     let half = 2f32.powi(i32::from(bits) - 1);
     let mut saturated = 0;

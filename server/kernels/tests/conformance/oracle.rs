@@ -171,7 +171,7 @@ fn grid(case: &Case, values: &[f32]) -> Result<Grid, Unfit> {
     }
     let global = match case.format.scaling {
         Scaling::E4m3 => global_scale(case, amax(values)),
-        Scaling::Weights | Scaling::E8m0(_) | Scaling::Absmax | Scaling::InBlocks => 1.0,
+        Scaling::Weights | Scaling::E8m0(_) | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks => 1.0,
     };
     let params = values.chunks(case.group).map(|group| qparams(case, group, global));
     let params: Vec<(f32, i32)> = params.collect();
@@ -199,7 +199,7 @@ fn qparams(case: &Case, group: &[f32], global: f32) -> (f32, i32) {
             let code = E4M3.nearest(global * intermediate(case, amax(group) / qmax));
             (if code == 0 { 0.125 } else { E4M3.values[code] as f32 }, 0)
         }
-        Scaling::Absmax => (amax(group), 0),
+        Scaling::Absmax | Scaling::Nested => (amax(group), 0),
         Scaling::Weights if codes.symmetric() => {
             let scale = stored(case.dtype, amax(group) / ((qmax - qmin) / 2.0));
             (or_epsilon(case.dtype, scale), 0)
@@ -296,7 +296,7 @@ fn small_float(case: &Case, value: f32, scale: f32, table: &Table) -> Coded {
     let codes = case.format.codes;
     let exact = match case.format.scaling {
         Scaling::Weights => intermediate(case, value / scale),
-        Scaling::E8m0(_) | Scaling::E4m3 | Scaling::Absmax | Scaling::InBlocks => value / scale,
+        Scaling::E8m0(_) | Scaling::E4m3 | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks => value / scale,
     };
     let code = table.nearest(exact.abs());
     let is_negative = if codes == Codes::Fp4E2m1 { exact < 0.0 } else { exact.is_sign_negative() };

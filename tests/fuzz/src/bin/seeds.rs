@@ -30,7 +30,7 @@ type Failed = Box<dyn Error>;
 type Tensor = (&'static str, &'static str, &'static [u64], u64);
 
 /// Files, each of one kind: dense, and in the layouts that are read. Tensors stand in the order of their names, in which they are placed.
-const FILES: [&[Tensor]; 11] = [
+const FILES: [&[Tensor]; 14] = [
     &[("m.weight", "F32", &[2, 4], 4), ("m.bias", "F16", &[2], 2), ("n", "I64", &[], 8), ("e", "BF16", &[0, 3], 2)],
     &[("m.q_proj.weight", "BF16", &[2, 32], 2), ("m.k_proj.weight", "BF16", &[2, 32], 2)],
     &[
@@ -55,6 +55,27 @@ const FILES: [&[Tensor]; 11] = [
     &[("m.weight_packed", "U8", &[2, 24], 1), ("m.weight_scale", "U8", &[2, 1], 1)],
     &[("m.weight", "F8_E4M3", &[2, 32], 1), ("m.weight_scale", "U8", &[2, 1], 1)],
     &[("m.weight", "F8_E4M3", &[3, 5], 1), ("m.weight_scale_inv", "F32", &[1, 1], 4)],
+    &[("m.SCB", "F32", &[2], 4), ("m.weight", "I8", &[2, 8], 1)],
+    &[
+        ("m.weight", "U8", &[32, 1], 1),
+        ("m.weight.absmax", "F32", &[2], 4),
+        ("m.weight.quant_state.bitsandbytes__nf4", "U8", &[160], 1),
+    ],
+    &[
+        ("m.weight", "U8", &[32, 1], 1),
+        ("m.weight.absmax", "U8", &[2], 1),
+        ("m.weight.nested_absmax", "F32", &[1], 4),
+        ("m.weight.quant_state.bitsandbytes__fp4", "U8", &[160], 1),
+    ],
+];
+
+/// What is said of blocks of bitsandbytes, in the files that have them.
+const STATES: [(usize, &str); 2] = [
+    (12, r#"{"quant_type": "nf4", "blocksize": 32, "dtype": "bfloat16", "shape": [2, 32]}"#),
+    (
+        13,
+        r#"{"quant_type": "fp4", "blocksize": 32, "dtype": "float16", "shape": [2, 32], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5}"#,
+    ),
 ];
 
 /// The shape that `weight_shape` holds, in the files that have one.
@@ -78,7 +99,7 @@ const STREAMED: [&str; 5] = [
     COMMANDS[4],
 ];
 
-const SCHEMES: [&str; 12] = [
+const SCHEMES: [&str; 14] = [
     "int8",
     "int4-asym/g32",
     "int3/tensor;channel_dims=2",
@@ -91,6 +112,8 @@ const SCHEMES: [&str; 12] = [
     "MXFP6A16",
     "MXFP8A16",
     "int5/channel;solver=absmax",
+    "int4-asym/g64;solver=hqq",
+    "nf4/g32;channel_dims=2;double_quant=true",
 ];
 
 fn main() -> Result<(), Failed> {
@@ -186,9 +209,12 @@ fn part(at: usize, made: Made, metadata: &str) -> Vec<u8> {
     let mut data = Vec::new();
     for (name, _, shape, size) in FILES[at] {
         let bytes = size * shape.iter().product::<u64>();
-        match SHAPES.iter().find(|(of, _)| *of == at && name.ends_with("weight_shape")) {
-            Some((_, shape)) => data.extend(shape.iter().flat_map(|dimension| dimension.to_le_bytes())),
-            None => data.extend((0..bytes).map(|byte| (byte % 64) as u8)),
+        let shape = SHAPES.iter().find(|(of, _)| *of == at && name.ends_with("weight_shape"));
+        let state = STATES.iter().find(|(of, _)| *of == at && name.contains("quant_state"));
+        match (shape, state) {
+            (Some((_, shape)), _) => data.extend(shape.iter().flat_map(|dimension| dimension.to_le_bytes())),
+            (_, Some((_, state))) => data.extend(format!("{state:width$}", width = bytes as usize).bytes()),
+            _ => data.extend((0..bytes).map(|byte| (byte % 64) as u8)),
         }
     }
     made.part(&header(at, metadata), &data)
@@ -393,11 +419,11 @@ fn frames(streams: &[Stream]) -> Result<Vec<Vec<u8>>, Failed> {
 /// What a mutation may write: the words of the formats, as libFuzzer reads them.
 fn words() -> Result<String, Failed> {
     let texts = "PAR1 ARROW:schema F64 F32 F16 BF16 F8_E4M3 F8_E5M2 F6_E2M3 F4 I64 I32 I8 U8 BOOL dtype shape data_offsets __metadata__ weight weight_packed \
-                 weight_scale weight_shape weight_zero_point weight_global_scale weight_g_idx qweight q_proj k_proj v_proj gate_proj up_proj \
+                 weight_scale weight_shape weight_zero_point weight_global_scale weight_g_idx .absmax .nested_absmax .quant_state.bitsandbytes__nf4 quant_type blocksize nested_blocksize nested_offset SCB qweight q_proj k_proj v_proj gate_proj up_proj \
                  weight_map metadata a.safetensors b.safetensors config.json quantization_config model_type gpt2 \
                  quarrel.schemes quantize dequantize measure scheme recipe rules targets ignore fallback schemes sqnr_db_min \
                  cosine_min amax profile edge group_size channel_dims on_indivisible keep re:.* @standard Linear \
-                 ;channel_dims= ;solver=mse ;mx=even /channel /tensor /g -asym \
+                 ;channel_dims= ;double_quant=true ;solver=mse ;mx=even /channel /tensor /g -asym \
                  1152921504606846976 18446744073709551615 9223372036854775807 281474976710656 4294967296";
     let numbers = [1u64 << 60, 1 << 63, 1 << 48, 1 << 32, u64::MAX].map(u64::to_le_bytes);
     let texts = texts.split_whitespace().map(str::as_bytes).chain(PRESETS.iter().map(|preset| preset.name.as_bytes()));
