@@ -73,7 +73,7 @@ def decoded(server, answer, dtype) -> bytes:
 
 
 def bits(layer) -> tuple:
-    return (*layer.bits, layer.metrics, layer.table["scheme"].unique().to_pylist())
+    return (*layer.bits, layer.extra_tensors, layer.metrics, layer.table["scheme"].unique().to_pylist())
 
 
 @pytest.fixture(scope="module")

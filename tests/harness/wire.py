@@ -153,12 +153,19 @@ class Layer:
     @property
     def global_scale(self) -> np.ndarray | None:
         """What its scales are divided by, [1]: one row of a quantized layer says it, if any."""
-        found = [tensor for tensors in self.table["extra_tensors"].drop_null().to_pylist() for tensor in tensors]
-        if not found:
+        found = self.extra_tensors
+        if "weight_global_scale" not in found:
             return None
-        tensor, = found
-        assert (tensor["name"], tensor["dtype"], tensor["shape"]) == ("weight_global_scale", "f32", [1])
+        tensor = found["weight_global_scale"]
+        assert (tensor["dtype"], tensor["shape"]) == ("f32", [1])
         return np.frombuffer(tensor["data"], "<f4")
+
+    @property
+    def extra_tensors(self) -> dict[str, dict]:
+        """By name: one row has each, and all of them."""
+        rows = [tensors for tensors in self.table["extra_tensors"].drop_null().to_pylist() if tensors]
+        assert len(rows) <= 1
+        return {tensor["name"]: tensor for tensors in rows for tensor in tensors}
 
     @property
     def metrics(self) -> dict:
