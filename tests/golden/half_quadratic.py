@@ -1,4 +1,5 @@
-"""Writes files/hqq.json: the errors of what HQQ makes of layers, after its 20 iterations: with real zero points, which integers stand beside here.
+"""Writes files/hqq.json: the errors of what HQQ makes of layers, after its 20 iterations: with real zero points, where integers stand beside here; and
+of torchao's HQQ of scales alone, for symmetric schemes.
 
 `make golden` runs it, on requirements.txt and half_quadratic.txt. tests/golden/test_half_quadratic.py holds `;solver=hqq` against it.
 """
@@ -24,10 +25,16 @@ DTYPES = ("f32", "bf16")
 
 def main():
     import hqq
-    document = {"package": f"hqq {hqq.__version__}", "layers": {}}
+    import torchao
+    document = {"packages": [f"hqq {hqq.__version__}", f"torchao {torchao.__version__}"], "layers": {}}
     for name, weights in layers().items():
-        document["layers"][name] = {f"int{bits}-asym/g{group}": reference(weights, bits, group) for bits in BITS for group in GROUPS}
+        document["layers"][name] = {scheme(bits, group, asymmetric): reference(weights, bits, group, asymmetric)
+                                    for bits in BITS for group in GROUPS for asymmetric in (True, False)}
     FILE.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def scheme(bits: int, group: int, asymmetric: bool) -> str:
+    return f"int{bits}{'-asym' if asymmetric else ''}/g{group}"
 
 
 def layers() -> dict[str, np.ndarray]:
@@ -48,10 +55,15 @@ def layers() -> dict[str, np.ndarray]:
     return found
 
 
-def reference(weights: np.ndarray, bits: int, group: int) -> list[float]:
+def reference(weights: np.ndarray, bits: int, group: int, asymmetric: bool) -> list[float]:
     import torch
     from hqq.core.quantize import Quantizer
+    from torchao.quantization.quant_primitives import _choose_qparams_and_quantize_scale_only_hqq
     tensor = torch.from_numpy(weights.astype(np.float32))
+    if not asymmetric:
+        half = 2 ** (bits - 1)
+        codes, scales = _choose_qparams_and_quantize_scale_only_hqq(tensor, [1, group], -half, half - 1)
+        return errors(weights, (codes * scales.repeat_interleave(group, 1)).numpy())
     codes, meta = Quantizer.quantize(tensor, nbits=bits, group_size=group, axis=1, device="cpu", compute_dtype=torch.float32)
     return errors(weights, Quantizer.dequantize(codes, meta | {"compute_dtype": torch.float32}).numpy())
 

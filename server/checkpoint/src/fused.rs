@@ -36,7 +36,11 @@ const LARGE_BYTES: u64 = 32 << 20;
 /// Whether all of a layer is held while it is quantized.
 pub(crate) fn is_whole(scheme: &Scheme, tensor: &Tensor) -> bool {
     let is_small = tensor.bytes() <= LARGE_BYTES;
-    scheme.granularity() == Granularity::Tensor || scheme.format().scaling == Scaling::E4m3 && is_small
+    match scheme.format().scaling {
+        Scaling::Nested => true,
+        Scaling::E4m3 => is_small,
+        _ => scheme.granularity() == Granularity::Tensor,
+    }
 }
 
 /// Bytes of a tensor that are read at a time.
