@@ -291,7 +291,7 @@ impl Searched<16> for Q3K {
 
     #[inline(always)]
     fn search<R: Simd>(rows: &Rows<16>, _: &Rows<16>, used: usize) -> Found<16> {
-        descended::<R, 16>(rows, used, 4)
+        descended::<R>(rows, used, 4)
     }
 
     fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
