@@ -209,7 +209,7 @@ reasons! {
 
     /// What must be in memory at once, a span or a row with its results, is over `layer_bytes_max` or half of the budget.
     SpanTooLarge = "span_too_large",
-        "Use a scheme with a scale for each channel or group, send smaller runs, or raise `layer_bytes_max` and `memory_bytes_max`.";
+        "Use a scheme with a scale for each channel or group and without double quantization, send smaller runs, or raise `layer_bytes_max` and `memory_bytes_max`.";
     /// No room in the budget for `stall_seconds`; try again later.
     Busy = "busy",
         "Try again later, or raise `memory_bytes_max`.";

@@ -254,7 +254,9 @@ NESTED_WRONG = {
     "no distances": (lambda tensors: tensors.pop(f"{LAYER}.nested_absmax"), "it has no `"),
     "too few distances": (lambda tensors: tensors.update({f"{LAYER}.nested_absmax": np.ones(3, np.float32)}), "nested_absmax` is F32 [3]"),
     "scales that are none": (lambda tensors: tensors.update({f"{LAYER}.absmax": np.ones(2048, np.float32)}), "absmax` is F32 [2048]: expected U8"),
-    "another codebook": (lambda tensors: tensors.update({f"{LAYER}.nested_quant_map": np.arange(256, dtype=np.float32)}), "is not the codebook"),
+    "another codebook": (lambda tensors: tensors.update({f"{LAYER}.nested_quant_map": np.arange(256, dtype=np.float32)}), "is not a codebook of 256"),
+    "a codebook of another type": (lambda tensors: tensors.update({f"{LAYER}.nested_quant_map": np.ones(512, np.float16)}), "is not a codebook"),
+    "another type of scales": (said(nested_dtype="float16"), "`nested_dtype` `float16`: expected `float32`"),
     "no number": (said(nested_offset="much"), "is no state"),
     "too large a number": (said(nested_offset=1e300), "a number of f32"),
 }
@@ -269,6 +271,32 @@ def test_scales_of_scales_that_are_none_are_refused_by_name(case, tmp_path):
     refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
     assert refused.code and word in refused.err and MODULE in refused.err, refused.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_files_own_codebook_of_scales_counts(tmp_path):
+    """torch rounds some of it otherwise on a CPU without FMA, and so it is in the files of who has one."""
+    folder = write_model(tmp_path / "model", shards=1)
+    cli.quantize(folder, tmp_path / "made", "-s", "nf4;double_quant=true")
+    def change(tensors):
+        tensors[f"{LAYER}.nested_quant_map"] = np.nextafter(tensors[f"{LAYER}.nested_quant_map"], np.float32(0))
+    before = all_tensors(tmp_path / "made")
+    spoiled(tmp_path / "made", change)
+    cli.done("dequantize", tmp_path / "made", tmp_path / "back", "--dtype", "f32")
+    values = np.nextafter(before[f"{LAYER}.nested_quant_map"], np.float32(0))
+    nested, state = before[f"{LAYER}.nested_absmax"], json.loads(before[BOOK_STATE].tobytes())
+    codes = before[f"{LAYER}.absmax"]
+    scales = values[codes] * nested.repeat(256)[: codes.size] + np.float32(state["nested_offset"])
+    packed = before[LAYER].reshape(-1)
+    decoded = json_book("nf4")[np.stack([packed >> 4, packed & 15], 1)].reshape(-1, 64) * scales[:, None]
+    np.testing.assert_array_equal(all_tensors(tmp_path / "back")[LAYER].reshape(-1), decoded.reshape(-1))
+
+
+def test_a_model_may_be_doubly_quantized_in_part(model, tmp_path):
+    recipe = {"rules": [{"targets": ["*q_proj*"], "scheme": "nf4"}, {"targets": ["Linear"], "scheme": "nf4;double_quant=true"}], "ignore": ["@standard"]}
+    for name, rules in {"one": recipe["rules"], "other": [{**recipe["rules"][0], "scheme": "nf4;double_quant=true"}, {**recipe["rules"][1], "scheme": "nf4"}]}.items():
+        (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"rules": rules}))
+        cli.quantize(model, tmp_path / name, "--recipe", tmp_path / "recipe.json")
+        assert json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]["bnb_4bit_use_double_quant"] is True
 
 
 ROWS_WRONG = {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     element::Element,
-    modules::{DEEPSEEK_SCALES, Module},
+    modules::{DEEPSEEK_SCALES, Module, NestedScales},
     source::{Source, Tensor},
     stored::{Entry, Part, SCALES_PART, stored_type},
 };
@@ -116,7 +116,13 @@ fn word(dtype: Dtype) -> &'static str {
 }
 
 /// The `quantization_config` of a model of such layers, of which some are not converted.
-pub(crate) fn configuration(config: &Map<String, Value>, scheme: &Scheme, kept: &BTreeSet<String>) -> Value {
+pub(crate) fn configuration<'a>(
+    config: &Map<String, Value>,
+    scheme: &Scheme,
+    mut all: impl Iterator<Item = &'a Scheme>,
+    kept: &BTreeSet<String>,
+) -> Value {
+    let is_nested = all.any(|scheme| scheme.format().scaling == Scaling::Nested);
     let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str());
     let book = match scheme.codes() {
         Codes::Codebook(book) => Some(book),
@@ -135,7 +141,7 @@ pub(crate) fn configuration(config: &Map<String, Value>, scheme: &Scheme, kept: 
         "bnb_4bit_quant_type": book.unwrap_or(Codebook::Fp4).name(),
         "bnb_4bit_compute_dtype": computed,
         "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_use_double_quant": scheme.format().scaling == Scaling::Nested,
+        "bnb_4bit_use_double_quant": is_nested,
         "llm_int8_threshold": 6.0,
         "llm_int8_skip_modules": kept,
         "llm_int8_enable_fp32_cpu_offload": false,
@@ -207,6 +213,7 @@ struct State {
     shape: Vec<u64>,
     nested_blocksize: Option<usize>,
     nested_offset: Option<f64>,
+    nested_dtype: Option<String>,
 }
 
 fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Result<Module, String> {
@@ -238,6 +245,9 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
             ));
         }
     };
+    if let Some(dtype) = said.nested_dtype.as_deref().filter(|dtype| *dtype != "float32") {
+        return Err(format!("`{}` says of its scales `nested_dtype` `{dtype}`: expected `float32`", state.name));
+    }
     let double = if nested.is_some() { ";double_quant=true" } else { "" };
     let scheme = parsed(&format!("{}/g{}{double}", book.name(), said.blocksize))?;
     let dtype = match said.dtype.as_str() {
@@ -276,19 +286,34 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
         }
     }
     let mut others = vec![state];
-    let nested_book = nested.is_some().then_some(NESTED_BOOK);
-    for map in [Some(BOOK), nested_book].into_iter().flatten().filter_map(part) {
-        let values = constant(&map.name, &scheme, (dtype, &said.shape), None);
-        if map.bytes() != values.len() as u64 || read(source, &map)?[..] != values {
+    if let Some(map) = part(BOOK) {
+        if map.bytes() != 64 || read(source, &map)?[..] != book_bytes(book) {
             return Err(format!("`{}` is not the codebook of `{scheme}`", map.name));
         }
         others.push(map);
     }
-    let module = Module::of_parts(name, scheme, said.shape, dtype, codes.clone(), scales, others);
-    Ok(match nested {
-        Some((absmax, offset, _)) => module.with_nested(absmax, offset),
-        None => module,
-    })
+    let nested = match nested {
+        Some((absmax, offset, _)) => {
+            let map = part(NESTED_BOOK);
+            let values = map.as_ref().map(|map| nested_book(source, map)).transpose()?;
+            others.extend(map);
+            Some(NestedScales { absmax, values: values.unwrap_or_else(|| NESTED_VALUES.to_vec()), offset })
+        }
+        None => None,
+    };
+    Ok(Module::of_parts(name, scheme, said.shape, dtype, codes.clone(), scales, others).with_nested(nested))
+}
+
+/// What the bytes of scales stand for, by the file's own word: torch rounds some of it otherwise on a CPU without FMA.
+fn nested_book(source: &Source, map: &Tensor) -> Result<Vec<f32>, String> {
+    let wrong = || format!("`{}` is not a codebook of 256 rising F32 from -1 to 1", map.name);
+    if map.dtype != Dtype::F32.into() || map.shape != [NESTED_VALUES.len() as u64] {
+        return Err(wrong());
+    }
+    let bytes = read(source, map)?;
+    let values = Vec::from_iter(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+    let is_one = values.is_sorted_by(|low, high| low < high) && values.iter().all(|value| (-1.0..=1.0).contains(value));
+    if is_one { Ok(values) } else { Err(wrong()) }
 }
 
 /// The columns of a shape of two dimensions or more, below 2^48 elements.

@@ -124,7 +124,7 @@ pub(crate) fn quantized_config(mut config: Map<String, Value>, decided: &Decided
         ignore.extend(["lm_head".to_owned(), "re:.*\\.lm_head$".to_owned()]);
     }
     let said = match decided.quantized.values().find(|scheme| bitsandbytes::is_one(scheme)) {
-        Some(scheme) => bitsandbytes::configuration(&config, scheme, &ignore),
+        Some(scheme) => bitsandbytes::configuration(&config, scheme, decided.quantized.values(), &ignore),
         None => quantization(decided, &ignore),
     };
     config.insert("quantization_config".to_owned(), said);

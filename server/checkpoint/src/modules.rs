@@ -40,10 +40,20 @@ pub struct Module {
     zero_points: Option<Tensor>,
     shape_tensor: Option<Tensor>,
     global: Option<Tensor>,
-    /// What its scales are under where they are quantized too, and their mean.
-    nested: Option<(Tensor, f32)>,
+    nested: Option<NestedScales>,
     /// What else goes with the codes, and is of no use without them: scales of activations, what bitsandbytes says.
     others: Vec<Tensor>,
+}
+
+/// What scales are under that are quantized too.
+#[derive(Debug, Clone)]
+pub(crate) struct NestedScales {
+    /// The greatest distances from the mean, of 256 scales each.
+    pub(crate) absmax: Tensor,
+    /// What a byte stands for.
+    pub(crate) values: Vec<f32>,
+    /// The mean.
+    pub(crate) offset: f32,
 }
 
 /// Finds them, in the order of their codes.
@@ -113,9 +123,9 @@ impl Module {
         }
     }
 
-    /// Whose scales are quantized too.
-    pub(crate) fn with_nested(self, absmax: Tensor, offset: f32) -> Module {
-        Module { nested: Some((absmax, offset)), ..self }
+    /// Whose scales are quantized too, if they are.
+    pub(crate) fn with_nested(self, nested: Option<NestedScales>) -> Module {
+        Module { nested, ..self }
     }
 
     /// The same layer, whose blocks are taken as they are: what multiplies them stays beside them.
@@ -170,8 +180,8 @@ impl Module {
     pub fn scales(&self, source: &Source) -> Result<Vec<f32>, CheckpointError> {
         let Some(scales) = &self.scales else { return Ok(Vec::new()) };
         let bytes = source.read_whole(scales)?;
-        if let Some((absmax, offset)) = &self.nested {
-            return Ok(decoded_scales(&bytes, &source.read_whole(absmax)?, *offset));
+        if let Some(NestedScales { absmax, values, offset }) = &self.nested {
+            return Ok(decoded_scales(&bytes, &source.read_whole(absmax)?, *offset, values));
         }
         Ok(match scales.dtype.of_values() {
             Dtype::F16 => bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect(),
@@ -211,7 +221,7 @@ impl Module {
 
     /// The names of all tensors that it is made of.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
-        let nested = self.nested.as_ref().map(|(absmax, _)| absmax);
+        let nested = self.nested.as_ref().map(|nested| &nested.absmax);
         let others = [self.zero_points.as_ref(), self.shape_tensor.as_ref(), self.global.as_ref(), nested];
         let parts = [Some(&self.codes), self.scales.as_ref()].into_iter().chain(others).flatten();
         parts.chain(&self.others).map(|part| part.name.as_str())

@@ -46,7 +46,7 @@ impl Nested {
 
     /// The magnitudes that they stand for: near 0 they may be below it.
     pub fn magnitudes(&self) -> Vec<f32> {
-        decoded(&self.codes, self.absmax.iter().copied(), self.offset)
+        decoded(&self.codes, self.absmax.iter().copied(), self.offset, &NESTED_VALUES)
     }
 
     /// Bytes that they take.
@@ -60,15 +60,15 @@ impl Nested {
     }
 }
 
-/// The scales that such bytes stand for, under greatest distances as they are stored, little-endian.
-pub fn decoded_scales(codes: &[u8], absmax: &[u8], offset: f32) -> Vec<f32> {
-    decoded(codes, absmax.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)), offset)
+/// The scales that such bytes stand for, under greatest distances as they are stored, little-endian; each byte by one of 256 values.
+pub fn decoded_scales(codes: &[u8], absmax: &[u8], offset: f32, values: &[f32]) -> Vec<f32> {
+    decoded(codes, absmax.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)), offset, values)
 }
 
-fn decoded(codes: &[u8], absmax: impl Iterator<Item = f32>, offset: f32) -> Vec<f32> {
+fn decoded(codes: &[u8], absmax: impl Iterator<Item = f32>, offset: f32, values: &[f32]) -> Vec<f32> {
     let mut decoded = Vec::with_capacity(codes.len());
     for (codes, absmax) in codes.chunks(NESTED_BLOCK).zip(absmax) {
-        decoded.extend(codes.iter().map(|code| NESTED_VALUES[usize::from(*code)] * absmax + offset));
+        decoded.extend(codes.iter().map(|code| values[usize::from(*code)] * absmax + offset));
     }
     decoded
 }

@@ -408,7 +408,8 @@ impl Rows {
         if bytes > self.limits.span_bytes_max {
             let what = format_args!(
                 "{what} needs {bytes} bytes at once for {channels} channels of shape {}, more than {}: \
-                 raise `layer_bytes_max` (and `memory_bytes_max` to twice that), or choose a scheme per channel or group",
+                 raise `layer_bytes_max` (and `memory_bytes_max` to twice that), or choose a scheme per channel or group, \
+                 without `double_quant`",
                 layer.shape, self.limits.span_bytes_max
             );
             return Err(LayerError(note(Reason::SpanTooLarge, &layer.name, what)));

@@ -40,7 +40,7 @@ pub struct Config {
     #[arg(long, env = "QUARREL_MESSAGE_BYTES_MAX", default_value_t = 64 << 20, value_name = "BYTES")]
     pub message_bytes_max: usize,
 
-    /// Bytes that one span may hold until it is complete: a whole layer, for per-tensor scales and ladders
+    /// Bytes that one span may hold until it is complete: a whole layer, for per-tensor scales, double quantization and ladders
     #[arg(long, env = "QUARREL_LAYER_BYTES_MAX", default_value_t = 512 << 20, value_name = "BYTES")]
     pub layer_bytes_max: usize,
 

@@ -81,6 +81,12 @@ fn around(scaler: Scaler, range: Range, out: &mut [Qparams]) {
         let other = if exact < near { near - 1.0 } else { near + 1.0 };
         *pair = [near, other].map(|zero| Qparams { scale, zero_point: zero.clamp(low, high) as i32 });
     }
+    // What is observed is among them, so that nothing is worse than that. A coarsely rounded scale may have it elsewhere.
+    let [first, second, ..] = out else { return };
+    if first.zero_point != observed.zero_point {
+        *second = *first;
+        *first = observed;
+    }
 }
 
 fn times(range: Range, by: f32) -> Range {

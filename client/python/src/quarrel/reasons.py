@@ -287,8 +287,8 @@ REASONS: dict[str, Reason] = {
         "What must be in memory at once, a span or a row with its results, is over `layer_bytes_max` or half of "
         "the budget.",
         InvalidInputError,
-        "Use a scheme with a scale for each channel or group, send smaller runs, or raise `layer_bytes_max` and "
-        "`memory_bytes_max`.",
+        "Use a scheme with a scale for each channel or group and without double quantization, send smaller runs, or "
+        "raise `layer_bytes_max` and `memory_bytes_max`.",
     ),
     "busy": Reason(
         "No room in the budget for `stall_seconds`; try again later.",

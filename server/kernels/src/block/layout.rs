@@ -79,14 +79,16 @@ pub(super) fn with_pairs<const SHIFT: u32>(bytes: &[u8], codes: &mut [u8]) {
 /// One bit of each of 256 codes: bit k of byte l is bit `BIT` of code 32k + l.
 #[inline(always)]
 pub(super) fn single_bits<const BIT: u32>(codes: &[u8], out: &mut [u8]) {
-    each::<256, 32>(codes, out, |codes, out| {
-        *out = [0; 32];
-        for k in 0..8 {
+    // No closure: of this length it would be a function of its own, without the level's instructions.
+    for (codes, out) in codes.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        let mut bytes = [0; 32];
+        for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
             for at in 0..32 {
-                out[at] |= (codes[32 * k + at] >> BIT & 1) << k;
+                bytes[at] |= (codes[at] >> BIT & 1) << k;
             }
         }
-    });
+        *out = bytes;
+    }
 }
 
 /// The inverse, added.

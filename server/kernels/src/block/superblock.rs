@@ -73,6 +73,7 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
     // Groups of 16 fill the lanes with one tile.
     let at_once = if N == 16 { TILE } else { AT_ONCE };
     let (mut values, mut weights) = ([0f32; AT_ONCE], [0f32; AT_ONCE]);
+    let (mut value_rows, mut weight_rows) = ([[0f32; LANES]; N], [[0f32; LANES]; N]);
     let mut importance = part.importance.columns.chunks(at_once);
     let size = part.dtype.bytes();
     let mut ahead = part.ahead.chunks(at_once * size);
@@ -84,16 +85,14 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
             let mut wide = [0f32; TILE];
             tile.copy_from_slice(widen(part.dtype, bytes, &mut wide));
         }
-        let weight_rows = match B::WEIGHED {
-            None => [[0f32; LANES]; N],
-            Some(weighed) => {
-                let weights = &mut weights[..values.len()];
-                weights.copy_from_slice(importance.next().unwrap_or_default());
-                weighed.weigh::<R>(values, part.importance.mean_square, weights);
-                rows(weights)
-            }
-        };
-        let found = B::search::<R>(&rows(values), &weight_rows, values.len() / N);
+        if let Some(weighed) = B::WEIGHED {
+            let weights = &mut weights[..values.len()];
+            weights.copy_from_slice(importance.next().unwrap_or_default());
+            weighed.weigh::<R>(values, part.importance.mean_square, weights);
+            row_by_row(weights, &mut weight_rows);
+        }
+        row_by_row(values, &mut value_rows);
+        let found = B::search::<R>(&value_rows, &weight_rows, values.len() / N);
         let tile_bytes = TILE / B::BLOCK.elements() * B::BLOCK.bytes();
         for (index, (tile, out)) in values.chunks(TILE).zip(out.chunks_mut(tile_bytes)).enumerate() {
             quantize_tile::<R, M, B, N>(tile, &found, index * (TILE / N), &mut made, out);
@@ -102,16 +101,14 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
     made.made::<R>()
 }
 
-/// Group by group to row by row.
+/// Group by group to row by row. Lanes without a group keep what they have.
 #[inline(always)]
-fn rows<const N: usize>(values: &[f32]) -> Rows<N> {
-    let mut rows = [[0f32; LANES]; N];
+fn row_by_row<const N: usize>(values: &[f32], rows: &mut Rows<N>) {
     for (lane, group) in values.as_chunks::<N>().0.iter().enumerate() {
         for (row, value) in rows.iter_mut().zip(group) {
             row[lane] = *value;
         }
     }
-    rows
 }
 
 /// The blocks of one tile, whose groups begin at lane `first`.
@@ -294,6 +291,7 @@ impl Searched<16> for Q3K {
         descended::<R>(rows, used, 4)
     }
 
+    #[inline(always)]
     fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
         let scales = groups.scales;
         let largest = greatest_signed(scales);
@@ -313,6 +311,7 @@ impl Searched<16> for Q3K {
         group.keeps_searched
     }
 
+    #[inline(always)]
     fn write(codes: &[u8], out: &mut [u8]) {
         layout::single_bits::<2>(codes, &mut out[..32]);
         layout::pairs::<0>(codes, &mut out[32..96]);
@@ -354,6 +353,7 @@ impl Searched<16> for Q6K {
         group.keeps_searched
     }
 
+    #[inline(always)]
     fn write(codes: &[u8], out: &mut [u8]) {
         layout::nibbles::<128, 64>(codes, &mut out[..128]);
         layout::pairs::<4>(codes, &mut out[128..192]);

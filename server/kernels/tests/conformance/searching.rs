@@ -122,6 +122,11 @@ fn hqq_tries_zero_points_on_both_sides_of_the_real_one() {
         points.sort_by(f32::total_cmp);
         assert!(points[0] <= exact && exact <= points[1] && points[1] - points[0] == 1.0, "{points:?} beside {exact}");
     }
+    // Subnormal in f16: its steps are as large as the scale.
+    let small = Range { min: -3.1e-6, max: 5.3e-6, finite: true };
+    let coarse = Scaler { dtype: Dtype::F16, ..scaler };
+    let observed = coarse.qparams(small).unwrap();
+    assert_eq!(tried(Search::Hqq, coarse, small)[0], observed);
     let widths = all.as_chunks::<2>().0.iter().map(|pair| 8.0 / pair[0].scale);
     let expected = [15.0, 15.4, 14.6, 15.8, 14.2, 16.2, 13.8, 16.6, 17.2, 18.0];
     assert!(widths.zip(expected).all(|(width, expected)| (width - expected).abs() < 1e-4), "{all:?}");

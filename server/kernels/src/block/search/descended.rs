@@ -41,7 +41,7 @@ fn started<R: Simd>(rows: &Rows<LANES>, from: usize, half: i32, found: &mut Foun
     let x = load::<R, LANES>(rows, from);
     let (signed, amax) = greatest_signed::<R, LANES>(&x);
     let by = R::div(R::splat(-half as f32), signed);
-    let (mut codes, mut xl, mut l2) = (x, zero, zero);
+    let (mut codes, mut xl, mut l2) = ([zero; LANES], zero, zero);
     for i in 0..LANES {
         codes[i] = nearest::<R>(R::mul(by, x[i]), -half, half - 1);
         xl = R::add(xl, xl_of::<R>(x[i], codes[i]));
