@@ -230,6 +230,39 @@ def test_a_generator_is_closed_with_its_stream(client):
     assert closed == [True]
 
 
+class Collecting:
+    """A lock under which the collector runs, as it may wherever something is made under a lock."""
+
+    def __init__(self, lock):
+        self.lock = lock
+
+    def __enter__(self):
+        self.lock.__enter__()
+        gc.collect()
+
+    def __exit__(self, *raised):
+        return self.lock.__exit__(*raised)
+
+
+def test_the_collector_may_close_a_stream_where_threads_cannot_end(client, monkeypatch):
+    """`threading.enumerate` makes a list under the lock that threads need to end."""
+    monkeypatch.setattr(stream, "JOIN_SECONDS", 0.2)
+    gc.disable()
+    try:
+        results = iter(client.quantize(many(), scheme="int8"))
+        next(results)
+        cycle = [results]
+        cycle.append(cycle)
+        del results, cycle
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "_active_limbo_lock", Collecting(threading._active_limbo_lock))
+            threads()
+    finally:
+        gc.enable()
+    eventually(lambda: not threads())
+    works(client)
+
+
 # -- exceptions -------------------------------------------------------------------------------------------------------
 
 class Mine(Exception):

@@ -30,7 +30,8 @@ UNTAKEN_BYTES_MAX = 4 << 20
 END = b'{"end": {}}'
 """The contract's message that ends the input."""
 JOIN_SECONDS = 2.0
-"""How long `close` waits for a caller's iterator that is at work; its thread then ends when the iterator returns."""
+"""How long `close` waits for each thread; it then ends by itself: that of a caller's iterator when that returns. Not for ever, since the
+collector may run `close` where `threading` holds the lock that threads need to end, as in `threading.enumerate`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Stream:
         return self._received_bytes - self._taken_bytes
 
     def close(self) -> None:
-        """Cancels what is under way, and waits for the threads."""
+        """Cancels what is under way, and waits for the threads, a while."""
         if os.getpid() != self._owner:
             return  # a forked child has none of the threads
         self._closed = True
@@ -124,15 +125,14 @@ class Stream:
         self._heart.stop()
         if threading.current_thread() in (self._sender, *self._others):
             return  # the collector may run this in one of them, wherever it stands: they end by themselves
-        for thread in self._others:
-            thread.join()
-        self._sender.join(JOIN_SECONDS if self._producing else None)
+        for thread in (*self._others, self._sender):
+            thread.join(JOIN_SECONDS)
         with contextlib.suppress(Empty):
             while True:
                 self._answers.get_nowait()
         self._answers.put(_END)
-        # Once: a second time is a fault that gRPC ends the process for. A sender that is alive still uses it.
-        if not self._writer_closed and not self._sender.is_alive():
+        # Once: a second time is a fault that gRPC ends the process for. A thread that is alive still uses it.
+        if not self._writer_closed and not any(thread.is_alive() for thread in (*self._others, self._sender)):
             self._writer_closed = True
             with contextlib.suppress(pa.ArrowException, OSError):  # it could only repeat what the reader was told
                 self._writer.close()
