@@ -44,6 +44,7 @@ pub fn cases(all: u32) -> Config {
     Config::with_cases(times(all))
 }
 
-fn is_quick() -> bool {
+/// Whether a tool runs the tests that is fifty times slower, and no CPU: valgrind.
+pub fn is_quick() -> bool {
     env::var_os("QUARREL_TEST_QUICK").is_some()
 }
