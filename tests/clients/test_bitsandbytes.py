@@ -238,15 +238,20 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_a_state_that_is_not_one_is_refused_by_name(case, tmp_path):
+def refuse_spoiled(tmp_path, scheme: str, change, word: str):
+    """A model of that scheme, changed so, is refused by name; nothing is written."""
     folder = write_model(tmp_path / "model", shards=1)
-    cli.quantize(folder, tmp_path / "made", "-s", "nf4")
-    change, word = WRONG[case]
+    cli.quantize(folder, tmp_path / "made", "-s", scheme)
     spoiled(tmp_path / "made", change)
     refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
-    assert refused.code and word in refused.err and LAYER.removesuffix(".weight") in refused.err, refused.err
+    assert refused.code and word in refused.err and MODULE in refused.err, refused.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_state_that_is_not_one_is_refused_by_name(case, tmp_path):
+    _, word = WRONG[case]
+    refuse_spoiled(tmp_path, "nf4", *WRONG[case])
     assert word in cli.done("inspect", tmp_path / "made").out
 
 
@@ -264,13 +269,7 @@ NESTED_WRONG = {
 
 @pytest.mark.parametrize("case", NESTED_WRONG)
 def test_scales_of_scales_that_are_none_are_refused_by_name(case, tmp_path):
-    folder = write_model(tmp_path / "model", shards=1)
-    cli.quantize(folder, tmp_path / "made", "-s", "nf4;double_quant=true")
-    change, word = NESTED_WRONG[case]
-    spoiled(tmp_path / "made", change)
-    refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
-    assert refused.code and word in refused.err and MODULE in refused.err, refused.err
-    assert not (tmp_path / "out").exists()
+    refuse_spoiled(tmp_path, "nf4;double_quant=true", *NESTED_WRONG[case])
 
 
 def test_a_files_own_codebook_of_scales_counts(tmp_path):
@@ -309,13 +308,7 @@ ROWS_WRONG = {
 
 @pytest.mark.parametrize("case", ROWS_WRONG)
 def test_rows_that_are_none_are_refused_by_name(case, tmp_path):
-    folder = write_model(tmp_path / "model", shards=1)
-    cli.quantize(folder, tmp_path / "made", "-s", "int8_rowwise")
-    change, word = ROWS_WRONG[case]
-    spoiled(tmp_path / "made", change)
-    refused = cli.run("dequantize", tmp_path / "made", tmp_path / "out")
-    assert refused.code and word in refused.err and MODULE in refused.err, refused.err
-    assert not (tmp_path / "out").exists()
+    refuse_spoiled(tmp_path, "int8_rowwise", *ROWS_WRONG[case])
 
 
 def test_what_is_said_to_be_of_bitsandbytes_and_lies_otherwise_is_refused(tmp_path):

@@ -316,8 +316,8 @@ impl Rung {
     /// Bytes that the answer for `channels` channels holds in memory: codes, scales, zero points and sums.
     pub fn answer_bytes(&self, channels: usize) -> usize {
         let spans = channels.div_ceil(self.height) + 1;
-        // Magnitudes beside scales, and a byte for each with its share of those of blocks.
-        let scale_bytes = if self.is_nested() { 8 + 2 } else { 8 };
+        // Magnitudes beside scales; a byte for each, with its share of those of blocks, and twice more in the answer.
+        let scale_bytes = if self.is_nested() { 8 + 4 } else { 8 };
         channels * (self.packed_bytes() + SUMS_BYTES) + spans * self.groups() * scale_bytes
     }
 

@@ -138,7 +138,9 @@ pub(crate) fn nest(works: &[(&Work, &Rung)], scales: &mut [f32], all: &mut [Foun
         }
         let scales = &mut scales[from..from + rung.spans_in(&work.channels) * rung.groups()];
         let nested = Nested::of(scales);
-        scales.copy_from_slice(&nested.magnitudes());
+        for (scale, decoded) in scales.iter_mut().zip(nested.magnitudes()) {
+            *scale = decoded;
+        }
         match scales.iter().all(|scale| scale.is_finite()) {
             true => all[index].nested = Some(nested),
             false => {

@@ -87,20 +87,8 @@ impl Parts {
             Scaling::Weights | Scaling::Absmax | Scaling::Nested | Scaling::InBlocks => scales.dtype.of_values(),
             Scaling::E8m0(_) | Scaling::E4m3 => Dtype::BF16,
         };
-        let scales = Some(scales);
-        Ok(Module {
-            name,
-            scheme,
-            shape,
-            dtype,
-            codes,
-            scales,
-            zero_points,
-            shape_tensor,
-            global,
-            nested: None,
-            others,
-        })
+        let module = Module::of_parts(&name, scheme, shape, dtype, codes, scales, others);
+        Ok(Module { zero_points, shape_tensor, global, ..module })
     }
 
     /// The scheme that types and shapes tell.
