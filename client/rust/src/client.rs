@@ -26,6 +26,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// What a server may send ahead of us.
 const WINDOW_BYTES: u32 = 4 << 20;
+/// HTTP/2's default, 16 KiB, has the server write and us read that much at a time.
+const FRAME_BYTES: u32 = 256 << 10;
 /// The first pause before layers are sent again; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -307,6 +309,7 @@ impl Client {
             .connect_timeout(CONNECT)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE);
         let connector = tower::service_fn(move |_| {
