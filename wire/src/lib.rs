@@ -13,12 +13,10 @@
 mod encode;
 mod receive;
 mod send;
-mod shelf;
 
 pub use encode::{Encoder, FrameOut, schema_frame};
 pub use receive::{FIELDS_BYTES_MAX, Malformed, Messages, Received, Step};
 pub use send::{TooLong, pieces};
-pub use shelf::Shelf;
 
 /// The request path of a call to DoExchange.
 pub const DO_EXCHANGE: &str = "/arrow.flight.protocol.FlightService/DoExchange";

@@ -12,8 +12,9 @@ use prost::{
     Message as _,
     encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint},
 };
+use quarrel_shelf::Shelf;
 
-use crate::{BODY_TAG, PREFIX_BYTES, shelf::Shelf};
+use crate::{BODY_TAG, PREFIX_BYTES};
 
 /// What a message may have beside its body: room for a command that is too large to be told so. prost looks at it where it came.
 pub const FIELDS_BYTES_MAX: usize = 4 << 20;
@@ -221,7 +222,7 @@ impl Message {
         if is_body {
             // Of several the last one counts.
             self.fields.truncate(self.seen);
-            self.body = shelf.take(length);
+            self.body = shelf.empty(length);
             self.body_left = length;
         } else {
             self.seen = key_end + length;

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use http_body::{Body, Frame};
 use http_body_util::BodyStream;
-use quarrel_wire::{DO_EXCHANGE, FrameOut, Messages, Received, Shelf, Step, TooLong, pieces};
+use quarrel_shelf::Shelf;
+use quarrel_wire::{DO_EXCHANGE, FrameOut, Messages, Received, Step, TooLong, pieces};
 use tokio::sync::mpsc;
 use tonic::{
     body,

@@ -21,6 +21,7 @@ use futures::{
 use quarrel_engine::{Answer, Cancel, Cancelled, Intake, Level, Limits, Need, Output, Plan, Unit};
 use quarrel_pool::{Lane, Pool};
 use quarrel_proto::v1::{self, command::Verb};
+use quarrel_shelf::Shelf;
 
 use crate::{
     answers::Asked,
@@ -42,6 +43,7 @@ pub const JOB_BYTES: usize = 48 << 20;
 pub struct Local {
     pool: Pool,
     level: Level,
+    shelf: Shelf,
     /// Runs that are read, or computed, at once.
     ahead: usize,
     /// Of what must be in memory at once, beside those.
@@ -75,7 +77,7 @@ impl Local {
     pub fn on(pool: Pool, level: Level, memory_bytes: usize) -> Local {
         // A run is read, waits, and is computed to results that are no larger than itself.
         let ahead = (memory_bytes / (4 * RUN_BYTES as usize)).max(1);
-        Local { pool, level, ahead, span_bytes_max: Limits::NONE.span_bytes_max }
+        Local { pool, level, shelf: Shelf::default(), ahead, span_bytes_max: Limits::NONE.span_bytes_max }
     }
 
     /// The same, which refuses layers of which more must be in memory at once: those with scales per tensor, and ladders.
@@ -177,7 +179,7 @@ fn computed_here(plan: &Plan, row: &RecordBatch) -> Result<Vec<RecordBatch>, Che
     let mut batches = Vec::new();
     while let Some(need) = intake.next()? {
         let Need::Unit(unit) = need else { continue };
-        let result = unit.compute(Level::detect(), &Cancel::default());
+        let result = unit.compute(Level::detect(), &Cancel::default(), &Shelf::default());
         let result = result.map_err(|Cancelled| CheckpointError::Ours("a unit was cancelled".to_owned()));
         for answer in answered(&mut output, result.map(|result| vec![result])) {
             batches.push(answer?.batch);
@@ -203,6 +205,7 @@ struct Work {
     intake: Intake,
     lane: Arc<Lane>,
     level: Level,
+    shelf: Shelf,
     cancel: StopWhenDropped,
 }
 
@@ -225,6 +228,7 @@ impl Work {
             intake: Intake::new(plan, limits, schema)?,
             lane: Arc::new(local.pool.lane()),
             level: local.level,
+            shelf: local.shelf.clone(),
             cancel: StopWhenDropped::default(),
         })
     }
@@ -250,8 +254,8 @@ impl Work {
     }
 
     fn compute(&self, unit: Unit) -> BoxFuture<'static, Result<quarrel_engine::Result, CheckpointError>> {
-        let (level, cancel) = (self.level, self.cancel.0.clone());
-        let computed = self.lane.run(move || unit.compute(level, &cancel));
+        let (level, cancel, shelf) = (self.level, self.cancel.0.clone(), self.shelf.clone());
+        let computed = self.lane.run(move || unit.compute(level, &cancel, &shelf));
         computed
             .map(|computed| match computed {
                 Ok(Ok(result)) => Ok(result),

@@ -14,6 +14,7 @@ use arrow_buffer::{ArrowNativeType, Buffer, NullBuffer, OffsetBuffer, ScalarBuff
 use arrow_schema::{DataType, SchemaRef};
 use quarrel_kernels::{Metrics, Sums};
 use quarrel_proto::{column::status, v1};
+use quarrel_shelf::Room;
 
 use crate::{
     execute::{Arrays, Computed, Outcome},
@@ -134,7 +135,7 @@ impl Answers {
             lines.last_mut().expect("it began with one").push(line);
         }
         let buffers = Buffers {
-            codes: Buffer::from_vec(std::mem::take(&mut arrays.codes)),
+            codes: std::mem::take(&mut arrays.codes).lent(),
             scales: Buffer::from_vec(std::mem::take(&mut arrays.scales)),
             zero_points: Buffer::from_vec(std::mem::take(&mut arrays.zero_points)),
         };
@@ -309,7 +310,7 @@ impl Arrays {
         if self.codes.is_empty() && self.scales.is_empty() {
             return next;
         }
-        self.codes.extend(next.codes);
+        self.codes = Room::joined(&[&self.codes, &next.codes]);
         self.scales.extend(next.scales);
         self.zero_points.extend(next.zero_points);
         self.sums.extend(next.sums);
@@ -348,7 +349,7 @@ fn carry(
         outcome.faults.retain(|(fault, _)| fault.end > last.channels.end);
     }
     let arrays = Arrays {
-        codes: buffers.codes[cursor.codes..].to_vec(),
+        codes: Room::joined(&[&buffers.codes[cursor.codes..]]),
         scales: buffers.scales.typed_data::<f32>()[cursor.scales..].to_vec(),
         zero_points: buffers.zero_points.typed_data::<i32>()[cursor.zero_points..].to_vec(),
         sums: sums[cursor.sums..].to_vec(),

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, Float32Array, LargeBinaryArray, LargeListArray, RecordBatch, StringArray};
-use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow_buffer::{OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef};
-use quarrel_kernels::{Coded, Decoded, Grid, Level, TILE, bytes_mut, convert, dequantize, packed_bytes};
+use quarrel_kernels::{Coded, Decoded, Grid, Level, TILE, convert, dequantize, packed_bytes};
 use quarrel_proto::column::status;
+use quarrel_shelf::{Room, Shelf};
 
 use crate::{
     answer::{Answer, shapes},
@@ -23,13 +24,8 @@ const STRETCH: usize = (1 << 18) / TILE * TILE;
 #[derive(Debug)]
 pub struct DecodedUnit {
     pieces: Vec<CodedPiece>,
-    values: Values,
-}
-
-#[derive(Debug)]
-enum Values {
-    Wide(Vec<f32>),
-    Narrow(Vec<u8>),
+    /// As they are answered, one after the other.
+    values: Room,
 }
 
 /// Makes the answers of a stream, unit after unit.
@@ -40,21 +36,21 @@ pub struct DecodedAnswers {
     tally: Tally,
 }
 
-/// Decodes a unit.
+/// Decodes a unit into memory of `shelf`.
 ///
 /// # Errors
 /// [`Cancelled`] within about 1 MiB of the flag being set.
-pub fn decode(level: Level, unit: CodedUnit, decoded: Decoded, cancel: &Cancel) -> Result<DecodedUnit, Cancelled> {
+pub fn decode(
+    level: Level,
+    unit: CodedUnit,
+    decoded: Decoded,
+    cancel: &Cancel,
+    shelf: &Shelf,
+) -> Result<DecodedUnit, Cancelled> {
     let pieces = unit.pieces;
     let elements: usize = pieces.iter().map(|piece| piece.elements).sum();
-    let mut values = match decoded {
-        Decoded::F32 => Values::Wide(vec![0f32; elements]),
-        Decoded::Bf16 | Decoded::F16 => Values::Narrow(vec![0u8; elements * decoded.bytes()]),
-    };
-    let mut rest = match &mut values {
-        Values::Wide(wide) => bytes_mut(wide),
-        Values::Narrow(narrow) => narrow,
-    };
+    let mut values = shelf.room(elements * decoded.bytes());
+    let mut rest = &mut *values;
     let mut slots = Vec::new();
     for piece in &pieces {
         let (head, tail) = rest.split_at_mut(piece.elements * decoded.bytes());
@@ -89,15 +85,16 @@ impl DecodedAnswers {
             }
         }
         let lengths = rows.iter().map(|(_, elements)| *elements);
-        let weights: ArrayRef = match unit.values {
-            Values::Wide(wide) => {
-                let values = Float32Array::new(ScalarBuffer::from(wide), None);
+        let values = unit.values.lent();
+        let weights: ArrayRef = match self.decoded {
+            Decoded::F32 => {
+                let values = Float32Array::new(ScalarBuffer::from(values), None);
                 let item = schemas::item(DataType::Float32);
                 Arc::new(LargeListArray::new(item, OffsetBuffer::from_lengths(lengths), Arc::new(values), None))
             }
-            Values::Narrow(narrow) => {
+            Decoded::Bf16 | Decoded::F16 => {
                 let offsets = OffsetBuffer::from_lengths(lengths.map(|elements| elements * width));
-                Arc::new(LargeBinaryArray::new(offsets, Buffer::from_vec(narrow), None))
+                Arc::new(LargeBinaryArray::new(offsets, values, None))
             }
         };
         let names = StringArray::from_iter_values(rows.iter().map(|(piece, _)| piece.layer.name.as_str()));

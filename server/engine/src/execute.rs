@@ -17,6 +17,7 @@ use quarrel_kernels::{
     quantize, ranges,
 };
 use quarrel_proto::Reason;
+use quarrel_shelf::{Room, Shelf};
 
 use crate::{
     faults::{Fault, FaultKind, describe},
@@ -93,22 +94,22 @@ pub(crate) struct Outcome {
 /// Results, channel after channel, work after work.
 #[derive(Debug, Default)]
 pub(crate) struct Arrays {
-    pub(crate) codes: Vec<u8>,
+    pub(crate) codes: Room,
     pub(crate) scales: Vec<f32>,
     pub(crate) zero_points: Vec<i32>,
     pub(crate) sums: Vec<Sums>,
 }
 
-/// Computes a unit.
+/// Computes a unit, its codes in memory of `shelf`.
 ///
 /// # Errors
 /// [`Cancelled`] within one cell of the flag being set.
-pub fn execute(level: Level, unit: Unit, cancel: &Cancel) -> Result<Computed, Cancelled> {
+pub fn execute(level: Level, unit: Unit, cancel: &Cancel, shelf: &Shelf) -> Result<Computed, Cancelled> {
     let Unit { rows, works, .. } = unit;
     if let [work] = works.as_slice()
         && let Decision::Ladder(rungs, thresholds) = &work.layer.decision
     {
-        return ladder(level, rows, work, rungs, *thresholds, cancel);
+        return ladder(level, rows, work, rungs, *thresholds, (cancel, shelf));
     }
     let rungs: Vec<(&Work, &Rung)> = works
         .iter()
@@ -117,7 +118,7 @@ pub fn execute(level: Level, unit: Unit, cancel: &Cancel) -> Result<Computed, Ca
             Decision::Ladder(..) | Decision::Keep(_) | Decision::Fail(_) => None,
         })
         .collect();
-    let (arrays, found) = compute(level, &rungs, cancel)?;
+    let (arrays, found) = compute(level, &rungs, cancel, shelf)?;
     let results = rungs
         .iter()
         .zip(found)
@@ -140,7 +141,7 @@ fn ladder(
     work: &Work,
     rungs: &[Rung],
     thresholds: Thresholds,
-    cancel: &Cancel,
+    (cancel, shelf): (&Cancel, &Shelf),
 ) -> Result<Computed, Cancelled> {
     let outcome = |rung, faults, global, nested| Outcome {
         layer: Arc::clone(&work.layer),
@@ -152,7 +153,7 @@ fn ladder(
     };
     let mut best = None;
     for (index, rung) in rungs.iter().enumerate() {
-        let (arrays, mut found) = compute(level, &[(work, rung)], cancel)?;
+        let (arrays, mut found) = compute(level, &[(work, rung)], cancel, shelf)?;
         let Found { faults, global, nested } = found.pop().unwrap_or_default();
         let metrics = arrays.sums.iter().fold(Sums::default(), |all, sums| all.then(sums)).metrics();
         // No rung mends a number that is none; a scale that overflows at one rung may fit at the next.
@@ -215,7 +216,12 @@ struct Slot<'a> {
 }
 
 /// Computes works and returns their results and each one's faults.
-fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(Arrays, Vec<Found>), Cancelled> {
+fn compute(
+    level: Level,
+    works: &[(&Work, &Rung)],
+    cancel: &Cancel,
+    shelf: &Shelf,
+) -> Result<(Arrays, Vec<Found>), Cancelled> {
     let mut arrays = Arrays::default();
     let mut cells = Vec::new();
     let mut totals = (0, 0, 0);
@@ -226,7 +232,7 @@ fn compute(level: Level, works: &[(&Work, &Rung)], cancel: &Cancel) -> Result<(A
         totals.1 += scales;
         totals.2 += if rung.codes().symmetric() { 0 } else { scales };
     }
-    arrays.codes = vec![0; totals.0];
+    arrays.codes = shelf.room(totals.0);
     arrays.scales = vec![0.0; totals.1];
     arrays.zero_points = vec![0; totals.2];
 

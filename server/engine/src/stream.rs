@@ -7,6 +7,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
 use quarrel_kernels::{Decoded, Level};
 use quarrel_proto::{VERSION, command, metadata, v1};
+use quarrel_shelf::Shelf;
 
 use crate::{
     answer::{Answer, Answers},
@@ -158,14 +159,14 @@ impl Unit {
         Unit { work: Work::Codes(unit, decoded), bytes_in, bytes_out, closes_span: false }
     }
 
-    /// Computes it: in parallel on the rayon pool in which it is called, or on this thread.
+    /// Computes it: in parallel on the rayon pool in which it is called, or on this thread. What is answered lies in memory of `shelf`.
     ///
     /// # Errors
     /// [`Cancelled`] within about 1 MiB of the flag being set.
-    pub fn compute(self, level: Level, cancel: &Cancel) -> std::result::Result<Result, Cancelled> {
+    pub fn compute(self, level: Level, cancel: &Cancel, shelf: &Shelf) -> std::result::Result<Result, Cancelled> {
         Ok(Result(match self.work {
-            Work::Weights(unit) => Done::Weights(execute(level, unit, cancel)?),
-            Work::Codes(unit, decoded) => Done::Codes(decode(level, unit, decoded, cancel)?),
+            Work::Weights(unit) => Done::Weights(execute(level, unit, cancel, shelf)?),
+            Work::Codes(unit, decoded) => Done::Codes(decode(level, unit, decoded, cancel, shelf)?),
         }))
     }
 }

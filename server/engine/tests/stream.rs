@@ -10,6 +10,7 @@ use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field};
 use quarrel_engine::{Cancel, Cancelled, Intake, Level, Limits, Need, Output, Plan, Unit};
 use quarrel_proto::command;
+use quarrel_shelf::Shelf;
 
 const LIMITS: Limits = Limits {
     message_bytes_max: 64 << 20,
@@ -59,8 +60,47 @@ fn a_cancelled_unit_is_not_computed() {
         let cancel = Cancel::default();
         cancel.cancel();
         for unit in units(&plan, &layer([256, 4096], &[256])) {
-            assert!(matches!(unit.compute(Level::detect(), &cancel), Err(Cancelled)), "{scheme}");
+            assert!(matches!(unit.compute(Level::detect(), &cancel, &Shelf::default()), Err(Cancelled)), "{scheme}");
         }
+    }
+}
+
+/// How many rows a batch is answered with, and their codes.
+fn answered(plan: &Plan, batch: &RecordBatch, shelf: &Shelf) -> (usize, Vec<u8>) {
+    let mut output = Output::new(plan, Arc::new(Output::schema(plan)));
+    let (mut rows, mut codes) = (0, Vec::new());
+    for unit in units(plan, batch) {
+        let result = unit.compute(Level::detect(), &Cancel::default(), shelf).unwrap();
+        let (answers, ended) = output.take(result);
+        ended.unwrap();
+        for answer in answers {
+            rows += answer.batch.num_rows();
+            let data = answer.batch.column_by_name("quantized_data").unwrap();
+            let data = data.as_any().downcast_ref::<arrow_array::LargeBinaryArray>().unwrap();
+            codes.extend(data.iter().flatten().flatten().copied());
+        }
+    }
+    (rows, codes)
+}
+
+#[test]
+fn codes_do_not_depend_on_what_lay_where_they_are_written() {
+    let schemes = "int8 int8/tensor W8A16 W4A16 W4A16_ASYM int2 int3 int5/g128 int6-asym int7 FP8_DYNAMIC FP8_BLOCK NVFP4A16 MXFP4A16 MXFP6A16 \
+                   MXFP8A16 nf4 fp4 nf4;double_quant=true int8_rowwise int4;solver=mse int4-asym/g64;solver=hqq Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 \
+                   Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL MXFP4 NVFP4";
+    let batch = layer([1024, 512], &[1024]);
+    for scheme in schemes.split_whitespace() {
+        let plan = plan(&format!(r#"{{"quantize": {{"scheme": "{scheme}"}}}}"#));
+        let shelf = Shelf::default();
+        let (_, expected) = answered(&plan, &batch, &shelf);
+        // As large as the codes, so that it is what they are written into.
+        let mut room = shelf.room(expected.len());
+        room.fill(0xa5);
+        let room = room.lent();
+        let at = room.as_ptr();
+        drop(room);
+        assert_eq!(answered(&plan, &batch, &shelf).1, expected, "{scheme}");
+        assert_eq!(shelf.room(expected.len()).lent().as_ptr(), at, "{scheme}: it was not used again");
     }
 }
 
@@ -70,19 +110,7 @@ fn there_are_as_many_rows_out_as_in_however_a_layer_is_cut() {
         let plan = plan(&format!(r#"{{"quantize": {{"scheme": "{scheme}"}}}}"#));
         let mut wholes = Vec::new();
         for runs in [&[300][..], &[100, 100, 100], &[1, 127, 2, 0, 126, 44], &[0, 299, 1]] {
-            let mut output = Output::new(&plan, Arc::new(Output::schema(&plan)));
-            let (mut rows, mut codes) = (0, Vec::new());
-            for unit in units(&plan, &layer([300, 96], runs)) {
-                let result = unit.compute(Level::detect(), &Cancel::default()).unwrap();
-                let (answers, ended) = output.take(result);
-                ended.unwrap();
-                for answer in answers {
-                    rows += answer.batch.num_rows();
-                    let data = answer.batch.column_by_name("quantized_data").unwrap();
-                    let data = data.as_any().downcast_ref::<arrow_array::LargeBinaryArray>().unwrap();
-                    codes.extend(data.iter().flatten().flatten().copied());
-                }
-            }
+            let (rows, codes) = answered(&plan, &layer([300, 96], runs), &Shelf::default());
             assert_eq!(rows, runs.len(), "{scheme} {runs:?}");
             wholes.push(codes);
         }

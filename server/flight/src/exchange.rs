@@ -282,10 +282,10 @@ impl<R: Replies> Stream<R> {
 
     /// Starts a unit on the pool.
     fn start(&self, unit: Unit, ticket: Ticket<R>, landed: Option<Arc<Landing>>) {
-        let (level, cancel, span) = (self.shared.level, self.cancel.clone(), tracing::Span::current());
+        let (shared, cancel, span) = (Arc::clone(&self.shared), self.cancel.clone(), tracing::Span::current());
         let is_wide = unit.bytes_in >= WIDE_BYTES;
         let compute = move || {
-            let result = unit.compute(level, &cancel);
+            let result = unit.compute(shared.level, &cancel, &shared.shelf);
             drop(landed);
             result
         };

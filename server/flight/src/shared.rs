@@ -9,7 +9,7 @@ use quarrel_checkpoint::CheckpointError;
 use quarrel_engine::Level;
 use quarrel_pool::{Budget, Pool};
 use quarrel_proto::Reason;
-use quarrel_wire::Shelf;
+use quarrel_shelf::Shelf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 

@@ -301,13 +301,6 @@ fn value<R: Simd, U: Unit>(codes: &[u8; LANES], from: usize, scale: f32, zero: i
     U::scaled::<R>(U::unit::<R>(R::load_bytes(codes, from), R::splat_i(zero as u32)), R::splat(scale))
 }
 
-/// The bytes of numbers, so that [`dequantize`] can write into a buffer that is then handed on as f32.
-pub fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    let bytes = size_of_val(values);
-    // SAFETY: the same memory, exclusively borrowed for as long; u8 has no alignment and every bit pattern is an f32.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), bytes) }
-}
-
 /// Rewrites elements of one type in another, through f32: what `dequantize` does with layers that were kept.
 ///
 /// # Panics

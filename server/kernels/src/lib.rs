@@ -28,7 +28,7 @@ mod sums;
 
 pub use block::{Block, mean_square};
 pub use codebook::Codebook;
-pub use dequantize::{Coded, Decoded, bytes_mut, convert, dequantize};
+pub use dequantize::{Coded, Decoded, convert, dequantize};
 pub use element::Dtype;
 pub use format::{Arith, Codes, Format, MxRule, Packing, Scaling};
 pub use level::{Level, LevelError};

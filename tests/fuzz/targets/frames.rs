@@ -8,7 +8,8 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use quarrel_fuzz::parts;
-use quarrel_wire::{Malformed, Messages, Received, Shelf, Step};
+use quarrel_shelf::Shelf;
+use quarrel_wire::{Malformed, Messages, Received, Step};
 
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 

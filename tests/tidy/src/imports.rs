@@ -10,15 +10,24 @@ use crate::{
 
 /// Every crate of ours, by its folder: ours that it may import, and others' that must not even come in through a third.
 /// (A name stands for the whole family: `arrow` is `arrow-array` too.)
-const CRATES: [(&str, &[&str], &[&str]); 11] = [
+const CRATES: [(&str, &[&str], &[&str]); 12] = [
     ("proto", &[], &["arrow", "tonic", "tokio", "hyper", "tracing"]),
-    ("wire", &[], &["rayon", "clap", "tracing-subscriber"]),
+    ("shelf", &[], &["tonic", "tokio", "rayon", "clap"]),
+    ("wire", &["quarrel-shelf"], &["rayon", "clap", "tracing-subscriber"]),
     ("server/kernels", &[], &["arrow", "tonic", "tokio", "futures", "tracing", "log", "rayon", "clap"]),
-    ("server/engine", &["quarrel-kernels", "quarrel-proto"], &["tonic", "tokio", "futures", "tracing", "clap"]),
+    (
+        "server/engine",
+        &["quarrel-kernels", "quarrel-proto", "quarrel-shelf"],
+        &["tonic", "tokio", "futures", "tracing", "clap"],
+    ),
     ("server/pool", &[], &["arrow", "tonic", "hyper", "clap"]),
-    ("server/checkpoint", &["quarrel-engine", "quarrel-pool", "quarrel-proto"], &["tonic", "clap"]),
-    ("server/flight", &["quarrel-checkpoint", "quarrel-engine", "quarrel-pool", "quarrel-proto", "quarrel-wire"], &[]),
-    ("client/rust", &["quarrel-proto", "quarrel-wire"], &["clap", "rayon"]),
+    ("server/checkpoint", &["quarrel-engine", "quarrel-pool", "quarrel-proto", "quarrel-shelf"], &["tonic", "clap"]),
+    (
+        "server/flight",
+        &["quarrel-checkpoint", "quarrel-engine", "quarrel-pool", "quarrel-proto", "quarrel-shelf", "quarrel-wire"],
+        &[],
+    ),
+    ("client/rust", &["quarrel-proto", "quarrel-shelf", "quarrel-wire"], &["clap", "rayon"]),
     ("client/cli", &["quarrel-checkpoint", "quarrel-client", "quarrel-flight"], &[]),
     ("tests/interop", &[], &[]),
     ("tests/tidy", &[], &[]),

@@ -11,7 +11,8 @@ use futures::{FutureExt, future::BoxFuture};
 use http_body_util::BodyStream;
 use quarrel_pool::{Landing, Share, Stalled};
 use quarrel_proto::{Reason, metadata};
-use quarrel_wire::{Messages, Received, Shelf, Step};
+use quarrel_shelf::Shelf;
+use quarrel_wire::{Messages, Received, Step};
 use tonic::body::Body;
 
 use crate::{

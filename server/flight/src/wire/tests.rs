@@ -17,7 +17,8 @@ use prost::{
 };
 use quarrel_pool::Budget;
 use quarrel_proto::Reason;
-use quarrel_wire::{FrameOut, Received, Shelf};
+use quarrel_shelf::Shelf;
+use quarrel_wire::{FrameOut, Received};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{
