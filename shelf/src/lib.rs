@@ -14,7 +14,7 @@ use bytes::Bytes;
 /// Smaller ones are the allocator's business.
 const SHELVED_BYTES_MIN: usize = 64 << 10;
 /// What lies idle at most, over all streams.
-const IDLE_BYTES_MAX: usize = 4 << 20;
+const IDLE_BYTES_MAX: usize = 8 << 20;
 
 /// Buffers that nobody uses. Clones share them.
 #[derive(Debug, Clone, Default)]

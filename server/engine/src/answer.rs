@@ -6,9 +6,8 @@
 use std::{ops::Range, sync::Arc};
 
 use arrow_array::{
-    ArrayRef, LargeBinaryArray, ListArray, RecordBatch, StringArray, StructArray, UInt8Array, UInt32Array,
-    builder::{Float64Builder, UInt64Builder},
-    types::Int64Type,
+    ArrayRef, Float64Array, Int64Array, LargeBinaryArray, ListArray, RecordBatch, StringArray, StructArray, UInt8Array,
+    UInt32Array, UInt64Array,
 };
 use arrow_buffer::{ArrowNativeType, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef};
@@ -393,36 +392,34 @@ fn list<T: ArrowNativeType>(item: DataType, ranges: &[Range<usize>], values: &Bu
 }
 
 /// Shapes, one a row.
-pub(crate) fn shapes<'a>(dims: impl Iterator<Item = &'a [i64]>) -> ListArray {
-    ListArray::from_iter_primitive::<Int64Type, _, _>(dims.map(|dims| Some(dims.iter().copied().map(Some))))
+pub(crate) fn shapes<'a>(dims: impl Iterator<Item = &'a [i64]> + Clone) -> ListArray {
+    let offsets = OffsetBuffer::from_lengths(dims.clone().map(<[i64]>::len));
+    // A builder would begin with room for a thousand numbers, and most batches have a row or a few.
+    let values = Int64Array::from(dims.flatten().copied().collect::<Vec<_>>());
+    ListArray::new(schemas::item(DataType::Int64), offsets, Arc::new(values), None)
 }
 
-fn metrics<'a>(rows: impl Iterator<Item = Option<&'a (Metrics, Option<f64>)>>) -> StructArray {
-    let (mut elements, mut saturated) = (UInt64Builder::new(), UInt64Builder::new());
-    let mut floats: [Float64Builder; 6] = std::array::from_fn(|_| Float64Builder::new());
-    let mut present = Vec::new();
-    for row in rows {
-        present.push(row.is_some());
-        elements.append_value(row.map_or(0, |(metrics, _)| metrics.elements));
-        saturated.append_value(row.map_or(0, |(metrics, _)| metrics.saturated));
-        let values = row.map_or([None; 6], |(metrics, bits)| {
-            [metrics.mse, metrics.sqnr_db, metrics.cosine, Some(metrics.max_abs_error), Some(metrics.amax), *bits]
-        });
-        for (builder, value) in floats.iter_mut().zip(values) {
-            builder.append_option(value);
-        }
-    }
-    let [mse, sqnr_db, cosine, max_abs_error, amax, bits] =
-        floats.map(|mut builder| Arc::new(builder.finish()) as ArrayRef);
+/// A row's metrics, and the bits that a weight takes.
+type Measured = (Metrics, Option<f64>);
+
+fn metrics<'a>(rows: impl Iterator<Item = Option<&'a Measured>>) -> StructArray {
+    let rows = Vec::from_iter(rows);
+    let counts = |count: fn(&Metrics) -> u64| -> ArrayRef {
+        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.map_or(0, |(metrics, _)| count(metrics)))))
+    };
+    let numbers = |number: fn(&Measured) -> Option<f64>| -> ArrayRef {
+        Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.and_then(number))))
+    };
     let columns = vec![
-        Arc::new(elements.finish()) as ArrayRef,
-        mse,
-        sqnr_db,
-        cosine,
-        max_abs_error,
-        amax,
-        Arc::new(saturated.finish()),
-        bits,
+        counts(|metrics| metrics.elements),
+        numbers(|(metrics, _)| metrics.mse),
+        numbers(|(metrics, _)| metrics.sqnr_db),
+        numbers(|(metrics, _)| metrics.cosine),
+        numbers(|(metrics, _)| Some(metrics.max_abs_error)),
+        numbers(|(metrics, _)| Some(metrics.amax)),
+        counts(|metrics| metrics.saturated),
+        numbers(|(_, bits)| *bits),
     ];
-    StructArray::new(schemas::metrics_fields(), columns, Some(NullBuffer::from(present)))
+    let present = NullBuffer::from_iter(rows.iter().map(Option::is_some));
+    StructArray::new(schemas::metrics_fields(), columns, Some(present))
 }

@@ -1,6 +1,6 @@
 //! The schemas of answers. Names and meanings: `proto/SPEC.md`, section "Output".
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow_schema::{DataType, Field, FieldRef, Fields, Schema};
 use quarrel_kernels::Decoded;
@@ -46,16 +46,16 @@ pub(crate) fn item(data_type: DataType) -> FieldRef {
     Arc::new(Field::new_list_field(data_type, true))
 }
 
-pub(crate) fn extra_tensor_fields() -> Fields {
+// Of every batch: made once.
+static EXTRA_TENSORS: LazyLock<Fields> = LazyLock::new(|| {
     Fields::from(vec![
         Field::new("name", DataType::Utf8, false),
         Field::new("dtype", DataType::Utf8, false),
         Field::new("shape", DataType::List(item(DataType::Int64)), false),
         Field::new("data", DataType::LargeBinary, false),
     ])
-}
-
-pub(crate) fn metrics_fields() -> Fields {
+});
+static METRICS: LazyLock<Fields> = LazyLock::new(|| {
     Fields::from(vec![
         Field::new("elements", DataType::UInt64, false),
         Field::new("mse", DataType::Float64, true),
@@ -66,4 +66,12 @@ pub(crate) fn metrics_fields() -> Fields {
         Field::new("saturated", DataType::UInt64, false),
         Field::new("bits_per_weight", DataType::Float64, true),
     ])
+});
+
+pub(crate) fn extra_tensor_fields() -> Fields {
+    EXTRA_TENSORS.clone()
+}
+
+pub(crate) fn metrics_fields() -> Fields {
+    METRICS.clone()
 }

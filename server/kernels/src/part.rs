@@ -66,18 +66,33 @@ impl<'a> Part<'a> {
 
 /// Cuts the `len` columns from `first` at the bounds of groups.
 #[inline(always)]
-pub(crate) fn pieces(first: usize, len: usize, group: usize) -> impl Iterator<Item = Piece> {
-    let mut start = 0;
-    let mut index = first / group;
+pub(crate) fn pieces(first: usize, len: usize, group: usize) -> Pieces {
     // The end of the group counted from `first`; an end beyond `len` stands for those beyond.
-    let mut end = (group - first % group).min(len);
-    std::iter::from_fn(move || {
-        (start < len).then(|| {
-            let piece = Piece { group: index, start, end: end.min(len) };
-            start = piece.end;
-            index += 1;
-            end = start + group.min(len);
-            piece
-        })
-    })
+    Pieces { index: first / group, start: 0, end: (group - first % group).min(len), len, width: group.min(len) }
+}
+
+/// See [`pieces`].
+#[derive(Clone)]
+pub(crate) struct Pieces {
+    index: usize,
+    start: usize,
+    end: usize,
+    len: usize,
+    width: usize,
+}
+
+impl Iterator for Pieces {
+    type Item = Piece;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Piece> {
+        if self.start >= self.len {
+            return None;
+        }
+        let piece = Piece { group: self.index, start: self.start, end: self.end.min(self.len) };
+        self.start = piece.end;
+        self.index += 1;
+        self.end = piece.end + self.width;
+        Some(piece)
+    }
 }

@@ -266,20 +266,25 @@ fn code_tile<R: Simd, M: Measure, V: Loose, C: Coder>(
     codes: &mut [u8],
 ) -> Lanes {
     let mut lanes = Lanes::new();
+    let pieces = pieces(first, values.len(), group);
     for from in (0..LANES).step_by(R::W) {
         let mut sums = Registers::<R>::new();
-        for piece in pieces(first, values.len(), group) {
+        for piece in pieces.clone() {
             let coder = coder(piece.group);
             // Columns before the first whole sixteen, those of whole ones, and those behind.
             let start = piece.start.next_multiple_of(LANES).min(piece.end);
             let end = start + (piece.end - start) / LANES * LANES;
-            code_few::<R, M, V, C>(&coder, piece.start..start, values, from, codes, &mut sums);
+            if start > piece.start {
+                code_few::<R, M, V, C>(&coder, piece.start..start, values, from, codes, &mut sums);
+            }
             let (sixteens, _) = values[start..end].as_chunks::<LANES>();
             let (code_sixteens, _) = codes[start..end].as_chunks_mut::<LANES>();
             for (x, codes) in sixteens.iter().zip(code_sixteens) {
                 code_sixteen::<R, M, V, C>(&coder, x, from, codes, &mut sums);
             }
-            code_few::<R, M, V, C>(&coder, end..piece.end, values, from, codes, &mut sums);
+            if end < piece.end {
+                code_few::<R, M, V, C>(&coder, end..piece.end, values, from, codes, &mut sums);
+            }
         }
         lanes.put(from, sums);
     }
