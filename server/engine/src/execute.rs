@@ -27,7 +27,7 @@ use crate::{
     parallel,
     plan::Thresholds,
     rows::{Layer, Row, Unit, Work},
-    scales::{Seen, Unfit, choose, find_scales, nest, scales_of, solve, tried},
+    scales::{Seen, Unfit, find_scales, nest, scales_of, solve, tried},
 };
 
 /// What one thread does between two looks at the cancel flag.
@@ -438,10 +438,10 @@ impl Cell<'_> {
                     return Sums::default();
                 }
                 if let Some(search) = rung.scheme.solver().search() {
-                    let tried = tried(search, rung, &found);
+                    let tried = tried(level, search, rung, &found);
                     let mut found = vec![0.0; tried.len()];
                     errors(level, search, (rung.format(), rung.arith), &part, &tried, &mut found);
-                    choose(search, &tried, &found, scales, zero_points);
+                    search.choose(&tried, &found, scales, zero_points);
                 }
                 quantize(
                     level,

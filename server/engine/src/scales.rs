@@ -46,24 +46,12 @@ pub(crate) fn scales_of(
 }
 
 /// What is tried for groups of those ranges.
-pub(crate) fn tried(search: Search, rung: &Rung, ranges: &[kernels::Range]) -> Vec<Qparams> {
+pub(crate) fn tried(level: Level, search: Search, rung: &Rung, ranges: &[kernels::Range]) -> Vec<Qparams> {
     let mut all = vec![Qparams { scale: 1.0, zero_point: 0 }; ranges.len() * search.tried()];
     for (range, tried) in ranges.iter().zip(all.chunks_exact_mut(search.tried())) {
-        search.write(rung.scaler(1.0), *range, tried);
+        search.write(level, rung.scaler(1.0), *range, tried);
     }
     all
-}
-
-/// Of each group what has the least error; of equal errors the first.
-pub(crate) fn choose(search: Search, tried: &[Qparams], errors: &[f64], scales: &mut [f32], zero_points: &mut [i32]) {
-    let groups = tried.chunks_exact(search.tried()).zip(errors.chunks_exact(search.tried()));
-    for (group, (tried, errors)) in groups.enumerate() {
-        let least = (1..tried.len()).fold(0, |least, at| if errors[at] < errors[least] { at } else { least });
-        scales[group] = tried[least].scale;
-        if let Some(zero_point) = zero_points.get_mut(group) {
-            *zero_point = tried[least].zero_point;
-        }
-    }
 }
 
 /// Replaces the scales of works whose solver searches, where spans are more than one short channel.
@@ -83,7 +71,7 @@ pub(crate) fn solve(
         .iter()
         .zip(ranges)
         .map(|((_, rung), ranges)| match rung.scheme.solver().search() {
-            Some(search) => tried(search, rung, ranges),
+            Some(search) => tried(level, search, rung, ranges),
             None => Vec::new(),
         })
         .collect();
@@ -120,7 +108,7 @@ pub(crate) fn solve(
     for (index, (scales_from, zero_points_from)) in starts(works).into_iter().enumerate() {
         let Some(search) = works[index].1.scheme.solver().search() else { continue };
         let zero_points = zero_points.get_mut(zero_points_from..).unwrap_or_default();
-        choose(search, &all_tried[index], &sums[index], &mut scales[scales_from..], zero_points);
+        search.choose(&all_tried[index], &sums[index], &mut scales[scales_from..], zero_points);
     }
     Ok(())
 }

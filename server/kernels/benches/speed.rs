@@ -300,17 +300,14 @@ impl<'a> Bench<'a> {
             if let Some(search) = self.laid.search {
                 self.tried.resize(groups * search.tried(), Qparams { scale: 1.0, zero_point: 0 });
                 for (range, tried) in found.iter().zip(self.tried.chunks_exact_mut(search.tried())) {
-                    search.write(scaler, *range, tried);
+                    search.write(level, scaler, *range, tried);
                 }
                 self.errors.clear();
                 self.errors.resize(self.tried.len(), 0.0);
                 errors(level, search, (format, Arith::F32), &part(first), &self.tried, &mut self.errors);
-                let groups = self.tried.chunks(search.tried()).zip(self.errors.chunks(search.tried()));
-                for (slot, (tried, errors)) in slots_of_span.clone().zip(groups) {
-                    let least =
-                        (1..tried.len()).fold(0, |least, at| if errors[at] < errors[least] { at } else { least });
-                    (self.scales[slot], self.zero_points[slot]) = (tried[least].scale, tried[least].zero_point);
-                }
+                let zero_points =
+                    if format.codes.symmetric() { &mut [][..] } else { &mut self.zero_points[slots_of_span.clone()] };
+                search.choose(&self.tried, &self.errors, &mut self.scales[slots_of_span.clone()], zero_points);
             }
             for channel in channels {
                 let out = &mut self.packed[lies(channel) * packed_bytes..][..packed_bytes];

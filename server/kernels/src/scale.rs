@@ -87,18 +87,16 @@ fn body<R: Simd>(scaler: Scaler, ranges: &[Range], scales: &mut [f32], zero_poin
         (Scaling::E4m3, Dtype::Bf16, Arith::WeightDtype) => out.fill::<R>(Local::<ToBf16>::new(codes, global)),
         (Scaling::E4m3, Dtype::F16, Arith::WeightDtype) => out.fill::<R>(Local::<ToF16>::new(codes, global)),
         (Scaling::E4m3, ..) => out.fill::<R>(Local::<ToF32>::new(codes, global)),
-        (Scaling::Weights, Dtype::Bf16, Arith::F32) => out.fill::<R>(Own::<ToBf16, ToF32>::new(codes, BF16_EPSILON)),
-        (Scaling::Weights, Dtype::Bf16, Arith::WeightDtype) => {
-            out.fill::<R>(Own::<ToBf16, ToBf16>::new(codes, BF16_EPSILON))
-        }
-        (Scaling::Weights, Dtype::F16, Arith::F32) => out.fill::<R>(Own::<ToF16, ToF32>::new(codes, F16_EPSILON)),
-        (Scaling::Weights, Dtype::F16, Arith::WeightDtype) => {
-            out.fill::<R>(Own::<ToF16, ToF16>::new(codes, F16_EPSILON))
-        }
-        (Scaling::Weights, ..) => out.fill::<R>(Own::<ToF32, ToF32>::new(codes, f32::EPSILON)),
+        (Scaling::Weights, ..) => out.fill::<R>(OfWeights(scaler)),
         (Scaling::Absmax | Scaling::Nested, ..) => out.fill::<R>(Greatest),
         (Scaling::InBlocks, ..) => Ok(()),
     }
+}
+
+/// The scales and zero points of a register of ranges with [`Scaling::Weights`]; infinite what their type cannot hold.
+#[inline(always)]
+pub(crate) fn of_weights<R: Simd>(scaler: Scaler, min: R::F, max: R::F) -> (R::F, R::F) {
+    OfWeights(scaler).apply::<R>(min, max)
 }
 
 /// What a rule makes of the ends of ranges.
@@ -261,6 +259,23 @@ impl<Stored, Step> Own<Stored, Step> {
     fn new(codes: Codes, epsilon: f32) -> Own<Stored, Step> {
         let (low, high) = codes.limits();
         Own { low, high, symmetric: codes.symmetric(), epsilon, parameters: PhantomData }
+    }
+}
+
+/// [`Own`], of whatever type the weights have.
+struct OfWeights(Scaler);
+
+impl Rule for OfWeights {
+    #[inline(always)]
+    fn apply<S: Simd>(&self, min: S::F, max: S::F) -> (S::F, S::F) {
+        let Scaler { format: Format { codes, .. }, arith, dtype, .. } = self.0;
+        match (dtype.scale_type(), arith) {
+            (Dtype::Bf16, Arith::F32) => Own::<ToBf16, ToF32>::new(codes, BF16_EPSILON).apply::<S>(min, max),
+            (Dtype::Bf16, Arith::WeightDtype) => Own::<ToBf16, ToBf16>::new(codes, BF16_EPSILON).apply::<S>(min, max),
+            (Dtype::F16, Arith::F32) => Own::<ToF16, ToF32>::new(codes, F16_EPSILON).apply::<S>(min, max),
+            (Dtype::F16, Arith::WeightDtype) => Own::<ToF16, ToF16>::new(codes, F16_EPSILON).apply::<S>(min, max),
+            _ => Own::<ToF32, ToF32>::new(codes, f32::EPSILON).apply::<S>(min, max),
+        }
     }
 }
 

@@ -22,10 +22,18 @@ fn integers() -> impl Iterator<Item = Format> {
 
 const SEARCHES: [Search; 2] = [Search::Mse, Search::Hqq];
 
+/// What every level tries alike.
 fn tried(search: Search, scaler: Scaler, range: Range) -> Vec<Qparams> {
-    let mut all = vec![Qparams { scale: 0.0, zero_point: 0 }; search.tried()];
-    search.write(scaler, range, &mut all);
-    all
+    let of = |level| {
+        let mut all = vec![Qparams { scale: 0.0, zero_point: 0 }; search.tried()];
+        search.write(level, scaler, range, &mut all);
+        all
+    };
+    let scalar = of(asked::scalar());
+    for level in asked::levels() {
+        assert_eq!(of(*level), scalar, "{level:?}, {search:?}, {range:?}");
+    }
+    scalar
 }
 
 /// Each group's errors under what is tried, from every level, which agree.
@@ -155,6 +163,32 @@ fn hqq_takes_the_observed_scale_where_a_wider_one_overflows() {
     assert!(all[4 * 2].scale > observed && all.iter().all(|params| params.scale.is_finite()), "{all:?}");
 }
 
+#[test]
+fn scales_without_a_reciprocal_are_divided_by() {
+    let format =
+        Format { codes: Codes::Int { bits: 4, symmetric: false, packing: Packing::Dense }, scaling: Scaling::Weights };
+    let case = Case { format, arith: Arith::F32, dtype: Dtype::F32, group: 32 };
+    // The last is among subnormal numbers: the reciprocal of its scale is infinite.
+    for unit in [1.0, 1e33, 1e-33, 1e-38] {
+        let values: Vec<f32> = numbers(64, 7).iter().map(|value| value.clamp(-1.0, 1.0) * unit).collect();
+        let bytes = store(Dtype::F32, &values);
+        let errors = check(Search::Hqq, &case, &bytes);
+        let tried = ranges(&case, &bytes).flat_map(|range| tried(Search::Hqq, scaler(&case), range));
+        for (at, (params, error)) in tried.zip(errors).enumerate() {
+            let (scale, zero) = (f64::from(params.scale), f64::from(params.zero_point));
+            let each = values.chunks(32).nth(at / 20).unwrap().iter().map(|value| {
+                let code = (f64::from(*value) / scale + zero).round_ties_even().clamp(-8.0, 7.0);
+                (f64::from(*value) - (code - zero) * scale).abs()
+            });
+            let expected: f64 = each.sum();
+            assert!(
+                (error - expected).abs() <= 1e-5 * expected + 1e-4 * scale,
+                "{unit:e}: {error:e}, not {expected:e}"
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(asked::cases(100))]
 
@@ -180,12 +214,17 @@ proptest! {
                     let [decoded, ..] = oracle::channel(&case, bytes, Some(&grid)).decoded;
                     let decoded = oracle::read(Dtype::F32, &decoded);
                     let each = oracle::read(dtype, bytes).into_iter().zip(decoded).map(|(x, y)| f64::from(x - y).abs());
+                    let scale = f64::from(qparams.scale);
                     let (noise, unit) = match search {
-                        Search::Mse => (each.map(|error| error * error).sum::<f64>(), f64::from(qparams.scale).powi(2)),
-                        Search::Hqq => (each.sum(), f64::from(qparams.scale)),
+                        Search::Mse => (each.map(|error| error * error).sum::<f64>(), 1e-12 * scale.powi(2)),
+                        // A quotient of up to 2^bits codes is off by half of its last place, twice.
+                        Search::Hqq => {
+                            let off = f64::from(format.codes.bits()).exp2() * f64::from(f32::EPSILON);
+                            (each.sum(), off * scale * group.min(values.len()) as f64)
+                        }
                     };
                     let error = errors[at];
-                    prop_assert!((error - noise).abs() <= 1e-5 * noise + 1e-12 * unit, "{error:e} instead of {noise:e}: {case:?}");
+                    prop_assert!((error - noise).abs() <= 1e-5 * noise + unit, "{error:e} instead of {noise:e}: {case:?}");
                 }
             }
         }

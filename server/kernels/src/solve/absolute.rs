@@ -1,0 +1,143 @@
+//! Sums of |x - y|, for [`Search::Hqq`](super::Search::Hqq) where nothing is rounded to a narrower type: two of them at a time, and in units of
+//! the scale, so that the quotients of two zero points under one scale are found and rounded once.
+//!
+//! An element is multiplied by 1 / scale here, which is off by a rounding: what the codes lose is known to about a ten-thousandth of a step.
+
+use crate::{
+    Qparams,
+    coder::ROUNDING,
+    element::{LANES, Loose},
+    simd::Simd,
+};
+
+/// Whether the reciprocals of all scales are as exact as they; others are left to division.
+#[inline(always)]
+pub(super) fn have_reciprocals(params: &[Qparams]) -> bool {
+    let mut all = true;
+    for params in params {
+        all &= (1e-30..=1e30).contains(&params.scale);
+    }
+    all
+}
+
+/// What is tried for a group: reciprocals of scales, and the codes less the zero point between which a scale has values.
+pub(super) struct Tried {
+    count: usize,
+    reciprocals: [f32; MOST],
+    lows: [f32; MOST],
+    highs: [f32; MOST],
+}
+
+/// Room for a piece's sums under all that is tried: not cleared for each.
+pub(super) struct SumLanes([[f32; LANES]; MOST]);
+
+impl SumLanes {
+    #[inline(always)]
+    pub(super) fn new() -> SumLanes {
+        SumLanes([[0.0; LANES]; MOST])
+    }
+}
+
+const MOST: usize = super::Search::Hqq.tried();
+
+impl Tried {
+    #[inline(always)]
+    pub(super) fn new(params: &[Qparams], (low, high): (f32, f32)) -> Tried {
+        let mut tried = Tried { count: params.len(), reciprocals: [0.0; MOST], lows: [0.0; MOST], highs: [0.0; MOST] };
+        for (at, params) in params.iter().enumerate() {
+            let zero = params.zero_point as f32;
+            tried.reciprocals[at] = 1.0 / params.scale;
+            tried.lows[at] = low - zero;
+            tried.highs[at] = high - zero;
+        }
+        tried
+    }
+
+    /// Adds to `errors` what a piece's elements lose under each of `params`, of which `self` was made.
+    #[inline(always)]
+    pub(super) fn add<R: Simd, V: Loose>(
+        &self,
+        values: &[V],
+        params: &[Qparams],
+        errors: &mut [f64],
+        lanes: &mut SumLanes,
+    ) {
+        let (sixteens, rest) = values.as_chunks::<LANES>();
+        // Zeros are coded as zero and add nothing.
+        let mut last = [V::ZERO; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+        for at in (0..self.count).step_by(2) {
+            // Two registers at a time, where sixteen elements are more than one.
+            let step = if R::W < LANES { 2 * R::W } else { R::W };
+            for from in (0..LANES).step_by(step) {
+                let mut sums = [[R::splat(0.0); 2]; 2];
+                if self.reciprocals[at] == self.reciprocals[at + 1] {
+                    self.both::<R, V>(at, sixteens, from, &mut sums);
+                    self.both::<R, V>(at, last, from, &mut sums);
+                } else {
+                    self.one::<R, V>(at, sixteens, from, &mut sums[0]);
+                    self.one::<R, V>(at, last, from, &mut sums[0]);
+                    self.one::<R, V>(at + 1, sixteens, from, &mut sums[1]);
+                    self.one::<R, V>(at + 1, last, from, &mut sums[1]);
+                }
+                let [a, b] = sums;
+                R::store(a[0], &mut lanes.0[at], from);
+                R::store(b[0], &mut lanes.0[at + 1], from);
+                if R::W < LANES {
+                    R::store(a[1], &mut lanes.0[at], from + R::W);
+                    R::store(b[1], &mut lanes.0[at + 1], from + R::W);
+                }
+            }
+        }
+        // Afterwards, side by side: one sum takes as long as a pair's elements.
+        for ((lanes, params), error) in lanes.0.iter().zip(params).zip(errors) {
+            *error += f64::from(R::sum(lanes)) * f64::from(params.scale);
+        }
+    }
+
+    /// Of one scale and two zero points.
+    #[inline(always)]
+    fn both<R: Simd, V: Loose>(&self, at: usize, sixteens: &[[V; LANES]], from: usize, sums: &mut [[R::F; 2]; 2]) {
+        let reciprocal = R::splat(self.reciprocals[at]);
+        let (low_a, high_a) = (R::splat(self.lows[at]), R::splat(self.highs[at]));
+        let (low_b, high_b) = (R::splat(self.lows[at + 1]), R::splat(self.highs[at + 1]));
+        let [[mut a, mut next_a], [mut b, mut next_b]] = *sums;
+        for sixteen in sixteens {
+            let exact = R::mul(V::lanes::<R>(sixteen, from), reciprocal);
+            let whole = rounded::<R>(exact);
+            a = R::add(a, R::abs(R::sub(exact, R::min(R::max(whole, low_a), high_a))));
+            b = R::add(b, R::abs(R::sub(exact, R::min(R::max(whole, low_b), high_b))));
+            if R::W < LANES {
+                let exact = R::mul(V::lanes::<R>(sixteen, from + R::W), reciprocal);
+                let whole = rounded::<R>(exact);
+                next_a = R::add(next_a, R::abs(R::sub(exact, R::min(R::max(whole, low_a), high_a))));
+                next_b = R::add(next_b, R::abs(R::sub(exact, R::min(R::max(whole, low_b), high_b))));
+            }
+        }
+        *sums = [[a, next_a], [b, next_b]];
+    }
+
+    #[inline(always)]
+    fn one<R: Simd, V: Loose>(&self, at: usize, sixteens: &[[V; LANES]], from: usize, sums: &mut [R::F; 2]) {
+        let reciprocal = R::splat(self.reciprocals[at]);
+        let (low, high) = (R::splat(self.lows[at]), R::splat(self.highs[at]));
+        let [mut sum, mut next] = *sums;
+        for sixteen in sixteens {
+            let exact = R::mul(V::lanes::<R>(sixteen, from), reciprocal);
+            sum = R::add(sum, R::abs(R::sub(exact, R::min(R::max(rounded::<R>(exact), low), high))));
+            if R::W < LANES {
+                let exact = R::mul(V::lanes::<R>(sixteen, from + R::W), reciprocal);
+                next = R::add(next, R::abs(R::sub(exact, R::min(R::max(rounded::<R>(exact), low), high))));
+            }
+        }
+        *sums = [sum, next];
+    }
+}
+
+/// The nearest integer, ties to even, of magnitudes below 2^22; of others one that is beyond all codes too.
+#[inline(always)]
+fn rounded<R: Simd>(exact: R::F) -> R::F {
+    let shift = R::splat(ROUNDING);
+    R::sub(R::add(exact, shift), shift)
+}
