@@ -302,11 +302,13 @@ pub(crate) fn code_groups<R: Simd, M: Measure, V: Loose, C: Coder>(
     let mut lanes = Lanes::new();
     for from in (0..LANES).step_by(R::W) {
         let mut sums = Registers::<R>::new();
-        let groups = values.chunks_exact(group).zip(codes.chunks_exact_mut(group));
-        for (coder, (values, codes)) in coders.iter().zip(groups) {
-            let sixteens = values.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0);
-            for (x, codes) in sixteens {
-                code_sixteen::<R, M, V, C>(coder, x, from, codes, &mut sums);
+        for (index, coder) in coders.iter().enumerate() {
+            // By index: `zip` was a call for each group.
+            let columns = index * group..(index + 1) * group;
+            let (values, codes) = (&values[columns.clone()], &mut codes[columns]);
+            let (values, codes) = (values.as_chunks::<LANES>().0, codes.as_chunks_mut::<LANES>().0);
+            for i in 0..values.len() {
+                code_sixteen::<R, M, V, C>(coder, &values[i], from, &mut codes[i], &mut sums);
             }
         }
         lanes.put(from, sums);

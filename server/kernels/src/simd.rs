@@ -76,6 +76,8 @@ pub(crate) trait Simd: Copy {
     fn greatest_i(a: Self::I) -> u32;
     /// How many lanes differ; NaN does not.
     fn count_differing(a: Self::F, b: Self::F) -> u32;
+    /// A bit for each lane, the first the lowest: whether `a < b`.
+    fn below(a: Self::F, b: Self::F) -> u32;
     /// `then` where `a <= bound`, else `otherwise`.
     fn select_at_most(a: Self::F, bound: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
     /// `then` where `a < bound`, else `otherwise`.

@@ -126,14 +126,23 @@ pub(super) fn from_six_bits(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// Sixteen numbers of six bits, in twelve bytes.
+#[inline(always)]
 pub(super) fn sixteen_of_six(numbers: &[u8; 16]) -> [u8; 12] {
-    let mut out = [0; 12];
-    for (j, number) in numbers.iter().enumerate() {
-        out[j % 8] |= if j < 8 { number & 15 } else { number << 4 };
-        out[8 + j % 4] |= number >> 4 << (2 * (j / 4));
+    // All bytes at once: four bits of each in eight bytes, then two of each in four.
+    let all = u128::from_le_bytes(*numbers);
+    let (first, second) = (all as u64, (all >> 64) as u64);
+    let low = first & LOW_HALVES | (second & LOW_HALVES) << 4;
+    let mut high = 0;
+    for j in 0..4 {
+        high |= ((all >> (32 * j)) as u32 >> 4 & 0x0303_0303) << (2 * j);
     }
+    let mut out = [0; 12];
+    out[..8].copy_from_slice(&low.to_le_bytes());
+    out[8..].copy_from_slice(&high.to_le_bytes());
     out
 }
+
+const LOW_HALVES: u64 = 0x0f0f_0f0f_0f0f_0f0f;
 
 /// The inverse.
 pub(super) fn from_sixteen_of_six(bytes: &[u8]) -> [u8; 16] {

@@ -55,6 +55,7 @@ fn nearest<R: Simd>(value: R::F, low: i32, high: i32) -> R::F {
 }
 
 /// The same of one number, not held within bounds.
+#[inline(always)]
 pub(super) fn nearest_one(value: f32) -> i32 {
     ((value + ROUNDING).to_bits() & 0x7f_ffff) as i32 - 0x40_0000
 }
@@ -62,8 +63,8 @@ pub(super) fn nearest_one(value: f32) -> i32 {
 #[inline(always)]
 fn load<R: Simd, const N: usize>(rows: &Rows<N>, from: usize) -> [R::F; N] {
     let mut loaded = [R::splat(0.0); N];
-    for (register, row) in loaded.iter_mut().zip(rows) {
-        *register = R::load(row, from);
+    for i in 0..N {
+        loaded[i] = R::load(&rows[i], from);
     }
     loaded
 }
@@ -90,7 +91,8 @@ fn greatest_signed<R: Simd, const N: usize>(x: &[R::F; N]) -> (R::F, R::F) {
 fn store<R: Simd, const N: usize>(found: &mut Found<N>, from: usize, amax: R::F, scale: R::F, codes: &[R::F; N]) {
     let (zero, least) = (R::splat(0.0), R::splat(LEAST_AMAX));
     R::store(R::select_below(amax, least, zero, scale), &mut found.scales, from);
-    for (code, out) in codes.iter().zip(&mut found.codes) {
-        R::store_bytes(R::truncated(R::select_below(amax, least, zero, *code)), out, from);
+    #[allow(clippy::needless_range_loop, reason = "`zip` is a call here")]
+    for i in 0..N {
+        R::store_bytes(R::truncated(R::select_below(amax, least, zero, codes[i])), &mut found.codes[i], from);
     }
 }

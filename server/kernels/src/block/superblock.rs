@@ -72,7 +72,7 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
     let mut made = M::default();
     // Groups of 16 fill the lanes with one tile.
     let at_once = if N == 16 { TILE } else { AT_ONCE };
-    let (mut values, mut weights) = ([0f32; AT_ONCE], [0f32; AT_ONCE]);
+    let (mut values, mut weights, mut wide) = ([0f32; AT_ONCE], [0f32; AT_ONCE], [0f32; TILE]);
     let (mut value_rows, mut weight_rows) = ([[0f32; LANES]; N], [[0f32; LANES]; N]);
     let mut importance = part.importance.columns.chunks(at_once);
     let size = part.dtype.bytes();
@@ -82,7 +82,6 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
         prefetch(ahead.next().unwrap_or_default());
         let values = &mut values[..bytes.len() / size];
         for (tile, bytes) in values.chunks_mut(TILE).zip(bytes.chunks(TILE * size)) {
-            let mut wide = [0f32; TILE];
             tile.copy_from_slice(widen(part.dtype, bytes, &mut wide));
         }
         if let Some(weighed) = B::WEIGHED {
@@ -105,8 +104,9 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
 #[inline(always)]
 fn row_by_row<const N: usize>(values: &[f32], rows: &mut Rows<N>) {
     for (lane, group) in values.as_chunks::<N>().0.iter().enumerate() {
-        for (row, value) in rows.iter_mut().zip(group) {
-            row[lane] = *value;
+        // By index: `zip` was a call for each group.
+        for i in 0..N {
+            rows[i][lane] = group[i];
         }
     }
 }
@@ -124,9 +124,10 @@ fn quantize_tile<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
     let mut coders = [B::Coder::default(); LANES];
     let coders = &mut coders[..groups];
     let per_block = B::BLOCK.elements() / N;
-    let blocks = coders.chunks_exact_mut(per_block).zip(out.chunks_exact_mut(B::BLOCK.bytes()));
-    for (lane, (coders, out)) in (first..).step_by(per_block).zip(blocks) {
-        B::coders(Groups::of(found, lane..lane + per_block), coders, out);
+    for (index, out) in out.chunks_exact_mut(B::BLOCK.bytes()).enumerate() {
+        let groups = index * per_block..(index + 1) * per_block;
+        let lanes = first + groups.start..first + groups.end;
+        B::coders(Groups::of(found, lanes), &mut coders[groups], out);
     }
     let coders = &*coders;
     let mut codes = [0u8; TILE];
@@ -134,10 +135,10 @@ fn quantize_tile<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
     let values = loose::<LooseF32>(bytes_of_f32(values));
     let sums = code_groups::<R, M, LooseF32, B::Coder>(values, coders, N, codes);
     made.add::<R, LooseF32>(values, &sums, |column| coders[column / N].decode(codes[column]));
-    for (group, (coder, codes)) in coders.iter().zip(codes.chunks_exact_mut(N)).enumerate() {
+    for (group, coder) in coders.iter().enumerate() {
         if B::keeps_searched(coder) {
-            for (code, row) in codes.iter_mut().zip(&found.codes) {
-                *code = row[first + group];
+            for i in 0..N {
+                codes[group * N + i] = found.codes[i][first + group];
             }
         }
     }
@@ -275,8 +276,15 @@ fn six_bit_scales(max: f32, groups: Groups<'_>, coders: &mut [Group], out: &mut 
 }
 
 /// The first scale of the greatest magnitude; 0.0 where all are zero.
+#[inline(always)]
 fn greatest_signed(scales: &[f32]) -> f32 {
-    scales.iter().fold(0f32, |most, scale| if scale.abs() > most.abs() { *scale } else { most })
+    let mut most = 0f32;
+    for scale in scales {
+        if scale.abs() > most.abs() {
+            most = *scale;
+        }
+    }
+    most
 }
 
 /// Sixteen groups of 16, 3 bits.
@@ -298,10 +306,10 @@ impl Searched<16> for Q3K {
         let by = -32.0 / largest;
         let (bits, scale) = if largest == 0.0 { stored(0.0) } else { stored(1.0 / by) };
         let mut small = [0u8; 16];
-        for ((group, small), found) in coders.iter_mut().zip(&mut small).zip(scales) {
-            let code = if largest == 0.0 { -32 } else { i32::from(nearest_one(by * found) as i8).clamp(-32, 31) };
-            *small = (code + 32) as u8;
-            *group = Group::new(scale * code as f32, 0.0, -4.0, 3.0);
+        for i in 0..16 {
+            let code = if largest == 0.0 { -32 } else { i32::from(nearest_one(by * scales[i]) as i8).clamp(-32, 31) };
+            small[i] = (code + 32) as u8;
+            coders[i] = Group::new(scale * code as f32, 0.0, -4.0, 3.0);
         }
         out[96..108].copy_from_slice(&layout::sixteen_of_six(&small));
         out[108..].copy_from_slice(&bits);

@@ -150,6 +150,14 @@ impl<const N: usize> Simd for Array<N> {
         count
     }
     #[inline(always)]
+    fn below(a: [f32; N], b: [f32; N]) -> u32 {
+        let mut bits = 0;
+        for i in 0..N {
+            bits |= u32::from(a[i] < b[i]) << i;
+        }
+        bits
+    }
+    #[inline(always)]
     fn select_at_most(a: [f32; N], bound: [f32; N], then: [f32; N], otherwise: [f32; N]) -> [f32; N] {
         lanes!(a, bound, then, otherwise => 0.0, if a <= bound { then } else { otherwise })
     }

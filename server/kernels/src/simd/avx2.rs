@@ -96,6 +96,7 @@ impl Simd for Avx2 {
         };
         fn count_differing(a: __m256, b: __m256) -> u32 =
             (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NEQ_OQ>(a, b)) as u32).count_ones();
+        fn below(a: __m256, b: __m256) -> u32 = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) as u32;
         fn select_at_most(a: __m256, bound: __m256, then: __m256, otherwise: __m256) -> __m256 =
             _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LE_OQ>(a, bound));
         fn select_below(a: __m256, bound: __m256, then: __m256, otherwise: __m256) -> __m256 =

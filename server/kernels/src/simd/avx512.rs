@@ -64,6 +64,7 @@ impl Simd for Avx512 {
         fn greatest_i(a: __m512i) -> u32 =
             Avx2::greatest_i(_mm256_max_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a)));
         fn count_differing(a: __m512, b: __m512) -> u32 = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(a, b).count_ones();
+        fn below(a: __m512, b: __m512) -> u32 = u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b));
         fn select_at_most(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =
             _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, bound), then);
         fn select_below(a: __m512, bound: __m512, then: __m512, otherwise: __m512) -> __m512 =

@@ -44,12 +44,13 @@ fn started<R: Simd>(rows: &Rows<LANES>, from: usize, half: i32, found: &mut Foun
     let (mut codes, mut xl, mut l2) = ([zero; LANES], zero, zero);
     for i in 0..LANES {
         codes[i] = nearest::<R>(R::mul(by, x[i]), -half, half - 1);
-        xl = R::add(xl, xl_of::<R>(x[i], codes[i]));
-        l2 = R::add(l2, l2_of::<R>(x[i], codes[i]));
+        let powers = Powers::<R>::of(x[i]);
+        xl = R::add(xl, powers.xl(codes[i]));
+        l2 = R::add(l2, powers.l2(codes[i]));
     }
     let mut differs = zero;
     for i in 0..LANES {
-        let (new, others_xl, _) = tried::<R>(x[i], codes[i], (xl, l2), half);
+        let (new, others_xl, _) = tried(&Powers::<R>::of(x[i]), codes[i], (xl, l2), half);
         let away = R::abs(R::sub(new, codes[i]));
         differs = R::max(R::select_below(zero, others_xl, away, zero), differs);
     }
@@ -76,28 +77,33 @@ fn descend<R: Simd>(
     half: i32,
     found: &mut Found<LANES>,
 ) {
-    let (mut x, mut codes) = ([0f32; LANES], [0f32; LANES]);
+    let zeros = [0f32; LANES];
+    let (mut x, mut squares, mut cubes, mut codes) = (zeros, zeros, zeros, zeros);
     for i in 0..LANES {
-        (x[i], codes[i]) = (rows[i][lane], f32::from(found.codes[i][lane]) - half as f32);
+        let value = rows[i][lane];
+        (x[i], codes[i]) = (value, f32::from(found.codes[i][lane]) - half as f32);
+        (squares[i], cubes[i]) = (value * value, value * value * value);
     }
     let (mut start, mut passes, mut is_changed) = (0, 0, false);
+    let mut changes = Changes::new();
     loop {
-        let changes = Changes::of::<R>(&x, &codes, (xl, l2), half);
-        let mut first = changes.first(start);
-        if first.is_none() {
+        let better = changes.find::<R>((&x, &squares, &cubes), &codes, (xl, l2), half);
+        let mut ahead = better & (u32::MAX << start);
+        if ahead == 0 {
             // A pass ends. Where nothing changed, nothing would.
             passes += 1;
-            if passes == PASSES || !is_changed {
+            if passes == PASSES || !is_changed || better == 0 {
                 break;
             }
-            first = changes.first(0);
+            ahead = better;
         }
-        let Some(i) = first else { break };
+        let i = ahead.trailing_zeros() as usize % LANES;
         (codes[i], xl, l2) = (changes.codes[i], changes.xl[i], changes.l2[i]);
         (start, is_changed) = (i + 1, true);
     }
-    for (code, row) in codes.iter().zip(&mut found.codes) {
-        row[lane] = (code + half as f32) as u8;
+    #[allow(clippy::needless_range_loop, reason = "`zip` is a call here")]
+    for i in 0..LANES {
+        found.codes[i][lane] = (codes[i] + half as f32) as u8;
     }
     found.scales[lane] = if l2 > 0.0 { xl / l2 } else { 0.0 };
 }
@@ -107,57 +113,78 @@ struct Changes {
     codes: [f32; LANES],
     xl: [f32; LANES],
     l2: [f32; LANES],
-    /// Above zero where it would be better.
-    gains: [f32; LANES],
 }
 
 impl Changes {
     #[inline(always)]
-    fn of<R: Simd>(x: &[f32; LANES], codes: &[f32; LANES], sums: (f32, f32), half: i32) -> Changes {
+    fn new() -> Changes {
+        Changes { codes: [0.0; LANES], xl: [0.0; LANES], l2: [0.0; LANES] }
+    }
+
+    /// Finds them; the bits of elements of which it would be better.
+    #[inline(always)]
+    fn find<R: Simd>(
+        &mut self,
+        (x, squares, cubes): (&[f32; LANES], &[f32; LANES], &[f32; LANES]),
+        codes: &[f32; LANES],
+        sums: (f32, f32),
+        half: i32,
+    ) -> u32 {
         let (zero, infinity) = (R::splat(0.0), R::splat(f32::INFINITY));
-        let zeros = [0.0; LANES];
-        let mut changes = Changes { codes: zeros, xl: zeros, l2: zeros, gains: zeros };
         let (xl, l2) = (R::splat(sums.0), R::splat(sums.1));
+        let mut better = 0;
+        // Of all, though those before the pass are not asked for: to leave them out was slower.
         for from in (0..LANES).step_by(R::W) {
-            let (x, code) = (R::load(x, from), R::load(codes, from));
-            let (new, others_xl, others_l2) = tried::<R>(x, code, (xl, l2), half);
-            let (new_xl, new_l2) = (R::add(others_xl, xl_of::<R>(x, new)), R::add(others_l2, l2_of::<R>(x, new)));
+            let code = R::load(codes, from);
+            let powers =
+                Powers::<R> { x: R::load(x, from), square: R::load(squares, from), cube: R::load(cubes, from) };
+            let (new, others_xl, others_l2) = tried(&powers, code, (xl, l2), half);
+            let (new_xl, new_l2) = (R::add(others_xl, powers.xl(new)), R::add(others_l2, powers.l2(new)));
             // All of: others_xl above zero, the code another, new_l2 above zero, and a gain.
             let gained = R::mul(R::mul(new_xl, new_xl), l2);
             let bound = R::mul(R::mul(xl, xl), new_l2);
             let bound = R::select_below(zero, others_xl, bound, infinity);
             let bound = R::select_below(zero, new_l2, bound, infinity);
             let bound = R::select_below(zero, R::abs(R::sub(new, code)), bound, infinity);
-            R::store(new, &mut changes.codes, from);
-            R::store(new_xl, &mut changes.xl, from);
-            R::store(new_l2, &mut changes.l2, from);
-            R::store(R::select_below(bound, gained, R::splat(1.0), zero), &mut changes.gains, from);
+            R::store(new, &mut self.codes, from);
+            R::store(new_xl, &mut self.xl, from);
+            R::store(new_l2, &mut self.l2, from);
+            better |= R::below(bound, gained) << from;
         }
-        changes
-    }
-
-    /// The first that would be better, from an element on.
-    #[inline(always)]
-    fn first(&self, from: usize) -> Option<usize> {
-        (from..LANES).find(|i| self.gains[*i] > 0.0)
+        better
     }
 }
 
 /// The code that is best for an element, all others being as they are, and the sums of the others.
 #[inline(always)]
-fn tried<R: Simd>(x: R::F, code: R::F, (xl, l2): (R::F, R::F), half: i32) -> (R::F, R::F, R::F) {
-    let (others_xl, others_l2) = (R::sub(xl, xl_of::<R>(x, code)), R::sub(l2, l2_of::<R>(x, code)));
-    (nearest::<R>(R::div(R::mul(x, others_l2), others_xl), -half, half - 1), others_xl, others_l2)
+fn tried<R: Simd>(powers: &Powers<R>, code: R::F, (xl, l2): (R::F, R::F), half: i32) -> (R::F, R::F, R::F) {
+    let (others_xl, others_l2) = (R::sub(xl, powers.xl(code)), R::sub(l2, powers.l2(code)));
+    (nearest::<R>(R::div(R::mul(powers.x, others_l2), others_xl), -half, half - 1), others_xl, others_l2)
 }
 
-/// What an element adds to the sum of x·l, weighted by x².
-#[inline(always)]
-fn xl_of<R: Simd>(x: R::F, code: R::F) -> R::F {
-    R::mul(R::mul(R::mul(x, x), x), code)
+/// Elements, their squares, which are their weights, and those times the elements.
+struct Powers<R: Simd> {
+    x: R::F,
+    square: R::F,
+    cube: R::F,
 }
 
-/// What it adds to the sum of l².
-#[inline(always)]
-fn l2_of<R: Simd>(x: R::F, code: R::F) -> R::F {
-    R::mul(R::mul(R::mul(x, x), code), code)
+impl<R: Simd> Powers<R> {
+    #[inline(always)]
+    fn of(x: R::F) -> Powers<R> {
+        let square = R::mul(x, x);
+        Powers { x, square, cube: R::mul(square, x) }
+    }
+
+    /// What an element adds to the sum of x·l, weighted by x².
+    #[inline(always)]
+    fn xl(&self, code: R::F) -> R::F {
+        R::mul(self.cube, code)
+    }
+
+    /// What it adds to the sum of l².
+    #[inline(always)]
+    fn l2(&self, code: R::F) -> R::F {
+        R::mul(R::mul(self.square, code), code)
+    }
 }
