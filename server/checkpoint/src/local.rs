@@ -70,14 +70,14 @@ impl Local {
     /// [`CheckpointError::Ours`] if the system gives no threads.
     pub fn new(threads: usize, level: Level, memory_bytes: usize) -> Result<Local, CheckpointError> {
         let pool = Pool::new(threads).map_err(|error| CheckpointError::Ours(error.to_string()))?;
-        Ok(Local::on(pool, level, memory_bytes))
+        Ok(Local::on(pool, level, Shelf::default(), memory_bytes))
     }
 
-    /// The same on threads that others use too.
-    pub fn on(pool: Pool, level: Level, memory_bytes: usize) -> Local {
+    /// The same on threads, and in memory, that others use too.
+    pub fn on(pool: Pool, level: Level, shelf: Shelf, memory_bytes: usize) -> Local {
         // A run is read, waits, and is computed to results that are no larger than itself.
         let ahead = (memory_bytes / (4 * RUN_BYTES as usize)).max(1);
-        Local { pool, level, shelf: Shelf::default(), ahead, span_bytes_max: Limits::NONE.span_bytes_max }
+        Local { pool, level, shelf, ahead, span_bytes_max: Limits::NONE.span_bytes_max }
     }
 
     /// The same, which refuses layers of which more must be in memory at once: those with scales per tensor, and ladders.

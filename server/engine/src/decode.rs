@@ -117,17 +117,16 @@ fn decode_piece(
     cancel: &Cancel,
 ) -> Result<(), Cancelled> {
     cancel.check()?;
-    let (channels, codes, scales, zero_points, global) = match (&piece.content, &piece.layer.rung) {
-        (Content::Codes { channels, codes, scales, zero_points, global }, Some(_)) => {
-            (channels, codes, scales, zero_points, *global)
+    let (rung, channels, codes, scales, zero_points, global) = match (&piece.content, &piece.layer.rung) {
+        (Content::Codes { channels, codes, scales, zero_points, global }, Some(rung)) => {
+            (rung, channels, codes, scales, zero_points, *global)
         }
         (Content::Weights(bytes), _) => {
             convert(level, piece.layer.dtype, bytes, decoded, out);
             return Ok(());
         }
-        (Content::Codes { .. }, None) => return Ok(()),
+        (Content::Codes { .. }, None) => unreachable!("codes have a scheme"),
     };
-    let Some(rung) = &piece.layer.rung else { return Ok(()) };
     let (groups, first_span) = (rung.groups(), rung.span_of(channels.start));
     let rows = codes.chunks_exact(rung.packed_bytes()).zip(out.chunks_exact_mut(rung.columns * decoded.bytes()));
     for (channel, (codes, out)) in channels.clone().zip(rows) {

@@ -65,22 +65,42 @@ fn a_cancelled_unit_is_not_computed() {
     }
 }
 
-/// How many rows a batch is answered with, and their codes.
-fn answered(plan: &Plan, batch: &RecordBatch, shelf: &Shelf) -> (usize, Vec<u8>) {
+/// What a batch is answered with.
+fn answers(plan: &Plan, batch: &RecordBatch, shelf: &Shelf) -> Vec<RecordBatch> {
     let mut output = Output::new(plan, Arc::new(Output::schema(plan)));
-    let (mut rows, mut codes) = (0, Vec::new());
+    let mut batches = Vec::new();
     for unit in units(plan, batch) {
         let result = unit.compute(Level::detect(), &Cancel::default(), shelf).unwrap();
         let (answers, ended) = output.take(result);
         ended.unwrap();
-        for answer in answers {
-            rows += answer.batch.num_rows();
-            let data = answer.batch.column_by_name("quantized_data").unwrap();
-            let data = data.as_any().downcast_ref::<arrow_array::LargeBinaryArray>().unwrap();
-            codes.extend(data.iter().flatten().flatten().copied());
-        }
+        batches.extend(answers.into_iter().map(|answer| answer.batch));
     }
-    (rows, codes)
+    batches
+}
+
+/// The bytes of a column, of binary or f32 lists, row after row.
+fn bytes(batches: &[RecordBatch], column: &str) -> Vec<u8> {
+    let of = |batch: &RecordBatch| -> Vec<u8> {
+        let array = batch.column_by_name(column).unwrap().as_any();
+        match array.downcast_ref::<LargeListArray>() {
+            Some(lists) => {
+                let values = lists.values().as_any().downcast_ref::<Float32Array>().unwrap();
+                values.values().iter().flat_map(|value| value.to_bits().to_le_bytes()).collect()
+            }
+            None => {
+                let data = array.downcast_ref::<arrow_array::LargeBinaryArray>().unwrap();
+                data.iter().flatten().flatten().copied().collect()
+            }
+        }
+    };
+    batches.iter().flat_map(of).collect()
+}
+
+/// Writes other bytes where results of that length lay, which will lie there again; and where that is.
+fn spoil(shelf: &Shelf, length: usize) -> *const u8 {
+    let mut room = shelf.room(length);
+    room.fill(0xa5);
+    room.lent().as_ptr()
 }
 
 #[test]
@@ -92,15 +112,31 @@ fn codes_do_not_depend_on_what_lay_where_they_are_written() {
     for scheme in schemes.split_whitespace() {
         let plan = plan(&format!(r#"{{"quantize": {{"scheme": "{scheme}"}}}}"#));
         let shelf = Shelf::default();
-        let (_, expected) = answered(&plan, &batch, &shelf);
-        // As large as the codes, so that it is what they are written into.
-        let mut room = shelf.room(expected.len());
-        room.fill(0xa5);
-        let room = room.lent();
-        let at = room.as_ptr();
-        drop(room);
-        assert_eq!(answered(&plan, &batch, &shelf).1, expected, "{scheme}");
+        let expected = bytes(&answers(&plan, &batch, &shelf), "quantized_data");
+        let at = spoil(&shelf, expected.len());
+        let quantized = answers(&plan, &batch, &shelf);
+        assert!(bytes(&quantized, "quantized_data") == expected, "{scheme}");
+        drop(quantized);
         assert_eq!(shelf.room(expected.len()).lent().as_ptr(), at, "{scheme}: it was not used again");
+    }
+}
+
+#[test]
+fn values_do_not_depend_on_what_lay_where_they_are_written() {
+    let batch = layer([128, 512], &[128]);
+    for scheme in ["int8", "W4A16_ASYM", "int3", "FP8_BLOCK", "NVFP4A16", "MXFP4A16", "nf4", "int8_rowwise", "Q4_K"] {
+        let quantize = plan(&format!(r#"{{"quantize": {{"scheme": "{scheme}"}}}}"#));
+        let quantized = answers(&quantize, &batch, &Shelf::default());
+        for dtype in ["f32", "bf16", "f16"] {
+            let dequantize = plan(&format!(r#"{{"dequantize": {{"dtype": "{dtype}"}}}}"#));
+            let shelf = Shelf::default();
+            let expected = bytes(&answers(&dequantize, &quantized[0], &shelf), "weights");
+            let at = spoil(&shelf, expected.len());
+            let values = answers(&dequantize, &quantized[0], &shelf);
+            assert!(bytes(&values, "weights") == expected, "{scheme} to {dtype}");
+            drop(values);
+            assert_eq!(shelf.room(expected.len()).lent().as_ptr(), at, "{scheme} to {dtype}: it was not used again");
+        }
     }
 }
 
@@ -110,7 +146,9 @@ fn there_are_as_many_rows_out_as_in_however_a_layer_is_cut() {
         let plan = plan(&format!(r#"{{"quantize": {{"scheme": "{scheme}"}}}}"#));
         let mut wholes = Vec::new();
         for runs in [&[300][..], &[100, 100, 100], &[1, 127, 2, 0, 126, 44], &[0, 299, 1]] {
-            let (rows, codes) = answered(&plan, &layer([300, 96], runs), &Shelf::default());
+            let batches = answers(&plan, &layer([300, 96], runs), &Shelf::default());
+            let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+            let codes = bytes(&batches, "quantized_data");
             assert_eq!(rows, runs.len(), "{scheme} {runs:?}");
             wholes.push(codes);
         }

@@ -28,12 +28,11 @@ pub enum Search {
 /// How many codes more than it has a range is divided into: that of the observed range first, so that of equal errors it is taken.
 const CODES_MORE: [f32; 10] = [0.0, 0.4, -0.4, 0.8, -0.8, 1.2, -1.2, 1.6, 2.2, 3.0];
 
-/// So many of them, in lanes.
-const PAIRS: usize = CODES_MORE.len();
+/// The same in lanes.
 const MORE: [f32; LANES] = {
     let mut more = [0.0; LANES];
     let mut at = 0;
-    while at < PAIRS {
+    while at < CODES_MORE.len() {
         more[at] = CODES_MORE[at];
         at += 1;
     }
@@ -103,7 +102,6 @@ multiversion! { fn around(scaler: Scaler, range: Range, out: &mut [Qparams]) -> 
 fn around_body<R: Simd>(scaler: Scaler, range: Range, out: &mut [Qparams]) {
     let codes = scaler.format.codes;
     let (low, high) = codes.limits();
-    let steps = high - low;
     let mut tried = [[0f32; LANES]; 2];
     let mut points = [[0f32; LANES]; 2];
     let mut observed = [0f32; LANES];
@@ -112,14 +110,11 @@ fn around_body<R: Simd>(scaler: Scaler, range: Range, out: &mut [Qparams]) {
     let of_range = R::splat(range.min / 2.0 + range.max / 2.0);
     for from in (0..LANES).step_by(R::W) {
         let more = R::load(&MORE, from);
-        let by = R::div(R::splat(steps), R::add(R::splat(steps), more));
-        let (scale, zero) = of_weights::<R>(scaler, R::mul(R::splat(range.min), by), R::mul(R::splat(range.max), by));
+        let (scale, zero) = divided::<R>(scaler, range, more);
         R::store(scale, &mut tried[0], from);
         R::store(zero, &mut observed, from);
         if codes.symmetric() {
-            let more = R::add(more, R::splat(HALF_A_STEP_MORE));
-            let by = R::div(R::splat(steps), R::add(R::splat(steps), more));
-            let (scale, _) = of_weights::<R>(scaler, R::mul(R::splat(range.min), by), R::mul(R::splat(range.max), by));
+            let (scale, _) = divided::<R>(scaler, range, R::add(more, R::splat(HALF_A_STEP_MORE)));
             R::store(scale, &mut tried[1], from);
             continue;
         }
@@ -149,6 +144,15 @@ fn around_body<R: Simd>(scaler: Scaler, range: Range, out: &mut [Qparams]) {
         out[1] = out[0];
         out[0] = first;
     }
+}
+
+/// Scales and zero points of a range that is divided into so many codes more than there are.
+#[inline(always)]
+fn divided<R: Simd>(scaler: Scaler, range: Range, more: R::F) -> (R::F, R::F) {
+    let (low, high) = scaler.format.codes.limits();
+    let steps = R::splat(high - low);
+    let by = R::div(steps, R::add(steps, more));
+    of_weights::<R>(scaler, R::mul(R::splat(range.min), by), R::mul(R::splat(range.max), by))
 }
 
 /// Puts what is under the observed scale where a scale is infinite.
@@ -280,7 +284,7 @@ fn of_values<R: Simd, V: Loose, C: Coder>(
         let (params, errors) = (&tried.params[of_group.clone()], &mut errors[of_group]);
         match tried.sum {
             Sum::Steps(limits) if absolute::have_reciprocals(params) => {
-                absolute::Tried::new(params, limits).add::<R, V>(values, params, errors, lanes);
+                absolute::Reciprocals::new(params, limits).add::<R, V>(values, params, errors, lanes);
             }
             sum => {
                 for (params, error) in params.iter().zip(errors) {

@@ -77,7 +77,8 @@ impl Work {
         let opened = tokio::task::spawn_blocking(opening).await;
         let flow = opened.map_err(|error| CheckpointError::Ours(error.to_string()))??;
         entry.begins(flow.bytes(), Some(flow.command()));
-        let local = Local::on(shared.pool.clone(), shared.level, JOB_BYTES).with_spans_of(layers.span_bytes_max);
+        let local = Local::on(shared.pool.clone(), shared.level, shared.shelf.clone(), JOB_BYTES)
+            .with_spans_of(layers.span_bytes_max);
         Ok(summary(&flow.run(&local, by(&shared), &entry.stop, |told| entry.told(told)).await?))
     }
 
@@ -110,7 +111,8 @@ impl Work {
         let mut job = opened.await.map_err(|error| CheckpointError::Ours(error.to_string()))??;
         entry.begins(job.sent().map(Tensor::bytes).sum(), job.effective());
         let span_bytes_max = shared.config.layer_limits().span_bytes_max;
-        let local = Local::on(shared.pool.clone(), shared.level, JOB_BYTES).with_spans_of(span_bytes_max);
+        let local =
+            Local::on(shared.pool.clone(), shared.level, shared.shelf.clone(), JOB_BYTES).with_spans_of(span_bytes_max);
         let made = job.run(&local, stop, |told| entry.told(told)).await?;
         let report = Report::of(&job, &made, by(&shared), entry.began.elapsed().as_secs_f64());
         if let Some(target) = job.report()? {

@@ -21,7 +21,7 @@ pub(super) fn have_reciprocals(params: &[Qparams]) -> bool {
 }
 
 /// What is tried for a group: reciprocals of scales, and the codes less the zero point between which a scale has values.
-pub(super) struct Tried {
+pub(super) struct Reciprocals {
     count: usize,
     reciprocals: [f32; MOST],
     lows: [f32; MOST],
@@ -40,10 +40,11 @@ impl SumLanes {
 
 const MOST: usize = super::Search::Hqq.tried();
 
-impl Tried {
+impl Reciprocals {
     #[inline(always)]
-    pub(super) fn new(params: &[Qparams], (low, high): (f32, f32)) -> Tried {
-        let mut tried = Tried { count: params.len(), reciprocals: [0.0; MOST], lows: [0.0; MOST], highs: [0.0; MOST] };
+    pub(super) fn new(params: &[Qparams], (low, high): (f32, f32)) -> Reciprocals {
+        let mut tried =
+            Reciprocals { count: params.len(), reciprocals: [0.0; MOST], lows: [0.0; MOST], highs: [0.0; MOST] };
         for (at, params) in params.iter().enumerate() {
             let zero = params.zero_point as f32;
             tried.reciprocals[at] = 1.0 / params.scale;
