@@ -108,14 +108,19 @@ fn around_body<R: Simd>(scaler: Scaler, range: Range, out: &mut [Qparams]) {
     let (least, most, one) = (R::splat(low), R::splat(high), R::splat(1.0));
     let (middle, shift) = (R::splat((low + high) / 2.0), R::splat(ROUNDING));
     let of_range = R::splat(range.min / 2.0 + range.max / 2.0);
+    let steps = R::splat(high - low);
+    let scales = if codes.symmetric() { 2 } else { 1 };
     for from in (0..LANES).step_by(R::W) {
-        let more = R::load(&MORE, from);
-        let (scale, zero) = divided::<R>(scaler, range, more);
-        R::store(scale, &mut tried[0], from);
+        let (mut scale, mut zero) = (R::splat(1.0), R::splat(0.0));
+        // One scale for two zero points, or two scales. A loop, so that it is compiled once.
+        for (second, tried) in tried[..scales].iter_mut().enumerate() {
+            let more = R::add(R::load(&MORE, from), R::splat(HALF_A_STEP_MORE * second as f32));
+            let by = R::div(steps, R::add(steps, more));
+            (scale, zero) = of_weights::<R>(scaler, R::mul(R::splat(range.min), by), R::mul(R::splat(range.max), by));
+            R::store(scale, tried, from);
+        }
         R::store(zero, &mut observed, from);
         if codes.symmetric() {
-            let (scale, _) = divided::<R>(scaler, range, R::add(more, R::splat(HALF_A_STEP_MORE)));
-            R::store(scale, &mut tried[1], from);
             continue;
         }
         R::store(scale, &mut tried[1], from);
@@ -144,15 +149,6 @@ fn around_body<R: Simd>(scaler: Scaler, range: Range, out: &mut [Qparams]) {
         out[1] = out[0];
         out[0] = first;
     }
-}
-
-/// Scales and zero points of a range that is divided into so many codes more than there are.
-#[inline(always)]
-fn divided<R: Simd>(scaler: Scaler, range: Range, more: R::F) -> (R::F, R::F) {
-    let (low, high) = scaler.format.codes.limits();
-    let steps = R::splat(high - low);
-    let by = R::div(steps, R::add(steps, more));
-    of_weights::<R>(scaler, R::mul(R::splat(range.min), by), R::mul(R::splat(range.max), by))
 }
 
 /// Puts what is under the observed scale where a scale is infinite.

@@ -67,20 +67,22 @@ impl Reciprocals {
         // Zeros are coded as zero and add nothing.
         let mut last = [V::ZERO; LANES];
         last[..rest.len()].copy_from_slice(rest);
-        let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+        let parts = [sixteens, std::slice::from_ref(&last)];
+        let parts_used = if rest.is_empty() { 1 } else { 2 };
         for at in (0..self.count).step_by(2) {
             // Two registers at a time, where sixteen elements are more than one.
             let step = if R::W < LANES { 2 * R::W } else { R::W };
             for from in (0..LANES).step_by(step) {
                 let mut sums = [[R::splat(0.0); 2]; 2];
-                if self.reciprocals[at] == self.reciprocals[at + 1] {
-                    self.both::<R, V>(at, sixteens, from, &mut sums);
-                    self.both::<R, V>(at, last, from, &mut sums);
-                } else {
-                    self.one::<R, V>(at, sixteens, from, &mut sums[0]);
-                    self.one::<R, V>(at, last, from, &mut sums[0]);
-                    self.one::<R, V>(at + 1, sixteens, from, &mut sums[1]);
-                    self.one::<R, V>(at + 1, last, from, &mut sums[1]);
+                // In loops, so that each is compiled once.
+                for sixteens in &parts[..parts_used] {
+                    if self.reciprocals[at] == self.reciprocals[at + 1] {
+                        self.both::<R, V>(at, sixteens, from, &mut sums);
+                        continue;
+                    }
+                    for (which, sums) in sums.iter_mut().enumerate() {
+                        self.one::<R, V>(at + which, sixteens, from, sums);
+                    }
                 }
                 let [a, b] = sums;
                 R::store(a[0], &mut lanes.0[at], from);
