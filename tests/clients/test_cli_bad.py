@@ -131,6 +131,9 @@ CASES = [
               flags=("-s", "FP8_BLOCK")),
     bad_layer("channel dims without columns", weights(4, 16, 16), "rank_unsupported", "channel_dims", "[4, 16, 16]",
               flags=("-s", "int8", "--channel-dims", 3, "--ignore", "a")),
+    *(bad_recipe(f"a vector that a rule names, {scheme}", rule(targets=["mlp.norm.weight"], scheme=scheme),
+                 "[rank_unsupported]", "`mlp.norm.weight`", "[256]", "two dimensions", code=INPUT)
+      for scheme in ["nf4", "int4/g64", "int8", "W4A16", "fp8/tensor", "MXFP4A16", "int8_rowwise"]),
     Case("two tensors of one name", INPUT, ("quantize", "in.safetensors", "out.safetensors", "-s", "W4A16"),
          ("`mlp.up.weight_shape`", "twice"), lambda folder: model(folder, MODEL | {"mlp.up.weight_shape": np.ones(2)})),
 

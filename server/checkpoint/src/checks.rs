@@ -19,6 +19,7 @@ use crate::{
     fate::Fate,
     model::Model,
     modules::{DEEPSEEK_SCALES, Module},
+    source::{Source, Tensor},
     storage::Location,
     stored::SCALES_PART,
 };
@@ -105,6 +106,21 @@ pub(crate) fn refuse_for_models(plan: &Plan) -> Result<(), CheckpointError> {
              `int8_rowwise`"
         );
         return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
+    }
+    Ok(())
+}
+
+/// A layer of one dimension has no channels, which scales in a model lie beside: no loader reads its codes.
+pub(crate) fn refuse_vectors(model: &Model, fates: &[Vec<Fate>]) -> Result<(), CheckpointError> {
+    let sent =
+        |((_, tensor), fate): &((&Source, &Tensor), &Fate)| matches!(fate, Fate::Sent(_)) && tensor.shape.len() < 2;
+    if let Some(((_, tensor), _)) = model.tensors().zip(fates.iter().flatten()).find(sent) {
+        let message = format!(
+            "layer `{}` would be quantized, but has shape {:?}: a model in safetensors has a layout for codes of two dimensions or \
+             more; put it into `ignore`, or let no rule name it",
+            tensor.name, tensor.shape
+        );
+        return Err(CheckpointError::Layer { reason: Reason::RankUnsupported, message });
     }
     Ok(())
 }

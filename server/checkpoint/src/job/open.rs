@@ -11,7 +11,7 @@ use crate::{
     becoming::{Becoming, check_for_gguf, is_copy, is_gguf, no_effect},
     checks::{
         as_json, identity, refuse_for_models, refuse_overlap, refuse_parts, refuse_quantized, refuse_scattered,
-        refuse_transposed,
+        refuse_transposed, refuse_vectors,
     },
     error::CheckpointError,
     fate::{fates, plan_of},
@@ -57,8 +57,9 @@ impl Job {
         };
         // What is wrong with it is said before anything is written.
         let mut fates = fates(model.shards(), &command)?;
-        if let Some(becoming) = &becoming {
-            becoming.tell(&mut fates);
+        match &becoming {
+            Some(becoming) => becoming.tell(&mut fates),
+            None => refuse_vectors(&model, &fates)?,
         }
         refuse_quantized(&model, &fates)?;
         if let Some(config) = model.folder().and_then(|folder| folder.config.as_ref()) {
