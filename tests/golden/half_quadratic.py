@@ -18,7 +18,7 @@ from golden import bnb, cases, minilm  # noqa: E402
 
 FILE = Path(__file__).resolve().parent / "files" / "hqq.json"
 BITS = (2, 3, 4, 5, 6, 8)
-GROUPS = (64, 128)
+GROUPS = (32, 64, 128)
 SHAPE = (256, 1024)
 DTYPES = ("f32", "bf16")
 

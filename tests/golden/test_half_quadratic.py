@@ -13,8 +13,8 @@ from golden import half_quadratic as hqq
 from harness import wire
 
 GOLDEN = json.loads((Path(__file__).resolve().parent / "files" / "hqq.json").read_text())["layers"]
-# Of mean |x - y| and of mean |x - y|^0.7, by bits: with more of them, what a zero point is rounded to is not made up for.
-MOST = {2: (1, 1), 3: (1, 1), 4: (1, 1), 5: (1.01, 1), 6: (1.02, 1.01), 8: (1.03, 1.02)}
+# By bits, in groups of 32: with so few columns, what a zero point is rounded to is not made up for everywhere.
+MOST_OF_32 = {3: (1.012, 1), 4: (1.04, 1.02), 5: (1.015, 1.005), 6: (1.001, 1)}
 
 
 @cache
@@ -30,9 +30,10 @@ def test_errors_are_no_more_than_those_of_hqq(server, bits, group, asymmetric):
     found = decoded(server, f"{scheme};solver=hqq")
     for name, weights in layers().items():
         mine, theirs = hqq.errors(weights, found[name]), GOLDEN[name][scheme]
-        for error, reference, most in zip(mine, theirs, MOST[bits] if asymmetric else (1, 1)):
-            # Of uniform numbers in groups of 64 as much, to the thousandth.
-            most += 0.001 * (name == "uniform")
+        # Of mean |x - y| and of mean |x - y|^0.7; of uniform numbers in groups of 64 as much, to the thousandth.
+        most = MOST_OF_32.get(bits, (1, 1)) if group == 32 and asymmetric else (1, 1)
+        for error, reference, most in zip(mine, theirs, most):
+            most = max(most, 1.001 if name == "uniform" else 1)
             assert error <= most * reference, f"{name}: {error / reference} of HQQ's"
 
 

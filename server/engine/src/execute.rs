@@ -441,7 +441,7 @@ impl Cell<'_> {
                     let tried = tried(level, search, rung, &found);
                     let mut found = vec![0.0; tried.len()];
                     errors(level, search, (rung.format(), rung.arith), &part, &tried, &mut found);
-                    search.choose(&tried, &found, scales, zero_points);
+                    search.choose(rung.codes(), &tried, &found, scales, zero_points);
                 }
                 quantize(
                     level,

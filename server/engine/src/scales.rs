@@ -47,8 +47,9 @@ pub(crate) fn scales_of(
 
 /// What is tried for groups of those ranges.
 pub(crate) fn tried(level: Level, search: Search, rung: &Rung, ranges: &[kernels::Range]) -> Vec<Qparams> {
-    let mut all = vec![Qparams { scale: 1.0, zero_point: 0 }; ranges.len() * search.tried()];
-    for (range, tried) in ranges.iter().zip(all.chunks_exact_mut(search.tried())) {
+    let each = search.tried(rung.codes());
+    let mut all = vec![Qparams { scale: 1.0, zero_point: 0 }; ranges.len() * each];
+    for (range, tried) in ranges.iter().zip(all.chunks_exact_mut(each)) {
         search.write(level, rung.scaler(1.0), *range, tried);
     }
     all
@@ -79,14 +80,14 @@ pub(crate) fn solve(
     let place = |search: Search, cell: &Cell<'_>, channel: usize| {
         let (work, rung) = works[cell.work];
         let before = (rung.span_of(channel) - rung.span_of(work.channels.start)) * rung.groups();
-        let groups = cell.groups();
-        (before + groups.start) * search.tried()..(before + groups.end) * search.tried()
+        let (groups, each) = (cell.groups(), search.tried(rung.codes()));
+        (before + groups.start) * each..(before + groups.end) * each
     };
     let found: Vec<Vec<f64>> = parallel::map(cells.iter().collect(), |cell| {
         cancel.check()?;
         let rung = cell.rung;
         let Some(search) = rung.scheme.solver().search() else { return Ok(Vec::new()) };
-        let of_channel = cell.groups().len() * search.tried();
+        let of_channel = cell.groups().len() * search.tried(rung.codes());
         let mut found = vec![0.0; cell.channels.len() * of_channel];
         for ((channel, part), found) in cell.parts().zip(found.chunks_exact_mut(of_channel)) {
             let tried = &all_tried[cell.work][place(search, cell, channel)];
@@ -97,7 +98,7 @@ pub(crate) fn solve(
     let mut sums: Vec<Vec<f64>> = all_tried.iter().map(|tried| vec![0.0; tried.len()]).collect();
     for (cell, found) in cells.iter().zip(&found) {
         let Some(search) = cell.rung.scheme.solver().search() else { continue };
-        let of_channel = cell.groups().len() * search.tried();
+        let of_channel = cell.groups().len() * search.tried(cell.rung.codes());
         for (channel, found) in cell.channels.clone().zip(found.chunks_exact(of_channel)) {
             let sums = &mut sums[cell.work][place(search, cell, channel)];
             for (sum, error) in sums.iter_mut().zip(found) {
@@ -106,9 +107,11 @@ pub(crate) fn solve(
         }
     }
     for (index, (scales_from, zero_points_from)) in starts(works).into_iter().enumerate() {
-        let Some(search) = works[index].1.scheme.solver().search() else { continue };
-        let zero_points = zero_points.get_mut(zero_points_from..).unwrap_or_default();
-        search.choose(&all_tried[index], &sums[index], &mut scales[scales_from..], zero_points);
+        let rung = works[index].1;
+        let Some(search) = rung.scheme.solver().search() else { continue };
+        // A symmetric work has none: what begins there is the next one's.
+        let zero_points = if rung.codes().symmetric() { &mut [][..] } else { &mut zero_points[zero_points_from..] };
+        search.choose(rung.codes(), &all_tried[index], &sums[index], &mut scales[scales_from..], zero_points);
     }
     Ok(())
 }

@@ -298,8 +298,9 @@ impl<'a> Bench<'a> {
             let found = &self.found[slots_of_span.clone()];
             scaler.write(level, found, &mut self.scales[slots_of_span.clone()], zero_points).unwrap();
             if let Some(search) = self.laid.search {
-                self.tried.resize(groups * search.tried(), Qparams { scale: 1.0, zero_point: 0 });
-                for (range, tried) in found.iter().zip(self.tried.chunks_exact_mut(search.tried())) {
+                let each = search.tried(format.codes);
+                self.tried.resize(groups * each, Qparams { scale: 1.0, zero_point: 0 });
+                for (range, tried) in found.iter().zip(self.tried.chunks_exact_mut(each)) {
                     search.write(level, scaler, *range, tried);
                 }
                 self.errors.clear();
@@ -307,7 +308,8 @@ impl<'a> Bench<'a> {
                 errors(level, search, (format, Arith::F32), &part(first), &self.tried, &mut self.errors);
                 let zero_points =
                     if format.codes.symmetric() { &mut [][..] } else { &mut self.zero_points[slots_of_span.clone()] };
-                search.choose(&self.tried, &self.errors, &mut self.scales[slots_of_span.clone()], zero_points);
+                let scales = &mut self.scales[slots_of_span.clone()];
+                search.choose(format.codes, &self.tried, &self.errors, scales, zero_points);
             }
             for channel in channels {
                 let out = &mut self.packed[lies(channel) * packed_bytes..][..packed_bytes];

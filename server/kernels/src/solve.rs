@@ -2,7 +2,7 @@
 
 mod absolute;
 
-use absolute::SumLanes;
+use absolute::Reciprocals;
 
 use crate::{
     Arith, Codes, Dtype, Format, Level, Part, Qparams, Range, Scaler, TILE,
@@ -20,41 +20,73 @@ use crate::{
 pub enum Search {
     /// 64/64, 63/64, .. 16/64 of the group's range; the sum of (x - y)².
     Mse,
-    /// Scales of ranges that are up to three codes narrower, and up to one wider, with zero points on both sides of where they would
-    /// lie as real numbers; the sum of |x - y|. HQQ, which fits a real zero point, ends its iterations by the same error.
+    /// Scales of ranges that are some codes narrower and some wider, with zero points on both sides of where they would lie as real
+    /// numbers; the sum of |x - y|. HQQ, which fits a real zero point, ends its iterations by the same error.
     Hqq,
 }
 
-/// How many codes more than it has a range is divided into: that of the observed range first, so that of equal errors it is taken.
+/// How many codes more than it has a range is divided into, of codes of 2 to 4 bits: that of the observed range first, so that of equal
+/// errors it is taken.
 const CODES_MORE: [f32; 10] = [0.0, 0.4, -0.4, 0.8, -0.8, 1.2, -1.2, 1.6, 2.2, 3.0];
 
-/// The same in lanes.
-const MORE: [f32; LANES] = {
-    let mut more = [0.0; LANES];
+/// Of wider codes [`WIDE_SCALES`], with even steps: what a step is, and how many of them lie below the observed range. The more codes, the
+/// less is lost by a wider range, and the more is won by where the codes happen to lie.
+const STEPS_MORE: [(f32, usize); 4] = [(0.35, 11), (0.4, 16), (0.5, 18), (0.6, 20)];
+const WIDE_SCALES: usize = 24;
+
+/// All scales that are tried, in lanes.
+type Scales = [[f32; LANES]; 2];
+
+/// [`CODES_MORE`], and those of 5, 6, 7 and 8 bits; and what symmetric codes, whose zero point is zero, have beside each.
+const MORE: [(Scales, f32); 1 + STEPS_MORE.len()] = {
+    let mut more = [([[0.0; LANES]; 2], 0.2); 1 + STEPS_MORE.len()];
     let mut at = 0;
     while at < CODES_MORE.len() {
-        more[at] = CODES_MORE[at];
+        more[0].0[0][at] = CODES_MORE[at];
         at += 1;
+    }
+    let mut of = 0;
+    while of < STEPS_MORE.len() {
+        let (step, below) = STEPS_MORE[of];
+        more[1 + of].1 = step / 2.0;
+        // After the observed range.
+        let mut at = 1;
+        while at < WIDE_SCALES {
+            let steps = if at <= below { at as f32 - 1.0 - below as f32 } else { (at - below) as f32 };
+            more[1 + of].0[at / LANES][at % LANES] = steps * step;
+            at += 1;
+        }
+        of += 1;
     }
     more
 };
 
-/// Beside those, of symmetric codes, whose zero point is zero.
-const HALF_A_STEP_MORE: f32 = 0.2;
+/// The most that are tried by [`Search::Hqq`].
+const MOST: usize = 2 * WIDE_SCALES;
+
+/// Which of [`MORE`].
+const fn width(codes: Codes) -> usize {
+    match codes {
+        Codes::Int { bits, .. } if bits > 4 => bits as usize - 4,
+        _ => 0,
+    }
+}
 
 impl Search {
-    /// How many are tried.
-    pub const fn tried(self) -> usize {
+    /// How many are tried for such codes.
+    pub const fn tried(self, codes: Codes) -> usize {
         match self {
             Search::Mse => 49,
-            // As many as HQQ has iterations.
-            Search::Hqq => 2 * CODES_MORE.len(),
+            // As many as HQQ has iterations; of wider codes more, where a real zero point is worth more.
+            Search::Hqq if width(codes) == 0 => 2 * CODES_MORE.len(),
+            Search::Hqq => MOST,
         }
     }
 
     /// Of each group what makes the least error; of equal errors the first. Without a place for zero points, none are written.
-    pub fn choose(self, tried: &[Qparams], errors: &[f64], scales: &mut [f32], zero_points: &mut [i32]) {
-        let groups = tried.chunks_exact(self.tried()).zip(errors.chunks_exact(self.tried()));
+    pub fn choose(self, codes: Codes, tried: &[Qparams], errors: &[f64], scales: &mut [f32], zero_points: &mut [i32]) {
+        let each = self.tried(codes);
+        let groups = tried.chunks_exact(each).zip(errors.chunks_exact(each));
         for (group, ((tried, errors), scale)) in groups.zip(scales).enumerate() {
             let (mut at, mut least) = (0, f64::INFINITY);
             for (index, error) in errors.iter().enumerate() {
@@ -75,7 +107,7 @@ impl Search {
     /// # Panics
     /// If there is no room for exactly so many.
     pub fn write(self, level: Level, scaler: Scaler, range: Range, out: &mut [Qparams]) {
-        assert_eq!(out.len(), self.tried(), "room for what is tried");
+        assert_eq!(out.len(), self.tried(scaler.format.codes), "room for what is tried");
         match self {
             Search::Mse => narrower(scaler, range, out),
             Search::Hqq => around(level, scaler, range, out),
@@ -102,36 +134,42 @@ multiversion! { fn around(scaler: Scaler, range: Range, out: &mut [Qparams]) -> 
 fn around_body<R: Simd>(scaler: Scaler, range: Range, out: &mut [Qparams]) {
     let codes = scaler.format.codes;
     let (low, high) = codes.limits();
-    let mut tried = [[0f32; LANES]; 2];
-    let mut points = [[0f32; LANES]; 2];
-    let mut observed = [0f32; LANES];
+    let (more_codes, beside) = &MORE[width(codes)];
+    let (mut tried, mut points) = ([Scales::default(); 2], [Scales::default(); 2]);
+    let mut observed = 0.0;
     let (least, most, one) = (R::splat(low), R::splat(high), R::splat(1.0));
     let (middle, shift) = (R::splat((low + high) / 2.0), R::splat(ROUNDING));
     let of_range = R::splat(range.min / 2.0 + range.max / 2.0);
     let steps = R::splat(high - low);
     let scales = if codes.symmetric() { 2 } else { 1 };
-    for from in (0..LANES).step_by(R::W) {
+    for from in (0..out.len() / 2).step_by(R::W) {
+        let (sixteen, from) = (from / LANES, from % LANES);
         let (mut scale, mut zero) = (R::splat(1.0), R::splat(0.0));
         // One scale for two zero points, or two scales. A loop, so that it is compiled once.
         for (second, tried) in tried[..scales].iter_mut().enumerate() {
-            let more = R::add(R::load(&MORE, from), R::splat(HALF_A_STEP_MORE * second as f32));
+            let more = R::add(R::load(&more_codes[sixteen], from), R::splat(*beside * second as f32));
             let by = R::div(steps, R::add(steps, more));
             (scale, zero) = of_weights::<R>(scaler, R::mul(R::splat(range.min), by), R::mul(R::splat(range.max), by));
-            R::store(scale, tried, from);
+            R::store(scale, &mut tried[sixteen], from);
         }
-        R::store(zero, &mut observed, from);
         if codes.symmetric() {
             continue;
         }
-        R::store(scale, &mut tried[1], from);
         // The middle of the range in the middle of the codes; beyond the codes' ends there is nothing to choose from.
         let exact = R::sub(middle, R::div(of_range, scale));
         let exact = R::min(R::max(exact, R::sub(least, one)), R::add(most, one));
         let near = R::sub(R::add(exact, shift), shift);
         let other = R::select_below(exact, near, R::sub(near, one), R::add(near, one));
-        R::store(R::min(R::max(near, least), most), &mut points[0], from);
-        R::store(R::min(R::max(other, least), most), &mut points[1], from);
+        R::store(scale, &mut tried[1][sixteen], from);
+        R::store(R::min(R::max(near, least), most), &mut points[0][sixteen], from);
+        R::store(R::min(R::max(other, least), most), &mut points[1][sixteen], from);
+        if (sixteen, from) == (0, 0) {
+            let mut zeros = [0f32; LANES];
+            R::store(zero, &mut zeros, 0);
+            observed = zeros[0];
+        }
     }
+    let [tried, points] = [&tried, &points].map(|both| both.each_ref().map(|scales| scales.as_flattened()));
     let mut overflows = false;
     for (at, pair) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         *pair = [
@@ -140,7 +178,7 @@ fn around_body<R: Simd>(scaler: Scaler, range: Range, out: &mut [Qparams]) {
         ];
         overflows |= pair[0].scale.is_infinite() | pair[1].scale.is_infinite();
     }
-    let first = Qparams { scale: tried[0][0], zero_point: observed[0] as i32 };
+    let first = Qparams { scale: tried[0][0], zero_point: observed as i32 };
     if overflows {
         replace_infinite(first, out);
     }
@@ -210,7 +248,7 @@ fn body<R: Simd, Step: Round>(search: Search, format: Format, part: &Part<'_>, p
         Search::Hqq if Step::IS_F32 => Sum::Steps(format.codes.limits()),
         Search::Hqq => Sum::Magnitudes,
     };
-    let tried = Tried { each: search.tried(), sum, params };
+    let tried = Tried { each: search.tried(format.codes), sum, params };
     match symmetric {
         true => tiles::<R, Step, _>(tried, part, errors, |params| Symmetric::<Step>::new(params.scale, limits)),
         false => tiles::<R, Step, _>(tried, part, errors, |params| {
@@ -246,18 +284,18 @@ fn tiles<R: Simd, Step: Round, C: Coder>(
 ) {
     // Columns counted from the start of the first group.
     let before = part.column - part.column % part.group;
-    let (mut wide, mut lanes) = ([0f32; TILE], SumLanes::new());
+    let (mut wide, mut reciprocals) = ([0f32; TILE], Reciprocals::new());
     for (first, bytes) in part.tiles().map(|(first, bytes)| (first - before, bytes)) {
         let bytes = in_registers(Level(R::KIND), part.dtype, bytes, &mut wide);
         match part.dtype {
             Dtype::Bf16 if Step::READS_BF16 => {
-                of_values::<R, LooseBf16, C>(first, loose(bytes), part.group, tried, errors, &mut lanes, &coder);
+                of_values::<R, LooseBf16, C>(first, loose(bytes), part.group, tried, errors, &mut reciprocals, &coder);
             }
             Dtype::F16 if Step::READS_F16 => {
-                of_values::<R, LooseF16, C>(first, loose(bytes), part.group, tried, errors, &mut lanes, &coder);
+                of_values::<R, LooseF16, C>(first, loose(bytes), part.group, tried, errors, &mut reciprocals, &coder);
             }
             _ if Step::IS_F32 => {
-                of_values::<R, LooseF32, C>(first, loose(bytes), part.group, tried, errors, &mut lanes, &coder)
+                of_values::<R, LooseF32, C>(first, loose(bytes), part.group, tried, errors, &mut reciprocals, &coder)
             }
             dtype => unreachable!("{} is not rounded to a narrower type", dtype.name()),
         }
@@ -271,7 +309,7 @@ fn of_values<R: Simd, V: Loose, C: Coder>(
     group: usize,
     tried: Tried<'_>,
     errors: &mut [f64],
-    lanes: &mut SumLanes,
+    reciprocals: &mut Reciprocals,
     coder: &impl Fn(&Qparams) -> C,
 ) {
     for piece in pieces(first, values.len(), group) {
@@ -280,7 +318,8 @@ fn of_values<R: Simd, V: Loose, C: Coder>(
         let (params, errors) = (&tried.params[of_group.clone()], &mut errors[of_group]);
         match tried.sum {
             Sum::Steps(limits) if absolute::have_reciprocals(params) => {
-                absolute::Reciprocals::new(params, limits).add::<R, V>(values, params, errors, lanes);
+                reciprocals.fill(params, limits);
+                reciprocals.add::<R, V>(values, params, errors);
             }
             sum => {
                 for (params, error) in params.iter().zip(errors) {

@@ -12,6 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use quarrel_engine::{Cancel, Decoded, Decoder, Intake, LayerError, Level, Need, Output, Plan, Unit, is_light};
 use quarrel_fuzz::{LIMITS, contain, parts};
 use quarrel_proto::command::parse;
+use quarrel_shelf::Shelf;
 
 fuzz_target!(init: contain(), |input: &[u8]| {
     let mut parts = parts(input);
@@ -20,7 +21,7 @@ fuzz_target!(init: contain(), |input: &[u8]| {
     };
     let mut output = Output::new(&plan, Arc::new(Output::schema(&plan)));
     let mut decoder = Decoder::new(LIMITS);
-    let mut intake = None;
+    let (mut intake, shelf) = (None, Shelf::default());
     while let Some(header) = parts.next() {
         let body = parts.next().unwrap_or_default();
         // The exchange asks first, of any bytes.
@@ -34,7 +35,7 @@ fuzz_target!(init: contain(), |input: &[u8]| {
             },
             (Ok(Decoded::Batch(_)), None) => unreachable!("a batch comes after its schema"),
             (Ok(Decoded::Batch(batch)), Some(intake)) => {
-                let more = intake.begin(&batch).and_then(|()| answer(intake, &mut output));
+                let more = intake.begin(&batch).and_then(|()| answer(intake, &mut output, &shelf));
                 if more.is_err() {
                     break;
                 }
@@ -42,24 +43,24 @@ fuzz_target!(init: contain(), |input: &[u8]| {
         }
     }
     for unit in intake.iter_mut().flat_map(Intake::remaining) {
-        compute(unit, &mut output);
+        compute(unit, &mut output, &shelf);
     }
     let _ = intake.map(|intake| intake.end());
 });
 
 /// Answers all rows of the batch that was begun.
-fn answer(intake: &mut Intake, output: &mut Output) -> Result<(), LayerError> {
+fn answer(intake: &mut Intake, output: &mut Output, shelf: &Shelf) -> Result<(), LayerError> {
     while let Some(need) = intake.next()? {
         match need {
             Need::Span(bytes) => assert!(bytes <= 4 * LIMITS.span_bytes_max, "a span of {bytes} bytes"),
-            Need::Unit(unit) => compute(unit, output),
+            Need::Unit(unit) => compute(unit, output, shelf),
             Need::Rest => {}
         }
     }
     Ok(())
 }
 
-fn compute(unit: Unit, output: &mut Output) {
-    let result = unit.compute(Level::detect(), &Cancel::default()).expect("nobody cancels");
+fn compute(unit: Unit, output: &mut Output, shelf: &Shelf) {
+    let result = unit.compute(Level::detect(), &Cancel::default(), shelf).expect("nobody cancels");
     let _ = output.take(result);
 }

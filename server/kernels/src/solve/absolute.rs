@@ -3,6 +3,7 @@
 //!
 //! An element is multiplied by 1 / scale here, which is off by a rounding: what the codes lose is known to about a ten-thousandth of a step.
 
+use super::MOST;
 use crate::{
     Qparams,
     coder::ROUNDING,
@@ -20,49 +21,38 @@ pub(super) fn have_reciprocals(params: &[Qparams]) -> bool {
     all
 }
 
-/// What is tried for a group: reciprocals of scales, and the codes less the zero point between which a scale has values.
+/// What is tried for a group: reciprocals of scales, and the codes less the zero point between which a scale has values; and room for the
+/// sums of a piece under each. One for many groups: nothing is cleared between them.
 pub(super) struct Reciprocals {
     count: usize,
     reciprocals: [f32; MOST],
     lows: [f32; MOST],
     highs: [f32; MOST],
+    sums: [[f32; LANES]; MOST],
 }
-
-/// Room for a piece's sums under all that is tried: not cleared for each.
-pub(super) struct SumLanes([[f32; LANES]; MOST]);
-
-impl SumLanes {
-    #[inline(always)]
-    pub(super) fn new() -> SumLanes {
-        SumLanes([[0.0; LANES]; MOST])
-    }
-}
-
-const MOST: usize = super::Search::Hqq.tried();
 
 impl Reciprocals {
     #[inline(always)]
-    pub(super) fn new(params: &[Qparams], (low, high): (f32, f32)) -> Reciprocals {
-        let mut tried =
-            Reciprocals { count: params.len(), reciprocals: [0.0; MOST], lows: [0.0; MOST], highs: [0.0; MOST] };
-        for (at, params) in params.iter().enumerate() {
-            let zero = params.zero_point as f32;
-            tried.reciprocals[at] = 1.0 / params.scale;
-            tried.lows[at] = low - zero;
-            tried.highs[at] = high - zero;
-        }
-        tried
+    pub(super) fn new() -> Reciprocals {
+        let none = [0.0; MOST];
+        Reciprocals { count: 0, reciprocals: none, lows: none, highs: none, sums: [[0.0; LANES]; MOST] }
     }
 
-    /// Adds to `errors` what a piece's elements lose under each of `params`, of which `self` was made.
+    /// Those of a group.
     #[inline(always)]
-    pub(super) fn add<R: Simd, V: Loose>(
-        &self,
-        values: &[V],
-        params: &[Qparams],
-        errors: &mut [f64],
-        lanes: &mut SumLanes,
-    ) {
+    pub(super) fn fill(&mut self, params: &[Qparams], (low, high): (f32, f32)) {
+        self.count = params.len();
+        for (at, params) in params.iter().enumerate() {
+            let zero = params.zero_point as f32;
+            self.reciprocals[at] = 1.0 / params.scale;
+            self.lows[at] = low - zero;
+            self.highs[at] = high - zero;
+        }
+    }
+
+    /// Adds to `errors` what a piece's elements lose under each of `params`, by which `self` was filled.
+    #[inline(always)]
+    pub(super) fn add<R: Simd, V: Loose>(&mut self, values: &[V], params: &[Qparams], errors: &mut [f64]) {
         let (sixteens, rest) = values.as_chunks::<LANES>();
         // Zeros are coded as zero and add nothing.
         let mut last = [V::ZERO; LANES];
@@ -85,17 +75,17 @@ impl Reciprocals {
                     }
                 }
                 let [a, b] = sums;
-                R::store(a[0], &mut lanes.0[at], from);
-                R::store(b[0], &mut lanes.0[at + 1], from);
+                R::store(a[0], &mut self.sums[at], from);
+                R::store(b[0], &mut self.sums[at + 1], from);
                 if R::W < LANES {
-                    R::store(a[1], &mut lanes.0[at], from + R::W);
-                    R::store(b[1], &mut lanes.0[at + 1], from + R::W);
+                    R::store(a[1], &mut self.sums[at], from + R::W);
+                    R::store(b[1], &mut self.sums[at + 1], from + R::W);
                 }
             }
         }
         // Afterwards, side by side: one sum takes as long as a pair's elements.
-        for ((lanes, params), error) in lanes.0.iter().zip(params).zip(errors) {
-            *error += f64::from(R::sum(lanes)) * f64::from(params.scale);
+        for ((sums, params), error) in self.sums.iter().zip(params).zip(errors) {
+            *error += f64::from(R::sum(sums)) * f64::from(params.scale);
         }
     }
 

@@ -25,7 +25,7 @@ const SEARCHES: [Search; 2] = [Search::Mse, Search::Hqq];
 /// What every level tries alike.
 fn tried(search: Search, scaler: Scaler, range: Range) -> Vec<Qparams> {
     let of = |level| {
-        let mut all = vec![Qparams { scale: 0.0, zero_point: 0 }; search.tried()];
+        let mut all = vec![Qparams { scale: 0.0, zero_point: 0 }; search.tried(scaler.format.codes)];
         search.write(level, scaler, range, &mut all);
         all
     };
@@ -54,7 +54,7 @@ fn check(search: Search, case: &Case, bytes: &[u8]) -> Vec<f64> {
         let mut cut = vec![0.0; params.len()];
         let first = Part { bytes: &bytes[..at], ..part };
         errors(asked::scalar(), search, format, &first, &params, &mut cut);
-        let from = TILE / case.group * search.tried();
+        let from = TILE / case.group * search.tried(case.format.codes);
         let second = Part { bytes: &bytes[at..], column: TILE, ..part };
         errors(asked::scalar(), search, format, &second, &params[from..], &mut cut[from..]);
         assert_eq!(cut, scalar, "{case:?}");
@@ -138,6 +138,17 @@ fn hqq_tries_zero_points_on_both_sides_of_the_real_one() {
     let widths = all.as_chunks::<2>().0.iter().map(|pair| 8.0 / pair[0].scale);
     let expected = [15.0, 15.4, 14.6, 15.8, 14.2, 16.2, 13.8, 16.6, 17.2, 18.0];
     assert!(widths.zip(expected).all(|(width, expected)| (width - expected).abs() < 1e-4), "{all:?}");
+    // Of more bits more, of which most are wider.
+    for (bits, step, below) in [(5, 0.35, 11), (6, 0.4, 16), (7, 0.5, 18), (8, 0.6, 20)] {
+        let codes = Codes::Int { bits, symmetric: false, packing: Packing::Dense };
+        let all = tried(Search::Hqq, Scaler { format: Format { codes, scaling: Scaling::Weights }, ..scaler }, range);
+        let steps = (1 << bits) - 1;
+        assert_eq!((all.len(), all[0].scale), (48, 8.0 / steps as f32));
+        let more = all.as_chunks::<2>().0.iter().map(|pair| 8.0 / pair[0].scale - steps as f32);
+        let mut expected: Vec<i32> = (-below..24 - below).filter(|at| *at != 0).collect();
+        expected.insert(0, 0);
+        assert!(more.zip(expected).all(|(more, at)| (more - at as f32 * step).abs() < 1e-3), "{bits}: {all:?}");
+    }
     let symmetric = tried(Search::Hqq, Scaler { format: format(true), ..scaler }, range);
     assert!(symmetric.iter().all(|params| params.zero_point == 0));
     assert_eq!(symmetric[0].scale, 5.0 / 7.5);
@@ -207,7 +218,8 @@ proptest! {
             let errors = check(search, &case, &bytes);
             let params: Vec<_> = ranges(&case, &bytes).flat_map(|range| tried(search, scaler(&case), range)).collect();
             for (index, bytes) in bytes.chunks(group.saturating_mul(dtype.bytes())).enumerate() {
-                for at in [0, 7, search.tried() - 1].map(|at| index * search.tried() + at) {
+                let each = search.tried(format.codes);
+                for at in [0, 7, each - 1].map(|at| index * each + at) {
                     let qparams = params[at];
                     let zero_points = if format.codes.symmetric() { vec![] } else { vec![qparams.zero_point] };
                     let grid = Grid { scales: vec![qparams.scale], zero_points, global: 1.0 };
