@@ -69,6 +69,42 @@ def test_a_recipe_says_the_type_of_each_tensor(source, tmp_path):
     assert told["metadata"]["general.file_type"] == "25"
 
 
+def test_a_vector_that_a_rule_names_is_refused(source, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"rules": [{"targets": ["blk.0.attn_norm.weight"], "scheme": "Q8_0"}]}))
+    for asked in (["quantize", source, tmp_path / "made.gguf"], ["estimate", "--gguf", source]):
+        cli.check_refusal(cli.run(*asked, "--recipe", recipe), 3, "[rank_unsupported] layer `blk.0.attn_norm.weight`", "[64]")
+    assert [left.name for left in tmp_path.iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.parametrize("ending", ["gguf", "arrow", "parquet"])
+def test_dequantize_writes_safetensors_under_no_other_name(ending, source, tmp_path):
+    cli.quantize(source, tmp_path / "made.gguf", "-s", "Q8_0")
+    ended = cli.run("dequantize", tmp_path / "made.gguf", tmp_path / f"dense.{ending}")
+    cli.check_refusal(ended, 2, "[option_invalid]", f"dense.{ending}", "`dequantize` writes safetensors")
+    assert not (tmp_path / f"dense.{ending}").exists()
+
+
+def test_sizes_are_those_of_the_files_tensors(source, tmp_path):
+    """Also where their numbers get another type."""
+    before = cli.done("inspect", source, "--json").json["bytes"]
+    told = cli.done("estimate", source, "--gguf", "-s", "F32", "--json").json
+    cli.quantize(source, tmp_path / "made.gguf", "-s", "F32")
+    totals = json.loads((tmp_path / "made.gguf.report.json").read_bytes())["totals"]
+    assert told["source_bytes"] == totals["source_bytes"] == before < told["destination_bytes"][0]
+
+
+def test_a_mix_is_of_a_whole_file(source, tmp_path):
+    cli.write(tmp_path / "dense.safetensors", {"a.weight": np.ones((4, 256), np.float32)})
+    for asked in (["quantize", tmp_path / "dense.safetensors", tmp_path / "made.safetensors"], ["estimate", tmp_path / "dense.safetensors"]):
+        cli.check_refusal(cli.run(*asked, "-s", "Q4_K_M"), 2, "[scheme_unknown] scheme `Q4_K_M` is of a whole GGUF file", "`.gguf`", "`--gguf`")
+    assert "Q4_K_M" in cli.done("schemes").out
+    # A GGUF file becomes another one.
+    cli.quantize(source, tmp_path / "made.gguf", "-s", "Q4_K_M")
+    told = cli.done("estimate", source, "-s", "Q4_K_M", "--json").json
+    assert told["destination_bytes"] == [cli.done("inspect", tmp_path / "made.gguf", "--json").json["bytes"]] * 2
+
+
 def test_estimate_foretells_the_file(source, tmp_path):
     told = cli.done("estimate", source, "--gguf", "-s", "Q4_K_M", "--json").json
     cli.quantize(source, tmp_path / "made.gguf", "-s", "Q4_K_M")
@@ -106,7 +142,7 @@ def key(name: str, value) -> bytes:
 @pytest.mark.parametrize("content, says", [
     (head(version=1), "its version is 1: that is not read, expected 2 or 3"),
     (head(version=3 << 24), "it is of a machine of the other byte order"),
-    (b"GGUF" + bytes(3), "it has 7 bytes: expected at least 8"),
+    (b"GGUF" + bytes(3), "its 7 bytes do not begin with `GGUF`"),
     (head()[:40], "it ends, at 40 bytes, within its head"),
     (head(tensors=2**63), "it claims 9223372036854775808 tensors: expected at most 65536"),
     (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**64 - 1), "keys: expected at most 65536"),

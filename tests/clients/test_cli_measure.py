@@ -83,7 +83,13 @@ def test_numbers_that_are_none_are_undefined_and_not_nan(tmp_path):
     cli.write(tmp_path / "b.safetensors", {"x.weight": weights, "empty.weight": np.ones((0, 4), np.float32)})
     layers = by_name(measured(tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
     assert layers["x.weight"]["metrics"]["mse"] is layers["x.weight"]["metrics"]["sqnr_db"] is None
+    assert layers["x.weight"]["metrics"]["max_abs_error"] is None
     assert layers["empty.weight"]["metrics"]["elements"] == 0
+    told = cli.done("measure", tmp_path / "a.safetensors", tmp_path / "b.safetensors").out
+    assert "0 layers differ, the worst above, 1 are the same, 1 hold numbers that are not finite" in told
+    assert any("x.weight" in line and "not finite" in line for line in told.splitlines())
+    same = cli.done("measure", tmp_path / "a.safetensors", tmp_path / "a.safetensors").out
+    assert same.strip() == "0 layers differ, 2 are the same"
     ended = cli.run("measure", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--cosine-min", "0.5")
     cli.check_refusal(ended, 7, "x.weight")
 

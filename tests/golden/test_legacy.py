@@ -46,6 +46,18 @@ def test_a_copy_has_the_same_codes_scales_and_zero_points(name, folders, tmp_pat
     assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (model.bits, model.group, model.symmetric)
 
 
+@pytest.mark.parametrize("name", legacy.MODELS)
+def test_a_copy_is_foretold(name, folders, tmp_path):
+    told = cli.done("estimate", folders[name], "-s", "COPY", "--json").json
+    cli.quantize(folders[name], tmp_path / "copy", "-s", "COPY")
+    made = cli.read(tmp_path / "copy/model.safetensors").tensors
+    assert told["destination_bytes"] == [sum(array.nbytes for array in made.values())] * 2
+    assert {layer["name"]: layer["shape"] for layer in told["layers"]} == {tensor: list(array.shape) for tensor, array in made.items()}
+    before = sum(array.nbytes for array in cli.read(folders[name] / "model.safetensors").tensors.values())
+    report = json.loads((tmp_path / "copy/quarrel.report.json").read_bytes())
+    assert told["source_bytes"] == report["totals"]["source_bytes"] == before
+
+
 def test_inspect_says_what_they_are(folders):
     told = cli.done("inspect", folders["awq"], "--json").json
     assert set(told["schemes"].values()) == {"int4-asym/g64"} and len(told["schemes"]) == 7

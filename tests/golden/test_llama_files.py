@@ -181,6 +181,11 @@ def test_blocks_hold_the_numbers_of_a_quantized_model(scheme, kind, tmp_path):
             # It stays beside the blocks, whatever they become, and llama.cpp multiplies by it.
             other = other * np.frombuffer(scale[2], np.float32)
         np.testing.assert_allclose(other, one, rtol=2**-22 if kind == "NVFP4" else 0, atol=0, err_msg=name)
+    # With metadata of the dense model's file, and the other way.
+    cli.quantize(tmp_path / "quantized", tmp_path / "again.gguf", "-s", "COPY", "--metadata", tmp_path / "expected.gguf")
+    assert ggufs.read(tmp_path / "again.gguf").tensors == made.tensors
+    cli.quantize(tmp_path / "dense", tmp_path / "other.gguf", "-s", "F32", "--metadata", tmp_path / "made.gguf")
+    assert ggufs.read(tmp_path / "other.gguf").tensors == expected
 
 
 @pytest.mark.parametrize("scheme", ["W4A16", "int8", "FP8_DYNAMIC"])

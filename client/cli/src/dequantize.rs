@@ -50,7 +50,7 @@ pub(crate) async fn dequantize(args: Box<DequantizeArgs>, stop: Arc<Stop>) -> Re
         destination: args.files.destination.display().to_string(),
         server: args.place.server.clone(),
         seconds: started.elapsed().as_secs_f64(),
-        source_bytes: job.model().bytes(),
+        source_bytes: job.model().stored_bytes(),
         destination_bytes: made.bytes,
         copied: made.layers.len() - coded.clone().count(),
         dequantized: coded.map(|layer| (layer.name.clone(), layer.scheme.clone().unwrap_or_default())).collect(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quarrel_checkpoint::{Estimate, Estimated, JOB_BYTES, estimate as looked_at};
+use quarrel_checkpoint::{Estimate, Estimated, JOB_BYTES, estimate as looked_at, is_gguf, mixes};
 
 use crate::{
     args::EstimateArgs,
@@ -15,7 +15,10 @@ use crate::{
 
 pub(crate) async fn estimate(args: Box<EstimateArgs>) -> Result<(), Failure> {
     let source = stores().locate(&args.source)?;
-    let what = if args.gguf { Becomes::Gguf } else { Becomes::of(is_folder(&source).await?) };
+    // Of a GGUF file, what `llama-quantize` has names for becomes another.
+    let is_mix = args.what.how.scheme.as_ref().is_some_and(|scheme| mixes().any(|mix| mix == scheme));
+    let what =
+        if args.gguf || is_mix && is_gguf(&source) { Becomes::Gguf } else { Becomes::of(is_folder(&source).await?) };
     let command = command(&args.what, what)?;
     let metadata = args.metadata.as_ref().map(|path| stores().locate(path)).transpose()?;
     let looking = move || {
@@ -78,6 +81,7 @@ fn summary(found: &Estimate) -> String {
 fn becomes_of(layer: &Estimated) -> String {
     match &layer.reason {
         Some(reason) => format!("kept: {reason}"),
+        None if layer.schemes.is_empty() => "kept".to_owned(),
         None => layer.schemes.join(", or "),
     }
 }

@@ -93,7 +93,7 @@ impl Failure {
     /// Layers that failed where the command said to go on.
     pub(crate) fn layers(failed: usize, worst: &str) -> Failure {
         let are = if failed == 1 { "layer failed and is" } else { "layers failed and are" };
-        let sentence = format!("{failed} {are} in the file as before; the first: {worst}");
+        let sentence = format!("{failed} {are} in the file unquantized; the first: {worst}");
         Failure::new(LAYERS_FAILED, sentence).advise("See `status` and `message` of each layer in the report.")
     }
 
@@ -128,7 +128,9 @@ impl From<CheckpointError> for Failure {
             CheckpointError::NoFile { .. } => Failure::new(USAGE, sentence).advise("Name a file."),
             CheckpointError::Columns { .. } => Failure::new(INPUT, sentence)
                 .advise("Write it as Arrow IPC without compression, or as Parquet, in the columns of SPEC.md, section \"Input\"."),
-            CheckpointError::Gguf { .. } => Failure::new(INPUT, sentence).advise("Check that it was copied whole."),
+            CheckpointError::Gguf { .. } => {
+                Failure::new(INPUT, sentence).advise("Check that it was copied whole, and that it is GGUF.")
+            }
             CheckpointError::Malformed { .. } => {
                 Failure::new(INPUT, sentence).advise("Check that it was copied whole, and that it is safetensors.")
             }
@@ -136,7 +138,7 @@ impl From<CheckpointError> for Failure {
                 let code = if is_about_the_command(reason.word()) { USAGE } else { INPUT };
                 Failure {
                     reason: Some(reason.word().to_owned()),
-                    ..Failure::new(code, sentence).advise(reason.advice())
+                    ..Failure::new(code, sentence).advise(advice(reason))
                 }
             }
             CheckpointError::Layer { reason, .. } => {
@@ -151,7 +153,10 @@ impl From<CheckpointError> for Failure {
                 "Look at it with `quarrel inspect`; start from the checkpoint that it was made of if it is damaged.",
             ),
             CheckpointError::Model { .. } => {
-                Failure::new(INPUT, sentence).advise("Check that the model was copied whole, with its index.")
+                Failure::new(INPUT, sentence).advise(
+                    "If what was expected should be there, check that the model was copied whole, with its index; for a GGUF file, \
+                     `--metadata` may name another of the same model.",
+                )
             }
             CheckpointError::NothingQuantized { .. } => {
                 Failure::new(INPUT, sentence).advise("Look at it with `quarrel inspect`.")
@@ -180,11 +185,11 @@ fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::SchemeUnknown => "Choose one that `quarrel schemes` lists.",
         Reason::NonFinite => {
-            "Repair the layer, leave it out with `--ignore`, or go on without it with `--on-error continue`."
+            "Repair the layer, leave it out with `--ignore` (of a GGUF file with a recipe), or go on without it with `--on-error continue`."
         }
         Reason::ScaleOverflow => "Leave it out with `--ignore`, or go on without it with `--on-error continue`.",
         Reason::GroupSizeIndivisible => {
-            "Use another `--group-size` or a scheme without groups, or leave such layers with `--on-indivisible keep`."
+            "Use a scheme of smaller groups or without, or leave such layers: with `--on-indivisible keep`, in a recipe `on_indivisible: keep`."
         }
         Reason::RankUnsupported => {
             "Use a scheme without blocks, leave the layer out with `--ignore`, or check `--channel-dims`."

@@ -33,17 +33,23 @@ pub(crate) async fn measure(args: MeasureArgs) -> Result<(), Failure> {
 
 fn summary(found: &Comparison, verbose: bool) -> String {
     let mut lines = Vec::new();
-    let mut by_quality = Vec::from_iter(found.layers.iter().filter(|layer| layer.metrics.sqnr_db.is_some()));
+    let is_shown = |layer: &&Measured| layer.metrics.sqnr_db.is_some() || layer.is_undefined();
+    let mut by_quality = Vec::from_iter(found.layers.iter().filter(is_shown));
     by_quality.sort_by(|a, b| sqnr(a).total_cmp(&sqnr(b)));
     let shown = if verbose { Vec::from_iter(&found.layers) } else { by_quality.into_iter().take(WORST).collect() };
     if !shown.is_empty() {
         lines.push(layers(&shown));
     }
     let same = found.layers.iter().filter(|layer| layer.metrics.max_abs_error == Some(0.0)).count();
-    let differing = found.layers.len() - same;
+    let undefined = found.layers.iter().filter(|layer| layer.is_undefined()).count();
+    let differing = found.layers.len() - same - undefined;
+    let and = match undefined {
+        0 => String::new(),
+        count => format!(", {count} hold numbers that are not finite"),
+    };
     lines.push(format!(
-        "{differing} layers differ{}, {same} are the same",
-        if verbose { "" } else { ", the worst above" }
+        "{differing} layers differ{}, {same} are the same{and}",
+        if verbose || shown.is_empty() { "" } else { ", the worst above" }
     ));
     for (names, whose) in [(&found.only_in_first, "first"), (&found.only_in_second, "second")] {
         if let [name, others @ ..] = names.as_slice() {
@@ -64,12 +70,16 @@ fn layers(layers: &[&Measured]) -> String {
             clean(&layer.second),
             shown(layer.metrics.sqnr_db, 1),
             shown(layer.metrics.cosine, 5),
-            layer.metrics.max_abs_error.map_or_else(String::new, |error| format!("{error:.2e}")),
+            layer.metrics.max_abs_error.map_or_else(|| "not finite".to_owned(), |error| format!("{error:.2e}")),
         ]);
     }
     table.to_string()
 }
 
+/// What is undefined is the worst.
 fn sqnr(layer: &Measured) -> f64 {
+    if layer.is_undefined() {
+        return f64::NEG_INFINITY;
+    }
     layer.metrics.sqnr_db.unwrap_or(f64::INFINITY)
 }

@@ -6,7 +6,7 @@ use crate::{
     place::server,
     table::{clean, print, table},
 };
-use quarrel_checkpoint::listing;
+use quarrel_checkpoint::{listing, mixes};
 use quarrel_client::proto::json;
 
 pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
@@ -41,6 +41,11 @@ pub(crate) async fn schemes(args: SchemesArgs) -> Result<(), Failure> {
     }
     print(&table.to_string())?;
     print(
-        "Grammar: intN[-asym][/tensor | /channel | /gG] with N of 2..8; fp8/tensor | /channel | /bRxC; a grouped preset of integers/gG.",
-    )
+        "Grammar: intN[-asym][/tensor | /channel | /gG] with N of 2..8; fp8/tensor | /channel | /bRxC; a grouped preset of integers/gG, nf4/gG, fp4/gG.\n\
+         Options: ;channel_dims=N of any; ;solver=mse, ;solver=hqq of integers; ;mx=floor, ;mx=rceil of MX; ;double_quant=true of nf4 and fp4.",
+    )?;
+    let mixes = Vec::from_iter(mixes()).join(" ");
+    print(&format!(
+        "Of a whole GGUF file: {mixes}. COPY quantizes nothing, and stores what is quantized in another layout."
+    ))
 }

@@ -77,7 +77,7 @@ fn summary(report: &Report, path: &Path, verbose: bool) -> String {
             "{layers} layers were quantized before ({schemes}): quality is told against what they decode to."
         ));
     }
-    if totals.quantized == 0 {
+    if totals.quantized == 0 && report.layers.iter().any(|layer| layer.reason.is_some()) {
         lines.push("Nothing was quantized: see the reasons above.".to_owned());
     }
     if !report.left_out.is_empty() {
@@ -96,7 +96,7 @@ fn by_scheme(report: &Report) -> String {
             (_, Some(scheme), _) => (0, scheme.clone()),
             (status, None, reason) => {
                 let rank = if status == Status::Kept { 1 } else { 2 };
-                (rank, format!("{}: {}", status.word(), reason.as_deref().unwrap_or("")))
+                (rank, unquantized(status, reason.as_deref()))
             }
         };
         groups.entry(key).or_default().push(layer);
@@ -124,6 +124,11 @@ fn by_scheme(report: &Report) -> String {
     table.to_string()
 }
 
+/// What became of a layer that has no scheme. Where nothing was asked of it, there is no reason.
+fn unquantized(status: Status, reason: Option<&str>) -> String {
+    reason.map_or_else(|| status.word().to_owned(), |reason| format!("{}: {reason}", status.word()))
+}
+
 /// Of sorted numbers.
 fn median(sorted: &[f64]) -> Option<f64> {
     let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
@@ -135,7 +140,7 @@ fn every_layer(report: &Report) -> String {
     for layer in &report.layers {
         let what = match (&layer.scheme, &layer.reason) {
             (Some(scheme), _) => scheme.clone(),
-            (None, reason) => format!("{}: {}", layer.status.word(), reason.as_deref().unwrap_or("")),
+            (None, reason) => unquantized(layer.status, reason.as_deref()),
         };
         let metrics = layer.metrics;
         table.add_row([

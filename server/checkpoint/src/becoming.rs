@@ -164,8 +164,12 @@ impl Becoming {
     pub(crate) fn tell(&self, fates: &mut [Vec<Fate>]) {
         let tensors = self.model.tensors().map(|(_, tensor)| tensor);
         for (tensor, fate) in tensors.zip(fates.iter_mut().flatten()) {
-            if let (Some(said), Fate::Copied { message, .. }) = (self.converted.get(&tensor.name), fate) {
-                message.clone_from(said);
+            if let Fate::Copied { reason: Reason::Unmatched, message } = fate {
+                // No rule of the recipe that the command stands for: nobody wrote it.
+                *message = match self.converted.get(&tensor.name) {
+                    Some(said) => said.clone(),
+                    None => format!("tensor `{}`: it is not quantized, and stays {}", tensor.name, tensor.dtype),
+                };
             }
         }
     }
@@ -217,8 +221,16 @@ fn by_recipe(tensors: &[Tensor], plan: &Plan) -> Result<Wanted, CheckpointError>
         let is_weight = tensor.name.ends_with(".weight") && tensor.shape.len() > 1;
         // Blocks are read as f32.
         let word = float_word(tensor.dtype).or(matches!(tensor.dtype, Element::Blocks(_)).then_some("f32"));
-        let Some(word) = word.filter(|_| is_weight) else { return Ok(tensor.dtype) };
+        let Some(word) = word.filter(|_| is_weight || tensor.shape.len() < 2) else { return Ok(tensor.dtype) };
         let schemes = plan.schemes_of(&tensor.name, &tensor.shape, word)?;
+        if !schemes.is_empty() && tensor.shape.len() < 2 {
+            let message = format!(
+                "layer `{}` is named, but has shape {:?}: llama.cpp reads blocks of two dimensions or more; put it into `ignore`, or let \
+                 no rule name it",
+                tensor.name, tensor.shape
+            );
+            return Err(CheckpointError::Layer { reason: Reason::RankUnsupported, message });
+        }
         match schemes.as_slice() {
             [] => Ok(tensor.dtype),
             [scheme] => Ok(match scheme.codes() {

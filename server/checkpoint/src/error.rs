@@ -141,7 +141,8 @@ pub enum CheckpointError {
     },
     /// A layer that is quantized in a layout of others.
     #[error(
-        "layer `{module}`: it is quantized in a layout that this version does not read (`{mark}`); of GPTQ and AWQ it reads folders whose config.json says so"
+        "layer `{module}`: it is quantized in a layout that this version does not read (`{mark}`){}",
+        foreign(mark)
     )]
     Foreign {
         /// Its name.
@@ -183,6 +184,14 @@ pub enum CheckpointError {
 impl From<LayerError> for CheckpointError {
     fn from(LayerError(Note { reason, message }): LayerError) -> CheckpointError {
         CheckpointError::Layer { reason, message }
+    }
+}
+
+/// What is read of such layouts.
+fn foreign(mark: &str) -> &'static str {
+    match mark {
+        mark if mark.starts_with(char::is_uppercase) => ": of GGUF's types those that `quarrel schemes` lists",
+        _ => "; of GPTQ and AWQ it reads folders whose config.json says so",
     }
 }
 

@@ -5,10 +5,11 @@ use quarrel_proto::v1;
 use serde::Serialize;
 
 use crate::{
-    becoming::Becoming,
+    becoming::{Becoming, check_for_gguf, is_copy},
     error::CheckpointError,
     fate::{Fate, fates, plan_of},
     fused::is_whole,
+    job::copied_model,
     model::Model,
     report::Status,
     source::Tensor,
@@ -70,6 +71,9 @@ pub fn estimate(
     gguf: Option<Option<&Location>>,
     memory_bytes: u64,
 ) -> Result<Estimate, CheckpointError> {
+    if gguf.is_none() && is_copy(&command) {
+        return copied(source, &command, memory_bytes);
+    }
     let model = Model::open(source)?;
     // Layers of GPTQ and AWQ are computed whole: two at once, each read, turned and remembered.
     let computed = model.tensors().filter(|(_, tensor)| Computed::holds(tensor.at.start));
@@ -101,10 +105,38 @@ pub fn estimate(
     let bits: f64 = of_one().map(|(bits, elements)| bits * elements).sum();
     let sum = |of: fn(&Estimated) -> u64| layers.iter().map(of).sum();
     Ok(Estimate {
-        source_bytes: model.bytes(),
+        source_bytes: model.stored_bytes(),
         destination_bytes: (sum(|layer| layer.destination_bytes.0), sum(|layer| layer.destination_bytes.1)),
         bits_per_weight: (elements > 0.0).then(|| bits / elements),
         peak_memory_bytes: BESIDE_BYTES + memory_bytes + 3 * whole + computed,
+        layers,
+    })
+}
+
+/// Of a command that stores every tensor as it is seen.
+fn copied(source: &Location, command: &v1::Quantize, memory_bytes: u64) -> Result<Estimate, CheckpointError> {
+    check_for_gguf(command)?;
+    let (model, _) = copied_model(Model::open(source)?)?;
+    let layers = Vec::from_iter(model.tensors().map(|(_, tensor)| Estimated {
+        name: tensor.name.clone(),
+        status: Status::Kept,
+        reason: None,
+        message: None,
+        dtype: tensor.dtype.to_string(),
+        shape: tensor.shape.clone(),
+        schemes: Vec::new(),
+        bits_per_weight: None,
+        bytes: tensor.bytes(),
+        destination_bytes: (tensor.bytes(), tensor.bytes()),
+    }));
+    let bytes = layers.iter().map(|layer| layer.bytes).sum();
+    // Codes of GPTQ and AWQ, and blocks, are computed whole.
+    let most = 6 * layers.iter().map(|layer| layer.bytes).max().unwrap_or(0);
+    Ok(Estimate {
+        source_bytes: model.stored_bytes(),
+        destination_bytes: (bytes, bytes),
+        bits_per_weight: None,
+        peak_memory_bytes: BESIDE_BYTES + memory_bytes + most,
         layers,
     })
 }

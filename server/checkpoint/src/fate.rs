@@ -16,6 +16,7 @@ use crate::{
     checks::refuse_calibrated,
     element::Element,
     error::CheckpointError,
+    gguf::mixes,
     source::{Source, Tensor},
 };
 
@@ -100,8 +101,22 @@ pub(crate) fn dtype_of(word: &str) -> Dtype {
 /// The plan of a command, as the engine makes it of a stream's.
 pub(crate) fn plan_of(command: &v1::Quantize) -> Result<Plan, CheckpointError> {
     let verb = Verb::Quantize(command.clone());
-    Plan::new(&v1::Command { verb: Some(verb), ..Default::default() })
-        .map_err(|error| CheckpointError::Command { reason: error.reason(), message: error.to_string() })
+    Plan::new(&v1::Command { verb: Some(verb), ..Default::default() }).map_err(|error| {
+        let (reason, mut message) = (error.reason(), error.to_string());
+        let rules = match &command.how {
+            Some(How::Recipe(recipe)) => recipe.rules.as_slice(),
+            _ => &[],
+        };
+        let asked = command.how.iter().filter_map(|how| if let How::Scheme(name) = how { Some(name) } else { None });
+        let of_files = asked.chain(rules.iter().map(|rule| &rule.scheme)).find(|name| mixes().any(|mix| mix == **name));
+        if let Some(name) = of_files.filter(|_| reason == Reason::SchemeUnknown) {
+            message = format!(
+                "scheme `{name}` is of a whole GGUF file, and of no layer: expected a destination `.gguf` (of `estimate` the flag `--gguf`) and \
+                 no recipe, or a scheme of layers, as `Q4_K`"
+            );
+        }
+        CheckpointError::Command { reason, message }
+    })
 }
 
 /// Decides for each tensor of a model, in the order of its files.

@@ -15,6 +15,7 @@ mod types;
 
 pub(crate) use self::head::{ALIGNMENT, Head, natural};
 pub(crate) use self::metadata::Metadata;
+pub use self::mix::mixes;
 pub(crate) use self::mix::{Facts, Mix};
 pub(crate) use self::read::{ALIGNMENT_KEY, Found, MAGIC, Wrong, read};
 pub(crate) use self::shapes::{Shapes, shapes};

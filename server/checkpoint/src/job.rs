@@ -5,6 +5,8 @@
 
 mod open;
 
+pub(crate) use open::copied_model;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,

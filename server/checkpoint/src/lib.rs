@@ -57,6 +57,7 @@ pub use estimate::{Estimate, Estimated, estimate};
 pub use fate::{checkpoint_recipe, of_checkpoint};
 pub use filling::Filling;
 pub use flow::{Flow, FlowLimits};
+pub use gguf::mixes;
 pub use job::{Ends, Job, Made};
 pub use local::{JOB_BYTES, Local};
 pub use measure::{Comparison, Measured};

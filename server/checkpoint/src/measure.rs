@@ -53,6 +53,13 @@ enum Layer {
     Coded(Box<Coded>),
 }
 
+impl Measured {
+    /// Whether there are numbers in it, and no quality: some are not finite, of the first or of the second.
+    pub fn is_undefined(&self) -> bool {
+        self.metrics.elements > 0 && self.metrics.mse.is_none()
+    }
+}
+
 impl Comparison {
     /// Compares two models.
     ///
@@ -81,9 +88,8 @@ impl Comparison {
 
     /// The worst layer that misses a gate, and how.
     pub fn missed(&self, gate: Gate) -> Option<(String, String)> {
-        let is_none = |layer: &&Measured| layer.metrics.elements > 0 && layer.metrics.mse.is_none();
         let is_asked = gate.sqnr_db_min.is_some() || gate.cosine_min.is_some();
-        if let Some(layer) = self.layers.iter().find(is_none).filter(|_| is_asked) {
+        if let Some(layer) = self.layers.iter().find(|layer| layer.is_undefined()).filter(|_| is_asked) {
             return Some((
                 layer.name.clone(),
                 "a quality that is undefined, of numbers that are not finite: expected finite ones".to_owned(),
@@ -193,7 +199,8 @@ async fn compared(
         mse: found.mse,
         sqnr_db: found.sqnr_db,
         cosine: found.cosine,
-        max_abs_error: Some(found.max_abs_error),
+        // Of finite numbers alone, it would say that nothing is lost.
+        max_abs_error: (found.mse.is_some() || found.elements == 0).then_some(found.max_abs_error),
         amax: Some(found.amax),
         saturated: 0,
         bits_per_weight: None,

@@ -44,6 +44,7 @@ pub struct Model {
     location: Location,
     shards: Vec<Source>,
     folder: Option<Folder>,
+    stored_bytes: u64,
 }
 
 /// What a folder has beside tensors.
@@ -77,7 +78,8 @@ impl Model {
         let kind = location.kind().map_err(CheckpointError::io("cannot open", &path))?;
         if kind != Kind::Folder {
             let source = Source::open(location)?;
-            return Ok(Model { location: location.clone(), shards: vec![source], folder: None });
+            let stored_bytes = source.bytes();
+            return Ok(Model { location: location.clone(), shards: vec![source], folder: None, stored_bytes });
         }
         let names = location.names().map_err(CheckpointError::io("cannot read", &path))?;
         let indices = Vec::from_iter(names.iter().filter(|name| name.ends_with(".safetensors.index.json")));
@@ -110,9 +112,10 @@ impl Model {
             Some((name, index)) => Some((name.clone(), metadata(&path.join(&name), index.metadata)?)),
             None => None,
         };
+        let stored_bytes = shards.iter().map(Source::bytes).sum();
         let shards = translated(shards, config.as_ref(), &mut others)?;
         let folder = Folder { index, config, others, left_out };
-        Ok(Model { location: location.clone(), shards, folder: Some(folder) })
+        Ok(Model { location: location.clone(), shards, folder: Some(folder), stored_bytes })
     }
 
     /// Where it is.
@@ -132,7 +135,8 @@ impl Model {
 
     /// A file of tensors in its place, with nothing beside it.
     pub(crate) fn as_one(&self, shard: Source) -> Model {
-        Model { location: self.location.clone(), shards: vec![shard], folder: None }
+        let (location, stored_bytes) = (self.location.clone(), self.stored_bytes);
+        Model { location, shards: vec![shard], folder: None, stored_bytes }
     }
 
     /// The same files, seen otherwise.
@@ -155,9 +159,9 @@ impl Model {
         self.shards.iter().flat_map(|shard| shard.tensors().iter().map(move |tensor| (shard, tensor)))
     }
 
-    /// Bytes of all of them.
-    pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(Source::bytes).sum()
+    /// Bytes of all tensors as its files have them, however they are seen here.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
     }
 }
 

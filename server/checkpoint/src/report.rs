@@ -173,7 +173,7 @@ impl Report {
             cpu_level: by.cpu_level,
             command: job.effective().and_then(|command| serde_json::from_str(&to_json(command)).ok()),
             seconds,
-            totals: Totals::of(&made.layers, job.model().bytes(), made.bytes),
+            totals: Totals::of(&made.layers, job.model().stored_bytes(), made.bytes),
             left_out: job.model().left_out().map(|path| path.display().to_string()).collect(),
             layers: made.layers.clone(),
         }

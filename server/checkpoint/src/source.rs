@@ -14,6 +14,7 @@ use quarrel_engine::Scheme;
 
 use crate::{
     SCHEMES_KEY,
+    becoming::is_gguf,
     columns::is_columns,
     element::Element,
     error::CheckpointError,
@@ -106,6 +107,10 @@ impl Source {
         let read = |what: io::Error| CheckpointError::Io { what: "cannot read", path: path.clone(), error: what };
         let malformed = |detail: String| CheckpointError::Malformed { path: path.clone(), detail };
         let length = file.bytes();
+        if is_gguf(location) && (length < 8 || !file.read(0..8).map_err(read)?.starts_with(gguf::MAGIC)) {
+            let detail = format!("its {length} bytes do not begin with `GGUF`");
+            return Err(CheckpointError::Gguf { path, detail });
+        }
         if length < 8 {
             return Err(malformed(format!("it has {length} bytes: expected at least 8")));
         }

@@ -145,10 +145,16 @@ impl Rung {
                 let size = size.get() as usize;
                 if !columns.is_multiple_of(size) {
                     let what = match scheme.codes() {
-                        Codes::Block(block) => format!(
-                            "blocks of {size} (`{}`) do not divide {columns} columns of shape {shape}: Q8_0, Q4_0 and IQ4_NL have 32",
-                            block.name()
-                        ),
+                        Codes::Block(block) => {
+                            let smaller =
+                                [(32, "Q8_0, Q4_0 and IQ4_NL have 32"), (1, "no type of GGUF has a size that does")];
+                            let smaller = smaller.iter().find(|(size, _)| columns.is_multiple_of(*size));
+                            let smaller = smaller.map_or("", |(_, said)| said);
+                            let block = block.name();
+                            format!(
+                                "blocks of {size} (`{block}`) do not divide {columns} columns of shape {shape}: {smaller}"
+                            )
+                        }
                         _ => format!("group size {size} does not divide {columns} columns of shape {shape}"),
                     };
                     return Err(note(Reason::GroupSizeIndivisible, name, format_args!("{what}")));

@@ -116,9 +116,19 @@ pub(super) fn named(
         found.push(Named { tensor, from: From::numbers(&factors) });
     }
     // Those of a given file, if it has any, else what the metadata tell.
-    let [must, may] = if expected.is_empty() { shapes(&metadata).map_err(wrong)? } else { [expected, Shapes::new()] };
+    let [must, may] = if expected.is_empty() { shapes(&metadata).map_err(wrong)? } else { of_file(expected, &found) };
     check(&found, &must, &may).map_err(wrong)?;
     Ok((found, metadata))
+}
+
+/// The tensors that a model must have of which a file has those, and what may be beside them: scales of NVFP4, where that file is of another type or this
+/// model is.
+fn of_file(mut must: Shapes, found: &[Named]) -> [Shapes; 2] {
+    let is_scale = |name: &str, shape: &[u64]| name.ends_with(".scale") && shape == [1];
+    let mut may: Shapes = must.extract_if(|name, shape| is_scale(name, shape)).collect();
+    let nvfp4 = found.iter().filter(|named| named.tensor.dtype == Block::Nvfp4.into());
+    may.extend(nvfp4.map(|named| (format!("{}.scale", module_of(&named.tensor.name)), vec![1])));
+    [must, may]
 }
 
 /// What a tensor of blocks is multiplied by, where that is another number than 1: a tensor beside it.

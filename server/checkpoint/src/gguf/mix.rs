@@ -67,6 +67,11 @@ const OTHERS: [&str; 6] = ["falcon", "bailingmoe3", "clip", "glm5-next", "granit
 /// More layers than llama.cpp allows.
 const BLOCKS_MAX: u64 = 512;
 
+/// What a whole GGUF file may be, as `llama-quantize` calls it.
+pub fn mixes() -> impl Iterator<Item = &'static str> {
+    MIXES.iter().map(|mix| mix.name).chain(ALIASES.map(|(alias, _)| alias))
+}
+
 impl Mix {
     /// The mix of that name.
     ///
@@ -76,8 +81,7 @@ impl Mix {
         let whole = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, whole)| whole);
         let found = MIXES.iter().find(|mix| mix.name == whole);
         found.ok_or_else(|| {
-            let names = MIXES.iter().map(|mix| mix.name).chain(ALIASES.map(|(alias, _)| alias));
-            let names = Vec::from_iter(names).join(", ");
+            let names = Vec::from_iter(mixes()).join(", ");
             let message = format!(
                 "scheme `{}` is none of a whole GGUF file: expected {names}, COPY, or a recipe whose rules name types tensor by tensor",
                 quarrel_engine::shorten(name, 100)

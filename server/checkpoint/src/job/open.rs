@@ -13,6 +13,7 @@ use crate::{
         as_json, identity, refuse_for_models, refuse_overlap, refuse_parts, refuse_quantized, refuse_scattered,
         refuse_transposed, refuse_vectors,
     },
+    columns::is_columns,
     error::CheckpointError,
     fate::{fates, plan_of},
     fused::{fused, with_shared_scales},
@@ -110,19 +111,7 @@ impl Job {
             let message = "`COPY` measures nothing: `sqnr_db_min` and `cosine_min` have no effect on it".to_owned();
             return Err(CheckpointError::Command { reason: Reason::OptionConflict, message });
         }
-        let mut model = Model::open(source)?;
-        if model.shards().iter().any(|shard| shard.gguf().is_some()) {
-            refuse_parts(&model)?;
-            model = returned(&model)?;
-        }
-        let (model, modules) = quantized_model(model)?;
-        let is_deepseek = |module: &&Module| module.parts().any(|part| part.ends_with(DEEPSEEK_SCALES));
-        if let Some(module) = modules.iter().flatten().find(is_deepseek) {
-            let detail = format!(
-                "it is in DeepSeek's layout (`{DEEPSEEK_SCALES}`), which is not copied: quantize it anew, as FP8_BLOCK"
-            );
-            return Err(CheckpointError::Module { module: module.name.clone(), detail });
-        }
+        let (model, modules) = copied_model(Model::open(source)?)?;
         let destination = place(&model, destination, as_json(&command)?, replace, stop)?;
         let effective = v1::Command { verb: Some(Verb::Quantize(command)), ..v1::Command::default() };
         Ok(Job { model, work: Work::Copy { effective, modules }, destination, gate })
@@ -140,11 +129,36 @@ impl Job {
         stop: &Stop,
     ) -> Result<Job, CheckpointError> {
         refuse_overlap(source, destination)?;
+        if is_gguf(destination) || is_columns(destination) {
+            let message = format!(
+                "`{}` is not called what it would be: `dequantize` writes safetensors (a GGUF file is made by `quantize`, of scheme `F32`, \
+                 `F16` or `BF16`)",
+                destination.shown().display()
+            );
+            return Err(CheckpointError::Command { reason: Reason::OptionInvalid, message });
+        }
         let (model, modules) = quantized_model(Model::open(source)?)?;
         let what = json!({ "dequantize": { "dtype": dtype } });
         let destination = place(&model, destination, what, replace, stop)?;
         Ok(Job { model, work: Work::Dequantize { dtype, modules }, destination, gate: Gate::default() })
     }
+}
+
+/// A model as [`COPY`](crate::becoming::COPY) stores it in safetensors, and its quantized layers file by file.
+pub(crate) fn copied_model(mut model: Model) -> Result<(Model, Vec<Vec<Module>>), CheckpointError> {
+    if model.shards().iter().any(|shard| shard.gguf().is_some()) {
+        refuse_parts(&model)?;
+        model = returned(&model)?;
+    }
+    let (model, modules) = quantized_model(model)?;
+    let is_deepseek = |module: &&Module| module.parts().any(|part| part.ends_with(DEEPSEEK_SCALES));
+    if let Some(module) = modules.iter().flatten().find(is_deepseek) {
+        let detail = format!(
+            "it is in DeepSeek's layout (`{DEEPSEEK_SCALES}`), which is not copied: quantize it anew, as FP8_BLOCK"
+        );
+        return Err(CheckpointError::Module { module: module.name.clone(), detail });
+    }
+    Ok((model, modules))
 }
 
 /// A model that is quantized, and its layers file by file.
