@@ -16,38 +16,37 @@ class Layer:
     codes: np.ndarray  # [out, in], from zero
     zeros: np.ndarray  # [out, groups]
     scales: np.ndarray  # [out, groups], f16
+    order: np.ndarray  # [in]: the group of each column
 
     @property
     def values(self) -> np.ndarray:
         """What it stands for, in f32."""
-        size = self.codes.shape[1] // self.zeros.shape[1]
-        zeros, scales = (np.repeat(array, size, axis=1) for array in (self.zeros, self.scales.astype(np.float32)))
+        zeros, scales = (array[:, self.order] for array in (self.zeros, self.scales.astype(np.float32)))
         return (self.codes - zeros).astype(np.float32) * scales
 
 
-def draw(name: str, shape: tuple[int, int], bits: int, group: int, symmetric: bool, least: int = 0) -> Layer:
+def draw(name: str, shape: tuple[int, int], bits: int, group: int, symmetric: bool, least: int = 0, ordered: bool = False) -> Layer:
     draws = cases.generator(f"legacy {name} {shape} {bits}")
     groups = shape[1] // group
     codes = draws.integers(0, 2**bits, shape)
     zeros = np.full((shape[0], groups), 2 ** (bits - 1)) if symmetric else draws.integers(least, 2**bits, (shape[0], groups))
     scales = (draws.integers(1, 1000, (shape[0], groups)) / 2**16).astype(np.float16)
-    return Layer(codes, zeros, scales)
+    order = np.arange(shape[1]) // group
+    return Layer(codes, zeros, scales, draws.permutation(order) if ordered else order)
 
 
 def words(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Rows of codes as 32-bit words, the first in the lowest bits."""
-    per = 32 // bits
-    shifted = codes.reshape(codes.shape[0], -1, per).astype(np.uint64) << (np.arange(per, dtype=np.uint64) * np.uint64(bits))
-    return np.bitwise_or.reduce(shifted, axis=2).astype(np.uint32).view(np.int32)
+    """Rows of codes as 32-bit words, the first in the lowest bits: those of 3 bits may lie over two words."""
+    split = (codes[..., None] >> np.arange(bits)) & 1
+    return np.packbits(split.reshape(codes.shape[0], -1).astype(np.uint8), axis=1, bitorder="little").view(np.int32)
 
 
 def gptq(layer: Layer, bits: int, version: int) -> dict[str, np.ndarray]:
     """Packed along the input; zero points less one in version 1."""
-    columns = layer.codes.shape[1]
     stored = layer.zeros - (1 if version == 1 else 0)
     return {
         "qweight": np.ascontiguousarray(words(layer.codes, bits).T), "qzeros": words(np.ascontiguousarray(stored.T), bits),
-        "scales": np.ascontiguousarray(layer.scales.T), "g_idx": (np.arange(columns) // (columns // layer.zeros.shape[1])).astype(np.int32),
+        "scales": np.ascontiguousarray(layer.scales.T), "g_idx": layer.order.astype(np.int32),
     }
 
 
@@ -75,19 +74,20 @@ class Model:
     group: int = 64
     symmetric: bool = False
     version: int = 1
+    ordered: bool = False
     family: llamas.Family = llamas.Family(layers=1)
 
     def layers(self) -> dict[str, Layer]:
         """By module; zero points that version 1 of GPTQ can store."""
         least = 1 if self.method == "gptq" and self.version == 1 else 0
-        return {name.removesuffix(".weight"): draw(name, shape, self.bits, self.group, self.symmetric, least)
+        return {name.removesuffix(".weight"): draw(name, shape, self.bits, self.group, self.symmetric, least, self.ordered)
                 for name, shape in self.family.shapes().items() if "_proj.weight" in name}
 
     def said(self) -> dict:
         common = {"quant_method": self.method, "bits": self.bits, "group_size": self.group}
         if self.method == "awq":
             return common | {"version": "gemm", "zero_point": True}
-        return common | {"desc_act": False, "sym": self.symmetric, "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2"}
+        return common | {"desc_act": self.ordered, "sym": self.symmetric, "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2"}
 
     def write(self, folder):
         self.family.write(folder)
@@ -104,4 +104,9 @@ class Model:
 MODELS = {
     "gptq": Model(), "gptq symmetric": Model(symmetric=True, group=128), "gptq v2": Model(version=2), "gptq 8 bits": Model(bits=8, group=32, symmetric=True),
     "gptq 2 bits": Model(bits=2, version=2), "awq": Model(method="awq"), "awq symmetric": Model(method="awq", symmetric=True, group=128),
+}
+# Of which compressed-tensors' layout has no codes.
+DECODED = {
+    "ordered": Model(ordered=True), "ordered, symmetric": Model(ordered=True, symmetric=True, group=128), "3 bits": Model(bits=3, version=2),
+    "3 bits, ordered": Model(bits=3, ordered=True, group=32), "3 bits, symmetric": Model(bits=3, symmetric=True), "8 bits with zero points": Model(bits=8),
 }

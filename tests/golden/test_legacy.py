@@ -12,17 +12,22 @@ from harness import cli
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("legacy")
-    return {name: model.write(folder / name) for name, model in legacy.MODELS.items()}
+    return {name: model.write(folder / name) for name, model in (legacy.MODELS | legacy.DECODED).items()}
 
 
-@pytest.mark.parametrize("name", legacy.MODELS)
-def test_values_are_those_of_the_formula(name, folders, tmp_path):
-    cli.done("dequantize", folders[name], tmp_path / "dense", "--dtype", "f32")
+@pytest.mark.parametrize("dtype", ["f32", "f16", None])
+@pytest.mark.parametrize("name", legacy.MODELS | legacy.DECODED)
+def test_values_are_those_of_the_formula(name, dtype, folders, tmp_path):
+    cli.done("dequantize", folders[name], tmp_path / "dense", *(("--dtype", dtype) if dtype else ()))
     dense = cli.read(tmp_path / "dense/model.safetensors").tensors
-    layers = legacy.MODELS[name].layers()
+    model = (legacy.MODELS | legacy.DECODED)[name]
+    layers = model.layers()
     for module, layer in layers.items():
-        np.testing.assert_array_equal(dense[f"{module}.weight"], layer.values, err_msg=module)
-    others = {tensor for tensor in legacy.MODELS[name].family.tensors() if tensor.removesuffix(".weight") not in layers}
+        # Without a word, of the type of the scales.
+        values = layer.values if dtype == "f32" else layer.values.astype(np.float16)
+        assert dense[f"{module}.weight"].dtype == values.dtype
+        np.testing.assert_array_equal(dense[f"{module}.weight"], values, err_msg=module)
+    others = {tensor for tensor in model.family.tensors() if tensor.removesuffix(".weight") not in layers}
     assert set(dense) == others | {f"{module}.weight" for module in layers}
     assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
 
@@ -63,14 +68,28 @@ def test_inspect_says_what_they_are(folders):
     assert set(told["schemes"].values()) == {"int4-asym/g64"} and len(told["schemes"]) == 7
 
 
-def test_they_become_anything_that_a_dense_model_becomes(folders, tmp_path):
-    cli.done("dequantize", folders["gptq"], tmp_path / "dense")
+@pytest.mark.parametrize("name", ["gptq", *legacy.DECODED])
+def test_they_become_anything_that_a_dense_model_becomes(name, folders, tmp_path):
+    told = cli.done("dequantize", folders[name], tmp_path / "dense", "--json").json
+    assert set(told["dequantized"]) == {f"{module}.weight" for module in (legacy.MODELS | legacy.DECODED)[name].layers()}
     for scheme, ending in (("Q8_0", ".gguf"), ("FP8_DYNAMIC", "")):
-        cli.quantize(folders["gptq"], tmp_path / f"made{ending}", "-s", scheme)
+        cli.quantize(folders[name], tmp_path / f"made{ending}", "-s", scheme)
         cli.quantize(tmp_path / "dense", tmp_path / f"expected{ending}", "-s", scheme)
     assert ggufs.read(tmp_path / "made.gguf").tensors == ggufs.read(tmp_path / "expected.gguf").tensors
     made, expected = (cli.read(tmp_path / name / "model.safetensors").tensors for name in ("made", "expected"))
     assert {name: array.tobytes() for name, array in made.items()} == {name: array.tobytes() for name, array in expected.items()}
+
+
+@pytest.mark.parametrize("name, scheme", [("ordered", "int4-asym/g64"), ("3 bits, symmetric", "int3/g64"), ("8 bits with zero points", "int8-asym/g64")])
+def test_what_has_no_layout_is_seen_as_what_it_decodes_to(name, scheme, folders, tmp_path):
+    modules = {f"model.layers.0.{module}" for module in "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj".split()}
+    assert cli.done("inspect", folders[name], "--json").json["schemes"] == dict.fromkeys(modules, scheme)
+    cli.quantize(folders[name], tmp_path / "made", "-s", "W8A16/g64")
+    report = json.loads((tmp_path / "made/quarrel.report.json").read_bytes())
+    assert {layer["from"] for layer in report["layers"] if layer["status"] == "quantized"} == {scheme}
+    ended = cli.run("quantize", folders[name], tmp_path / "copy", "-s", "COPY")
+    cli.check_refusal(ended, 3, "layer `model.layers.0.", "`g_idx`, of `desc_act`", "the layout of compressed-tensors has no such")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_copy_of_eight_bits_becomes_blocks_of_the_same_numbers(folders, tmp_path):
@@ -93,7 +112,9 @@ Q = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize("method, tensors, said, says", [
-    ("gptq", lambda t: t[f"{Q}.g_idx"].__setitem__(0, 1), None, "its groups are not of neighbouring columns (`g_idx`"),
+    ("gptq", lambda t: t[f"{Q}.scales"].__setitem__((1, 5), np.nan), None, f"tensor `{Q}.scales`: the scale of channel 5 and group 1 is NaN"),
+    ("gptq", lambda t: (t[f"{Q}.scales"].__setitem__((1, 5), np.inf), t[f"{Q}.g_idx"].__setitem__(0, 1)), {"desc_act": True}, None),
+    ("gptq", lambda t: t[f"{Q}.g_idx"].__setitem__(7, 4), None, "its `g_idx` has 4 for column 7: expected a group, 0 to 3"),
     ("gptq", lambda t: t.pop(f"{Q}.g_idx"), {"desc_act": True}, "its columns are ordered (`desc_act`)"),
     ("gptq", lambda t: t[f"{Q}.qzeros"].fill(-1), None, "the zero point of channel 0 and group 0 is 16: codes of 4 bits have none beyond 15"),
     ("gptq", lambda t: t.pop(f"{Q}.scales"), None, "it has no `scales`"),
@@ -108,15 +129,19 @@ Q = "model.layers.0.self_attn.q_proj"
     ("gptq", None, {"desc_act": "true"}, "its config.json has `desc_act` \"true\": expected true or false"),
     ("gptq", lambda t: t.update({f"{Q}.weight": np.ones((256, 256), np.float16)}), None, "is there beside its `qweight`"),
     ("awq", lambda t: t.update({"model.layers.0.mlp.act.scales": np.ones(4, np.float16)}), None, "is there and no `qweight` that it is of"),
-    ("gptq", None, {"bits": 3}, "its layers have 3 bits"),
+    ("gptq", None, {"bits": 5}, "its layers have 5 bits"),
     ("gptq", None, {"checkpoint_format": "marlin"}, "in the format `marlin`"),
     ("awq", None, {"version": "gemv"}, "of version `gemv`"),
-], ids=str.split("order no-order zero lacks scales zeros text-bits no-bits group symmetric no-zeros dynamic flag beside orphan bits format version"))
+], ids=str.split("scale scale-of-ordered order no-order zero lacks scales zeros text-bits no-bits group symmetric no-zeros dynamic flag beside orphan bits format version"))
 def test_what_has_no_place_in_the_layout_is_refused(method, tensors, said, says, tmp_path):
     folder = spoiled(legacy.Model(method=method).write(tmp_path / "model"), tensors, said)
     for command in (["quantize", folder, tmp_path / "copy", "-s", "COPY"], ["dequantize", folder, tmp_path / "dense"]):
-        cli.check_refusal(cli.run(*command), 3, says)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        ended = cli.run(*command)
+        # An ordered layer is no copy, whatever its scales are.
+        ordered = "has no such" if "COPY" in command else "the scale of channel 5 and group 1 is inf"
+        cli.check_refusal(ended, 3, says or ordered)
+    assert {path.name for path in tmp_path.iterdir()} <= {"model", "copy", "dense"}
+    assert not any((tmp_path / made / "config.json").exists() for made in ("copy", "dense"))
 
 
 def test_a_layer_over_two_files_is_refused(tmp_path):
@@ -170,12 +195,6 @@ def test_a_copy_of_deepseeks_layout_is_refused(tmp_path):
 ])
 def test_a_copy_has_no_options(flags, says, folders, tmp_path):
     cli.check_refusal(cli.run("quantize", folders["awq"], tmp_path / "copy", "-s", "COPY", *flags), 2, says)
-
-
-def test_zero_points_of_eight_bits_have_no_scheme(tmp_path):
-    folder = legacy.Model(bits=8, group=32).write(tmp_path / "model")
-    ended = cli.run("quantize", folder, tmp_path / "copy", "-s", "COPY")
-    cli.check_refusal(ended, 3, Q, "its codes of 8 bits have zero points, of which there is no scheme")
 
 
 def test_there_must_be_something_to_copy(tmp_path):

@@ -58,11 +58,16 @@ pub(crate) async fn inspect(args: InspectArgs) -> Result<(), Failure> {
             dtype: tensor.dtype.to_string(),
             shape: tensor.shape.clone(),
             bytes: tensor.bytes(),
-            scheme: scheme_of.get(tensor.name.as_str()).cloned(),
+            scheme: tensor.scheme.map(|scheme| scheme.to_string()).or(scheme_of.get(tensor.name.as_str()).cloned()),
         }));
         match (&mut schemes, &found) {
             (Some(schemes), Some(found)) => {
                 schemes.extend(found.iter().map(|module| (module.name.clone(), module.scheme.to_string())));
+                // What is decoded as it is opened.
+                schemes.extend(source.tensors().iter().filter_map(|tensor| {
+                    let module = tensor.name.strip_suffix(".weight")?;
+                    Some((module.to_owned(), tensor.scheme?.to_string()))
+                }));
             }
             _ => schemes = None,
         }

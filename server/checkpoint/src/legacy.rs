@@ -1,9 +1,11 @@
-//! Layers in the layouts of GPTQ and AWQ, seen in that of compressed-tensors: the same codes, scales and zero points, exactly.
+//! Layers in the layouts of GPTQ and AWQ, seen in that of compressed-tensors: the same codes, scales and zero points, exactly. What has no place in it is
+//! seen as the numbers that it stands for.
 //!
 //! Source: AutoGPTQ and GPTQModel (`qweight` packed along the input, zero points less one in the first version of the format), AutoAWQ (`gemm`: packed along the
 //! output, interleaved); compressed-tensors 0.20, `converters/autoawq.py`.
 
 mod configuration;
+mod dense;
 
 use std::{
     collections::HashSet,
@@ -15,7 +17,10 @@ use std::{
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use self::configuration::{Kind, Layout, Said};
+use self::{
+    configuration::{Kind, Layout, Said},
+    dense::Bits,
+};
 use crate::{
     bits::pack_down,
     error::CheckpointError,
@@ -41,6 +46,10 @@ struct Layer {
     scales: Tensor,
     /// Its zero points, if any is another than zero in the signed domain of the codes.
     zeros: Option<Tensor>,
+    /// The group of each column, where those are no neighbours.
+    order: Option<Tensor>,
+    /// The type of its numbers, if it is seen as those.
+    numbers: Option<Dtype>,
 }
 
 /// A tensor of a layer.
@@ -59,6 +68,7 @@ enum Part {
     Scales,
     Shape,
     Points,
+    Numbers,
 }
 
 /// What such layers are made of.
@@ -68,8 +78,8 @@ const SEEN: [&str; 5] = ["weight", "weight_packed", "weight_scale", "weight_zero
 /// Beside a model of such layers, files that say so.
 const CONFIGURATIONS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
 
-/// A model's files with their layers of GPTQ or AWQ, if its configuration says that it has such, in the layout of compressed-tensors. Files that say that it
-/// is of theirs go from `others`.
+/// A model's files with their layers of GPTQ or AWQ, if its configuration says that it has such, in the layout of compressed-tensors, or as numbers of `dtype`,
+/// else of the type of their scales. Files that say that it is of theirs go from `others`.
 ///
 /// # Errors
 /// [`CheckpointError::Module`] for a layer that has no place in it; [`CheckpointError::Model`] for a layout that is not known.
@@ -77,6 +87,7 @@ pub(crate) fn translated(
     shards: Vec<Source>,
     config: Option<&Map<String, Value>>,
     others: &mut Vec<PathBuf>,
+    dtype: Option<Dtype>,
 ) -> Result<Vec<Source>, CheckpointError> {
     let said = config.and_then(|config| config.get("quantization_config")).and_then(Value::as_object);
     let (Some(said), Some(first)) = (said, shards.first()) else { return Ok(shards) };
@@ -107,18 +118,19 @@ pub(crate) fn translated(
         }
     }
     others.retain(|other| !CONFIGURATIONS.iter().any(|name| other == Path::new(name)));
-    shards.iter().map(|shard| file(shard, &said)).collect()
+    shards.iter().map(|shard| file(shard, &said, dtype)).collect()
 }
 
-fn file(shard: &Source, said: &Said) -> Result<Source, CheckpointError> {
+fn file(shard: &Source, said: &Said, dtype: Option<Dtype>) -> Result<Source, CheckpointError> {
     let names = shard.tensors().iter().filter_map(|tensor| tensor.name.strip_suffix(".qweight"));
     let (mut parts, mut dropped) = (Vec::<(Tensor, Arc<dyn Compute>)>::new(), HashSet::new());
     for name in names {
         let module = |detail: String| CheckpointError::Module { module: name.to_owned(), detail };
-        let layer = Arc::new(Layer::of(shard, name, said).map_err(module)?);
+        let layer = Arc::new(Layer::of(shard, name, said, dtype).map_err(module)?);
         dropped.extend(PARTS.map(|part| format!("{name}.{part}")));
         for (part, name, dtype, shape) in layer.tensors(name) {
-            let tensor = Tensor { name, dtype: dtype.into(), shape, at: 0..0, scheme: None };
+            let scheme = layer.numbers.is_some().then(|| layer.scheme()).transpose().map_err(module)?;
+            let tensor = Tensor { name, dtype: dtype.into(), shape, at: 0..0, scheme };
             parts.push((tensor, Arc::new(Piece(Arc::clone(&layer), part))));
         }
     }
@@ -130,11 +142,11 @@ fn file(shard: &Source, said: &Said) -> Result<Source, CheckpointError> {
 }
 
 impl Layer {
-    fn of(shard: &Source, name: &str, said: &Said) -> Result<Layer, String> {
+    fn of(shard: &Source, name: &str, said: &Said, dtype: Option<Dtype>) -> Result<Layer, String> {
         let layout = said.layout;
         let part = |part: &str| shard.tensor(&format!("{name}.{part}")).ok_or_else(|| format!("it has no `{part}`"));
         let (codes, scales) = (part("qweight")?, part("scales")?);
-        let per_word = 32 / u64::from(layout.bits);
+        let bits = u64::from(layout.bits);
         let ([above, beside], [groups, rows]) = (codes.shape.as_slice(), scales.shape.as_slice()) else {
             return Err(format!(
                 "its `qweight` is of {:?} and its `scales` of {:?}: expected matrices",
@@ -142,8 +154,8 @@ impl Layer {
             ));
         };
         let (columns, found) = match layout.kind {
-            Kind::Gptq(_) => (above.saturating_mul(per_word), *beside),
-            Kind::Awq => (*above, beside.saturating_mul(per_word)),
+            Kind::Gptq(_) => (above.saturating_mul(32) / bits, *beside),
+            Kind::Awq => (*above, beside.saturating_mul(32) / bits),
         };
         let is_float = matches!(scales.dtype.plain(), Some(Dtype::F16 | Dtype::BF16 | Dtype::F32));
         let fits = codes.dtype == Dtype::I32.into() && is_float && found == *rows;
@@ -151,8 +163,8 @@ impl Layer {
             || *groups == 0
             || columns == 0
             || columns % groups != 0
-            || !rows.is_multiple_of(per_word)
-            || !columns.is_multiple_of(per_word)
+            || !rows.saturating_mul(bits).is_multiple_of(32)
+            || !columns.saturating_mul(bits).is_multiple_of(32)
         {
             return Err(format!(
                 "its `qweight` is {} {:?} and its `scales` {} {:?}, which are no codes of {} bits",
@@ -167,6 +179,8 @@ impl Layer {
             codes: codes.clone(),
             scales: scales.clone(),
             zeros: None,
+            order: None,
+            numbers: None,
         };
         layer.check_size()?;
         let group = said.group.map(|group| group.unwrap_or(columns));
@@ -176,7 +190,7 @@ impl Layer {
                 group.unwrap_or(0)
             ));
         }
-        layer.check_order(shard, name, said)?;
+        layer.order = layer.find_order(shard, name, said)?;
         layer.zeros = layer.find_zeros(shard, name)?;
         match (said.symmetric, &layer.zeros, shard.tensor(&format!("{name}.qzeros"))) {
             (Some(true), Some(_), _) => {
@@ -189,11 +203,16 @@ impl Layer {
             }
             _ => {}
         }
-        if layer.zeros.is_some() && layout.bits == 8 {
-            return Err(
-                "its codes of 8 bits have zero points, of which there is no scheme: only symmetric ones are read"
-                    .to_owned(),
-            );
+        // Of 8 bits there is no scheme with zero points, and of 3 bits words of another layout.
+        if layer.order.is_some() || layout.bits == 3 || layer.zeros.is_some() && layout.bits == 8 {
+            layer.numbers = Some(dtype.or(layer.scales.dtype.plain()).unwrap_or(Dtype::F32));
+            let most = CODES_BYTES_MAX / 4;
+            if columns.checked_mul(layer.rows).is_none_or(|elements| elements > most) {
+                return Err(format!(
+                    "it has {} channels of {columns} columns: expected at most {most} weights",
+                    layer.rows
+                ));
+            }
         }
         Ok(layer)
     }
@@ -215,12 +234,12 @@ impl Layer {
     }
 
     /// GPTQ may have taken columns to groups in another order: those are no groups of neighbours.
-    fn check_order(&self, shard: &Source, name: &str, said: &Said) -> Result<(), String> {
+    fn find_order(&self, shard: &Source, name: &str, said: &Said) -> Result<Option<Tensor>, String> {
         let Some(order) = shard.tensor(&format!("{name}.g_idx")) else {
             return if said.ordered {
                 Err("its columns are ordered (`desc_act`) and it has no `g_idx`".to_owned())
             } else {
-                Ok(())
+                Ok(None)
             };
         };
         if order.dtype != Dtype::I32.into() || order.shape != [self.columns] {
@@ -229,22 +248,27 @@ impl Layer {
         let bytes = shard.read_whole(order).map_err(|error| error.to_string())?;
         let size = self.columns / self.groups;
         let found = bytes.as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
-        match found.eq((0..self.columns).map(|column| (column / size) as i64)) {
-            true => Ok(()),
-            false => Err("its groups are not of neighbouring columns (`g_idx`, of `desc_act`): the layout of compressed-tensors has no such".to_owned()),
+        if let Some((column, group)) =
+            found.clone().enumerate().find(|(_, group)| !(0..self.groups as i64).contains(group))
+        {
+            return Err(format!(
+                "its `g_idx` has {group} for column {column}: expected a group, 0 to {}",
+                self.groups - 1
+            ));
         }
+        Ok(found.ne((0..self.columns).map(|column| (column / size) as i64)).then(|| order.clone()))
     }
 
     /// The tensor of its zero points, if one of them counts.
     fn find_zeros(&self, shard: &Source, name: &str) -> Result<Option<Tensor>, String> {
         let Some(stored) = shard.tensor(&format!("{name}.qzeros")) else { return Ok(None) };
-        let per_word = 32 / u64::from(self.layout.bits);
-        if stored.dtype != Dtype::I32.into() || stored.shape != [self.groups, self.rows / per_word] {
+        let across = self.rows * u64::from(self.layout.bits) / 32;
+        if stored.dtype != Dtype::I32.into() || stored.shape != [self.groups, across] {
             return Err(format!(
                 "its `qzeros` is {} {:?}: expected I32 {:?}",
                 stored.dtype,
                 stored.shape,
-                [self.groups, self.rows / per_word]
+                [self.groups, across]
             ));
         }
         let bytes = shard.read_whole(stored).map_err(|error| error.to_string())?;
@@ -254,18 +278,17 @@ impl Layer {
 
     /// Zero points in the signed domain of the codes, channel by channel.
     fn points(&self, bytes: &[u8]) -> Result<Vec<i8>, String> {
-        let (bits, per_word) = (u32::from(self.layout.bits), 32 / u64::from(self.layout.bits));
-        let words = Vec::from_iter(bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)));
+        let bits = u32::from(self.layout.bits);
+        let across = (self.rows * u64::from(bits) / 32) as usize;
+        let words = bytes.as_chunks::<4>().0;
         let mut points = vec![0i8; (self.rows * self.groups) as usize];
         for (at, point) in points.iter_mut().enumerate() {
             let (row, group) = (at as u64 / self.groups, at as u64 % self.groups);
-            let word = words[(group * (self.rows / per_word) + row / per_word) as usize];
-            let within = (row % per_word) as usize;
-            let (shift, added) = match self.layout.kind {
-                Kind::Gptq(added) => (within as u32 * bits, added),
-                Kind::Awq => (INTERLEAVED[within] * bits, 0),
+            let stored = Bits { words: &words[group as usize * across..][..across], bits };
+            let zero = match self.layout.kind {
+                Kind::Gptq(added) => stored.at(row as usize) + added,
+                Kind::Awq => stored.at((row - row % 8) as usize + INTERLEAVED[(row % 8) as usize] as usize),
             };
-            let zero = (word >> shift & ((1u64 << bits) - 1) as u32) + added;
             if zero >> bits != 0 {
                 return Err(format!(
                     "the zero point of channel {row} and group {group} is {zero}: codes of {bits} bits have none beyond {}",
@@ -279,6 +302,9 @@ impl Layer {
 
     /// What it is in the layout of compressed-tensors.
     fn tensors(&self, name: &str) -> Vec<(Part, String, Dtype, Vec<u64>)> {
+        if let Some(dtype) = self.numbers {
+            return vec![(Part::Numbers, format!("{name}.weight"), dtype, vec![self.rows, self.columns])];
+        }
         let per_word = 32 / u64::from(self.layout.bits);
         let scales = self.scales.dtype.of_values();
         let mut parts = vec![
@@ -302,8 +328,10 @@ impl Layer {
                 let points = self.points(&bytes).map_err(io::Error::other)?;
                 Ok(pack_down(&points, self.groups as usize, self.layout.bits))
             }
+            Part::Numbers => self.decoded(source),
             Part::Scales => {
                 let bytes = source.read(&self.scales, 0..self.scales.bytes())?;
+                self.finite_scales(&bytes)?;
                 let width = bytes.len() / (self.rows * self.groups) as usize;
                 Ok(transposed(&bytes, self.groups as usize, width))
             }

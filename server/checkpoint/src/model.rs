@@ -9,6 +9,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use safetensors::Dtype;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, Visitor},
@@ -74,6 +75,14 @@ impl Model {
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::Malformed`].
     pub fn open(location: &Location) -> Result<Model, CheckpointError> {
+        Model::open_as(location, None)
+    }
+
+    /// The same; what is decoded as it is opened, since no layout here has a place for its codes, is of that type.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`], [`CheckpointError::Malformed`].
+    pub(crate) fn open_as(location: &Location, dtype: Option<Dtype>) -> Result<Model, CheckpointError> {
         let path = location.shown();
         let kind = location.kind().map_err(CheckpointError::io("cannot open", &path))?;
         if kind != Kind::Folder {
@@ -113,7 +122,7 @@ impl Model {
             None => None,
         };
         let stored_bytes = shards.iter().map(Source::bytes).sum();
-        let shards = translated(shards, config.as_ref(), &mut others)?;
+        let shards = translated(shards, config.as_ref(), &mut others, dtype)?;
         let folder = Folder { index, config, others, left_out };
         Ok(Model { location: location.clone(), shards, folder: Some(folder), stored_bytes })
     }

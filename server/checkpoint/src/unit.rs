@@ -191,8 +191,12 @@ impl Unit {
         let form = form(&source, &BTreeMap::new(), true, None);
         let sink = Sink::expecting(target, kept.chain(dense).collect(), &form)?;
         let mut unit = Unit::of(sink, source.clone(), BTreeMap::new(), true);
-        for (at, _) in source.tensors().iter().enumerate().filter(|(_, tensor)| is_kept(tensor)) {
+        for (at, tensor) in source.tensors().iter().enumerate().filter(|(_, tensor)| is_kept(tensor)) {
             unit.keep(at)?;
+            // Decoded as it was opened.
+            if let (Some(scheme), Some(report)) = (tensor.scheme, unit.reports.get_mut(&at)) {
+                (report.status, report.scheme) = (Status::Dequantized, Some(scheme.to_string()));
+            }
         }
         Ok(unit)
     }

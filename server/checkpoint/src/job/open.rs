@@ -15,8 +15,9 @@ use crate::{
     },
     columns::is_columns,
     error::CheckpointError,
-    fate::{fates, plan_of},
+    fate::{dtype_of, fates, plan_of},
     fused::{fused, with_shared_scales},
+    layer::module_of,
     model::Model,
     modules::{DEEPSEEK_SCALES, Module, modules},
     report::Gate,
@@ -137,7 +138,7 @@ impl Job {
             );
             return Err(CheckpointError::Command { reason: Reason::OptionInvalid, message });
         }
-        let (model, modules) = quantized_model(Model::open(source)?)?;
+        let (model, modules) = quantized_model(Model::open_as(source, dtype.as_deref().map(dtype_of))?)?;
         let what = json!({ "dequantize": { "dtype": dtype } });
         let destination = place(&model, destination, what, replace, stop)?;
         Ok(Job { model, work: Work::Dequantize { dtype, modules }, destination, gate: Gate::default() })
@@ -149,6 +150,11 @@ pub(crate) fn copied_model(mut model: Model) -> Result<(Model, Vec<Vec<Module>>)
     if model.shards().iter().any(|shard| shard.gguf().is_some()) {
         refuse_parts(&model)?;
         model = returned(&model)?;
+    }
+    if let Some((_, tensor)) = model.tensors().find(|(_, tensor)| tensor.scheme.is_some()) {
+        let detail = "its columns are of groups in another order (`g_idx`, of `desc_act`), or its codes have 3 bits, or 8 and zero points: the layout of \
+                      compressed-tensors has no such; `dequantize` it, or quantize it anew";
+        return Err(CheckpointError::Module { module: module_of(&tensor.name).to_owned(), detail: detail.to_owned() });
     }
     let (model, modules) = quantized_model(model)?;
     let is_deepseek = |module: &&Module| module.parts().any(|part| part.ends_with(DEEPSEEK_SCALES));
@@ -166,7 +172,8 @@ fn quantized_model(model: Model) -> Result<(Model, Vec<Vec<Module>>), Checkpoint
     refuse_parts(&model)?;
     let modules = Result::<Vec<_>, _>::from_iter(model.shards().iter().map(modules))?;
     refuse_scattered(&model, &modules)?;
-    match modules.iter().all(Vec::is_empty) {
+    let is_decoded = model.tensors().any(|(_, tensor)| tensor.scheme.is_some());
+    match modules.iter().all(Vec::is_empty) && !is_decoded {
         true => Err(CheckpointError::NothingQuantized { path: model.path() }),
         false => Ok((model, modules)),
     }

@@ -69,11 +69,11 @@ impl Said {
         }
         let bits = number(&["bits", "w_bit"])?.ok_or("its config.json has no `bits` of its layers")?;
         let is_known = match kind {
-            Kind::Gptq(_) => [2, 4, 8].contains(&bits),
+            Kind::Gptq(_) => [2, 3, 4, 8].contains(&bits),
             Kind::Awq => bits == 4,
         };
         if !is_known {
-            return Err(format!("its layers have {bits} bits: expected 2, 4 or 8 of GPTQ, 4 of AWQ"));
+            return Err(format!("its layers have {bits} bits: expected 2, 3, 4 or 8 of GPTQ, 4 of AWQ"));
         }
         let group =
             number(&["group_size", "q_group_size"])?.map(|size| u64::try_from(size).ok().filter(|size| *size > 0));
