@@ -60,7 +60,7 @@ impl Shelf {
         // The last one that fits and is not much too large.
         let fits = |buffer: &MutableBuffer| (bytes..=bytes + bytes / 4).contains(&buffer.capacity());
         let at = idle.buffers.iter().rposition(fits)?;
-        let buffer = idle.buffers.swap_remove(at);
+        let buffer = idle.buffers.remove(at);
         idle.bytes -= buffer.capacity();
         Some(buffer)
     }

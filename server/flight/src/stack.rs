@@ -44,7 +44,8 @@ use crate::{
 /// What a client may send ahead of us: four messages of the usual 1 MiB, for several streams on one connection. With two a client
 /// waits now and then (5 % less); larger windows are no faster, and they are memory that no permit covers.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Three streams whose client does not read, and what they have sent ahead lies here, leave room for a fourth on their connection.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Of 16 KiB to 1 MiB, frames of 256 KiB and more were the fastest: fewer headers, fewer and longer reads.
 const FRAME_BYTES: u32 = 256 << 10;
 /// A descriptor with the largest command, and its envelope.
