@@ -22,6 +22,7 @@ use quarrel_checkpoint::modules;
 use quarrel_engine::{Cancel, Intake, Level, Limits, Need, Output, PRESETS, Plan};
 use quarrel_fuzz::{Folder, MARK, Made, open_model, open_source};
 use quarrel_proto::command;
+use quarrel_shelf::Shelf;
 use quarrel_wire::{Encoder, FrameOut, pieces, schema_frame};
 
 type Failed = Box<dyn Error>;
@@ -391,7 +392,8 @@ fn answers(text: &str, batch: &RecordBatch) -> Result<Vec<RecordBatch>, Failed> 
     let mut batches = Vec::new();
     while let Some(need) = intake.next().map_err(|error| format!("{error:?}"))? {
         let Need::Unit(unit) = need else { continue };
-        let result = unit.compute(Level::detect(), &Cancel::default()).map_err(|_| "nobody cancels")?;
+        let result =
+            unit.compute(Level::detect(), &Cancel::default(), &Shelf::default()).map_err(|_| "nobody cancels")?;
         batches.extend(output.take(result).0.into_iter().map(|answer| answer.batch));
     }
     Ok(batches)
