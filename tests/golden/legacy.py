@@ -27,7 +27,7 @@ class Layer:
 
 def draw(name: str, shape: tuple[int, int], bits: int, group: int, symmetric: bool, least: int = 0, ordered: bool = False) -> Layer:
     draws = cases.generator(f"legacy {name} {shape} {bits}")
-    groups = shape[1] // group
+    groups = -(-shape[1] // group)
     codes = draws.integers(0, 2**bits, shape)
     zeros = np.full((shape[0], groups), 2 ** (bits - 1)) if symmetric else draws.integers(least, 2**bits, (shape[0], groups))
     scales = (draws.integers(1, 1000, (shape[0], groups)) / 2**16).astype(np.float16)
@@ -75,6 +75,7 @@ class Model:
     symmetric: bool = False
     version: int = 1
     ordered: bool = False
+    unsaid: tuple[str, ...] = ()
     family: llamas.Family = llamas.Family(layers=1)
 
     def layers(self) -> dict[str, Layer]:
@@ -96,7 +97,7 @@ class Model:
         tensors = {name: array for name, array in self.family.tensors().items() if name.removesuffix(".weight") not in layers}
         for name, layer in layers.items():
             parts = gptq(layer, self.bits, self.version) if self.method == "gptq" else awq(layer)
-            tensors |= {f"{name}.{part}": array for part, array in parts.items()}
+            tensors |= {f"{name}.{part}": array for part, array in parts.items() if part not in self.unsaid}
         cli.write(folder / "model.safetensors", tensors, {"format": "pt"})
         return folder
 
@@ -109,4 +110,5 @@ MODELS = {
 DECODED = {
     "ordered": Model(ordered=True), "ordered, symmetric": Model(ordered=True, symmetric=True, group=128), "3 bits": Model(bits=3, version=2),
     "3 bits, ordered": Model(bits=3, ordered=True, group=32), "3 bits, symmetric": Model(bits=3, symmetric=True), "8 bits with zero points": Model(bits=8),
+    "a short last group": Model(group=96), "a short last group, no order": Model(group=96, symmetric=True, unsaid=("g_idx",)),
 }

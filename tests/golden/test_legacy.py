@@ -80,16 +80,19 @@ def test_they_become_anything_that_a_dense_model_becomes(name, folders, tmp_path
     assert {name: array.tobytes() for name, array in made.items()} == {name: array.tobytes() for name, array in expected.items()}
 
 
-@pytest.mark.parametrize("name, scheme", [("ordered", "int4-asym/g64"), ("3 bits, symmetric", "int3/g64"), ("8 bits with zero points", "int8-asym/g64")])
+@pytest.mark.parametrize("name, scheme", [("ordered", "int4-asym/g64"), ("3 bits, symmetric", "int3/g64"), ("8 bits with zero points", "int8-asym/g64"),
+                                          ("a short last group", "int4-asym/g96")])
 def test_what_has_no_layout_is_seen_as_what_it_decodes_to(name, scheme, folders, tmp_path):
     modules = {f"model.layers.0.{module}" for module in "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj".split()}
     assert cli.done("inspect", folders[name], "--json").json["schemes"] == dict.fromkeys(modules, scheme)
     cli.quantize(folders[name], tmp_path / "made", "-s", "W8A16/g64")
     report = json.loads((tmp_path / "made/quarrel.report.json").read_bytes())
     assert {layer["from"] for layer in report["layers"] if layer["status"] == "quantized"} == {scheme}
-    ended = cli.run("quantize", folders[name], tmp_path / "copy", "-s", "COPY")
-    cli.check_refusal(ended, 3, "layer `model.layers.0.", "`g_idx`, of `desc_act`", "the layout of compressed-tensors has no such")
-    assert not (tmp_path / "copy").exists()
+    why = {"ordered": "`g_idx`, of `desc_act`", "3 bits, symmetric": "3 bits", "8 bits with zero points": "8 bits and zero points", "a short last group": "its last group is shorter"}
+    for destination in ("copy", "copy.gguf"):
+        ended = cli.run("quantize", folders[name], tmp_path / destination, "-s", "COPY")
+        cli.check_refusal(ended, 3, "layer `model.layers.0.", why[name], "which neither the layout of compressed-tensors nor a block holds")
+        assert not (tmp_path / destination).exists()
 
 
 def test_a_copy_of_eight_bits_becomes_blocks_of_the_same_numbers(folders, tmp_path):
@@ -112,7 +115,7 @@ Q = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize("method, tensors, said, says", [
-    ("gptq", lambda t: t[f"{Q}.scales"].__setitem__((1, 5), np.nan), None, f"tensor `{Q}.scales`: the scale of channel 5 and group 1 is NaN"),
+    ("gptq", lambda t: t[f"{Q}.scales"].__setitem__((1, 5), np.nan), None, f"layer `{Q}`: the scale of channel 5 and group 1 is NaN"),
     ("gptq", lambda t: (t[f"{Q}.scales"].__setitem__((1, 5), np.inf), t[f"{Q}.g_idx"].__setitem__(0, 1)), {"desc_act": True}, None),
     ("gptq", lambda t: t[f"{Q}.g_idx"].__setitem__(7, 4), None, "its `g_idx` has 4 for column 7: expected a group, 0 to 3"),
     ("gptq", lambda t: t.pop(f"{Q}.g_idx"), {"desc_act": True}, "its columns are ordered (`desc_act`)"),
@@ -122,9 +125,12 @@ Q = "model.layers.0.self_attn.q_proj"
     ("awq", lambda t: t.update({f"{Q}.qzeros": t[f"{Q}.qzeros"][:1].copy()}), None, "its `qzeros` is I32 [1, 32]: expected I32 [4, 32]"),
     ("gptq", None, {"bits": "8"}, "its config.json has `bits` \"8\": expected a whole number"),
     ("gptq", None, {"bits": None}, "its config.json has no `bits`"),
-    ("gptq", None, {"group_size": 128}, "it has 4 groups of 256 columns: its config.json says groups of 128"),
+    ("gptq", None, {"group_size": 128}, "it has 4 groups in 256 columns: expected groups of 128 columns, as its config.json says"),
+    ("awq", None, {"group_size": 70}, "it has 4 groups in 256 columns: expected groups of 70 columns"),
+    ("awq", None, {"group_size": None}, "it has 4 groups, and neither a `group_size` in its config.json nor a `g_idx` says of which columns"),
     ("gptq", None, {"sym": True}, "its zero points are not in the middle of the codes"),
     ("gptq", lambda t: t.pop(f"{Q}.qzeros"), None, "it has no `qzeros`"),
+    ("awq", lambda t: t.pop(f"{Q}.qzeros"), {"zero_point": None}, "it has no `qzeros`, and its config.json does not say that it is symmetric"),
     ("gptq", None, {"dynamic": {"-:.*q_proj": {}}}, "layers of their own bits are not read"),
     ("gptq", None, {"desc_act": "true"}, "its config.json has `desc_act` \"true\": expected true or false"),
     ("gptq", lambda t: t.update({f"{Q}.weight": np.ones((256, 256), np.float16)}), None, "is there beside its `qweight`"),
@@ -132,16 +138,38 @@ Q = "model.layers.0.self_attn.q_proj"
     ("gptq", None, {"bits": 5}, "its layers have 5 bits"),
     ("gptq", None, {"checkpoint_format": "marlin"}, "in the format `marlin`"),
     ("awq", None, {"version": "gemv"}, "of version `gemv`"),
-], ids=str.split("scale scale-of-ordered order no-order zero lacks scales zeros text-bits no-bits group symmetric no-zeros dynamic flag beside orphan bits format version"))
+], ids=str.split("scale scale-of-ordered order no-order zero lacks scales zeros text-bits no-bits group short-group unsaid-group symmetric no-zeros unsaid-zeros dynamic flag beside orphan bits format version"))
 def test_what_has_no_place_in_the_layout_is_refused(method, tensors, said, says, tmp_path):
     folder = spoiled(legacy.Model(method=method).write(tmp_path / "model"), tensors, said)
     for command in (["quantize", folder, tmp_path / "copy", "-s", "COPY"], ["dequantize", folder, tmp_path / "dense"]):
         ended = cli.run(*command)
         # An ordered layer is no copy, whatever its scales are.
-        ordered = "has no such" if "COPY" in command else "the scale of channel 5 and group 1 is inf"
+        ordered = "nor a block holds" if "COPY" in command else "the scale of channel 5 and group 1 is inf"
         cli.check_refusal(ended, 3, says or ordered)
     assert {path.name for path in tmp_path.iterdir()} <= {"model", "copy", "dense"}
     assert not any((tmp_path / made / "config.json").exists() for made in ("copy", "dense"))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("command", [["measure", "{model}", "{model}"], ["quantize", "{model}", "{made}", "-s", "W8A16/g64", "--on-error", "continue"]], ids=["measure", "quantize"])
+def test_scales_that_are_not_finite_are_faults_of_the_source(command, ordered, tmp_path):
+    """Whoever reads the layer: a scale of nothing is no number of a layer that would be quantized without it."""
+    folder = spoiled(legacy.Model(ordered=ordered).write(tmp_path / "model"), lambda t: t[f"{Q}.scales"].__setitem__((1, 5), np.nan))
+    ended = cli.run(*(argument.format(model=folder, made=tmp_path / "made") for argument in command))
+    cli.check_refusal(ended, 3, f"layer `{Q}`: the scale of channel 5 and group 1 is NaN: expected a finite number")
+    assert not (tmp_path / "made/config.json").exists()
+
+
+def test_a_scale_that_is_not_finite_in_the_layout_is_a_fault_of_the_source(tmp_path):
+    folder = legacy.Model().write(tmp_path / "model")
+    cli.quantize(folder, tmp_path / "copy", "-s", "COPY")
+    file = cli.read(tmp_path / "copy/model.safetensors")
+    tensors = {name: array.copy() for name, array in file.tensors.items()}
+    tensors[f"{Q}.weight_scale"][5, 1] = np.nan
+    cli.write(tmp_path / "copy/model.safetensors", tensors, {"format": "pt"})
+    for command in (["quantize", tmp_path / "copy", tmp_path / "made", "-s", "W8A16/g64"], ["dequantize", tmp_path / "copy", tmp_path / "dense"],
+                    ["measure", tmp_path / "copy", tmp_path / "copy"]):
+        cli.check_refusal(cli.run(*command), 3, "[source_malformed]", f"layer `{Q}`: a scale is NaN, expected a finite number")
 
 
 def test_a_layer_over_two_files_is_refused(tmp_path):

@@ -16,7 +16,7 @@ use quarrel_proto::{
 };
 
 use crate::{
-    checks::refuse_parts,
+    checks::{refuse_decoded, refuse_parts},
     element::Element,
     error::CheckpointError,
     fate::{Fate, float_word, plan_of},
@@ -113,6 +113,9 @@ impl Becoming {
         check_for_gguf(&command)?;
         refuse_parts(model)?;
         let is_copy = is_copy(&command);
+        if is_copy {
+            refuse_decoded(model)?;
+        }
         let path = model.path();
         let wrong = |detail: String| CheckpointError::Model { path: path.clone(), detail };
         let gguf = model.shards().iter().find_map(|shard| Some((shard, shard.gguf()?)));

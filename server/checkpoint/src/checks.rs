@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use quarrel_engine::{Codes, Plan, Scheme};
+use quarrel_engine::{Codes, Granularity, Plan, Scheme};
 use quarrel_proto::{
     Reason, command,
     v1::{self, command::Verb},
@@ -17,6 +17,7 @@ use crate::{
     config::says_quantized,
     error::CheckpointError,
     fate::Fate,
+    layer::module_of,
     model::Model,
     modules::{DEEPSEEK_SCALES, Module},
     source::{Source, Tensor},
@@ -53,6 +54,23 @@ pub(crate) fn refuse_parts(model: &Model) -> Result<(), CheckpointError> {
         }
     }
     Ok(())
+}
+
+/// Layers that are seen as numbers have no codes that another layout holds.
+pub(crate) fn refuse_decoded(model: &Model) -> Result<(), CheckpointError> {
+    let decoded = model.tensors().find_map(|(_, tensor)| Some((tensor, tensor.scheme?)));
+    let Some((tensor, scheme)) = decoded else { return Ok(()) };
+    let columns = tensor.shape.last().copied().unwrap_or(0);
+    let why = match (scheme.codes(), scheme.granularity()) {
+        (Codes::Int { bits: 3, .. }, _) => "its codes have 3 bits",
+        (Codes::Int { bits: 8, symmetric: false, .. }, _) => "its codes have 8 bits and zero points",
+        (_, Granularity::Group(size)) if columns % u64::from(size.get()) != 0 => "its last group is shorter",
+        _ => "its columns are of groups in another order (`g_idx`, of `desc_act`)",
+    };
+    let detail = format!(
+        "{why}, which neither the layout of compressed-tensors nor a block holds: `dequantize` it, or quantize it anew"
+    );
+    Err(CheckpointError::Module { module: module_of(&tensor.name).to_owned(), detail })
 }
 
 /// The error of what is quantized in a way that is not read.

@@ -201,9 +201,12 @@ impl CheckpointError {
         CheckpointError::Io { what: "stopped", path: PathBuf::new(), error: io::ErrorKind::Interrupted.into() }
     }
 
-    /// For `map_err` over something that was tried with a file.
+    /// For `map_err` over something that was tried with a file. What is read may be computed on the way: then the fault is its source's.
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CheckpointError {
         let path = path.into();
-        move |error| CheckpointError::Io { what, path, error }
+        move |error| match error.downcast::<CheckpointError>() {
+            Ok(ours) => ours,
+            Err(error) => CheckpointError::Io { what, path, error },
+        }
     }
 }

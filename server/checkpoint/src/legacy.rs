@@ -42,6 +42,8 @@ struct Layer {
     rows: u64,
     columns: u64,
     groups: u64,
+    /// Columns of each; of the last one there may be fewer.
+    group: u64,
     codes: Tensor,
     scales: Tensor,
     /// Its zero points, if any is another than zero in the signed domain of the codes.
@@ -162,7 +164,6 @@ impl Layer {
         if !fits
             || *groups == 0
             || columns == 0
-            || columns % groups != 0
             || !rows.saturating_mul(bits).is_multiple_of(32)
             || !columns.saturating_mul(bits).is_multiple_of(32)
         {
@@ -176,6 +177,7 @@ impl Layer {
             rows: *rows,
             columns,
             groups: *groups,
+            group: columns.div_ceil(*groups),
             codes: codes.clone(),
             scales: scales.clone(),
             zeros: None,
@@ -183,28 +185,24 @@ impl Layer {
             numbers: None,
         };
         layer.check_size()?;
-        let group = said.group.map(|group| group.unwrap_or(columns));
-        if group.is_some_and(|group| group != columns / groups) {
-            return Err(format!(
-                "it has {groups} groups of {columns} columns: its config.json says groups of {}",
-                group.unwrap_or(0)
-            ));
-        }
+        layer.find_group(shard, name, said)?;
         layer.order = layer.find_order(shard, name, said)?;
         layer.zeros = layer.find_zeros(shard, name)?;
         match (said.symmetric, &layer.zeros, shard.tensor(&format!("{name}.qzeros"))) {
+            (Some(true), None, _) => {}
             (Some(true), Some(_), _) => {
                 return Err("its zero points are not in the middle of the codes, and its config.json says that they are (`sym`, or no `zero_point`): \
                             perhaps its `checkpoint_format` is another"
                     .to_owned());
             }
-            (Some(false), _, None) => {
-                return Err("it has no `qzeros`, and its config.json says that it is not symmetric".to_owned());
+            (_, _, None) => {
+                return Err("it has no `qzeros`, and its config.json does not say that it is symmetric".to_owned());
             }
             _ => {}
         }
         // Of 8 bits there is no scheme with zero points, and of 3 bits words of another layout.
-        if layer.order.is_some() || layout.bits == 3 || layer.zeros.is_some() && layout.bits == 8 {
+        let is_short = columns % layer.group != 0;
+        if layer.order.is_some() || is_short || layout.bits == 3 || layer.zeros.is_some() && layout.bits == 8 {
             layer.numbers = Some(dtype.or(layer.scales.dtype.plain()).unwrap_or(Dtype::F32));
             let most = CODES_BYTES_MAX / 4;
             if columns.checked_mul(layer.rows).is_none_or(|elements| elements > most) {
@@ -233,6 +231,28 @@ impl Layer {
         }
     }
 
+    /// Finds the columns of a group.
+    fn find_group(&mut self, shard: &Source, name: &str, said: &Said) -> Result<(), String> {
+        let (groups, columns) = (self.groups, self.columns);
+        match said.group {
+            Some(group) => self.group = group.unwrap_or(columns),
+            None if groups > 1 && shard.tensor(&format!("{name}.g_idx")).is_none() => {
+                return Err(format!(
+                    "it has {groups} groups, and neither a `group_size` in its config.json nor a `g_idx` says of which columns"
+                ));
+            }
+            None => {}
+        }
+        let of_awq = self.layout.kind == Kind::Awq && columns % self.group != 0;
+        if columns.div_ceil(self.group) != groups || of_awq {
+            return Err(format!(
+                "it has {groups} groups in {columns} columns: expected groups of {} columns, as its config.json says",
+                self.group
+            ));
+        }
+        Ok(())
+    }
+
     /// GPTQ may have taken columns to groups in another order: those are no groups of neighbours.
     fn find_order(&self, shard: &Source, name: &str, said: &Said) -> Result<Option<Tensor>, String> {
         let Some(order) = shard.tensor(&format!("{name}.g_idx")) else {
@@ -246,7 +266,6 @@ impl Layer {
             return Err(format!("its `g_idx` is {} {:?}: expected I32 {:?}", order.dtype, order.shape, [self.columns]));
         }
         let bytes = shard.read_whole(order).map_err(|error| error.to_string())?;
-        let size = self.columns / self.groups;
         let found = bytes.as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
         if let Some((column, group)) =
             found.clone().enumerate().find(|(_, group)| !(0..self.groups as i64).contains(group))
@@ -256,7 +275,7 @@ impl Layer {
                 self.groups - 1
             ));
         }
-        Ok(found.ne((0..self.columns).map(|column| (column / size) as i64)).then(|| order.clone()))
+        Ok(found.ne((0..self.columns).map(|column| (column / self.group) as i64)).then(|| order.clone()))
     }
 
     /// The tensor of its zero points, if one of them counts.

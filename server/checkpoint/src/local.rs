@@ -20,7 +20,10 @@ use futures::{
 };
 use quarrel_engine::{Answer, Cancel, Cancelled, Intake, Level, Limits, Need, Output, Plan, Unit};
 use quarrel_pool::{Lane, Pool};
-use quarrel_proto::v1::{self, command::Verb};
+use quarrel_proto::{
+    Reason,
+    v1::{self, command::Verb},
+};
 use quarrel_shelf::Shelf;
 
 use crate::{
@@ -160,7 +163,8 @@ impl Quantizer for Local {
             Err(error) => return stream::iter([Err(error)]).boxed(),
         };
         let mut asked = codes::Expected::new(&layers);
-        rows(self.answers(&plan, layers.into_iter().flat_map(codes::runs)), move |batch| asked.values(batch))
+        let answers = self.answers(&plan, layers.into_iter().flat_map(codes::runs));
+        rows(answers.map(|answer| answer.map_err(of_a_file)).boxed(), move |batch| asked.values(batch))
     }
 }
 
@@ -324,6 +328,19 @@ fn broken(error: arrow_schema::ArrowError) -> CheckpointError {
     CheckpointError::Ours(error.to_string())
 }
 
+/// Nobody sends a file's rows: what is wrong with one is wrong with the file.
+fn of_a_file(error: CheckpointError) -> CheckpointError {
+    match error {
+        CheckpointError::Layer { reason: Reason::RowInconsistent, message } => {
+            CheckpointError::Layer { reason: Reason::SourceMalformed, message }
+        }
+        other => other,
+    }
+}
+
 fn unread(source: &Source, layer: &str, error: std::io::Error) -> CheckpointError {
-    CheckpointError::Read { layer: layer.to_owned(), path: source.path().to_owned(), error }
+    match error.downcast::<CheckpointError>() {
+        Ok(ours) => ours,
+        Err(error) => CheckpointError::Read { layer: layer.to_owned(), path: source.path().to_owned(), error },
+    }
 }

@@ -204,11 +204,7 @@ impl Target {
     }
 
     pub(crate) fn writing(&self) -> impl Fn(io::Error) -> CheckpointError {
-        // What is written may be computed on the way: then the fault is its source's.
-        move |error| match error.downcast::<CheckpointError>() {
-            Ok(ours) => ours,
-            Err(error) => CheckpointError::Io { what: "cannot write", path: self.path(), error },
-        }
+        move |error| CheckpointError::io("cannot write", self.path())(error)
     }
 }
 

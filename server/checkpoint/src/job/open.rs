@@ -10,14 +10,13 @@ use super::{Destination, Ends, Job, Work};
 use crate::{
     becoming::{Becoming, check_for_gguf, is_copy, is_gguf, no_effect},
     checks::{
-        as_json, identity, refuse_for_models, refuse_overlap, refuse_parts, refuse_quantized, refuse_scattered,
-        refuse_transposed, refuse_vectors,
+        as_json, identity, refuse_decoded, refuse_for_models, refuse_overlap, refuse_parts, refuse_quantized,
+        refuse_scattered, refuse_transposed, refuse_vectors,
     },
     columns::is_columns,
     error::CheckpointError,
     fate::{dtype_of, fates, plan_of},
     fused::{fused, with_shared_scales},
-    layer::module_of,
     model::Model,
     modules::{DEEPSEEK_SCALES, Module, modules},
     report::Gate,
@@ -151,11 +150,7 @@ pub(crate) fn copied_model(mut model: Model) -> Result<(Model, Vec<Vec<Module>>)
         refuse_parts(&model)?;
         model = returned(&model)?;
     }
-    if let Some((_, tensor)) = model.tensors().find(|(_, tensor)| tensor.scheme.is_some()) {
-        let detail = "its columns are of groups in another order (`g_idx`, of `desc_act`), or its codes have 3 bits, or 8 and zero points: the layout of \
-                      compressed-tensors has no such; `dequantize` it, or quantize it anew";
-        return Err(CheckpointError::Module { module: module_of(&tensor.name).to_owned(), detail: detail.to_owned() });
-    }
+    refuse_decoded(&model)?;
     let (model, modules) = quantized_model(model)?;
     let is_deepseek = |module: &&Module| module.parts().any(|part| part.ends_with(DEEPSEEK_SCALES));
     if let Some(module) = modules.iter().flatten().find(is_deepseek) {

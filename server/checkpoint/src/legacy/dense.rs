@@ -1,11 +1,10 @@
-//! Layers of GPTQ that have no place in the layout of compressed-tensors, as the numbers that they stand for: with columns of groups in another order, codes of
-//! 3 bits, or zero points of 8 bits.
+//! Layers of GPTQ that have no place in the layout of compressed-tensors, as the numbers that they stand for: with columns of groups in another order, a last
+//! group that is short, codes of 3 bits, or zero points of 8 bits.
 
 use std::io;
 
 use half::{bf16, f16};
 use quarrel_engine::Scheme;
-use quarrel_proto::Reason;
 use safetensors::Dtype;
 
 use super::{Layer, transposed};
@@ -59,18 +58,17 @@ impl Layer {
             None => Ok(scales),
             Some(at) => {
                 let (group, row) = (at as u64 / self.rows, at as u64 % self.rows);
-                let message = format!(
-                    "tensor `{}`: the scale of channel {row} and group {group} is {}: expected a finite number",
-                    self.scales.name, scales[at]
-                );
-                Err(io::Error::other(CheckpointError::Layer { reason: Reason::NonFinite, message }))
+                let detail =
+                    format!("the scale of channel {row} and group {group} is {}: expected a finite number", scales[at]);
+                let module = self.scales.name.trim_end_matches(".scales").to_owned();
+                Err(io::Error::other(CheckpointError::Module { module, detail }))
             }
         }
     }
 
     /// Of which scheme its codes are.
     pub(super) fn scheme(&self) -> Result<Scheme, String> {
-        let (bits, size) = (self.layout.bits, self.columns / self.groups);
+        let (bits, size) = (self.layout.bits, self.group);
         let asymmetric = if self.zeros.is_some() { "-asym" } else { "" };
         format!("int{bits}{asymmetric}/g{size}").parse().map_err(|error| format!("{error}"))
     }
@@ -90,7 +88,7 @@ impl Layer {
             Some(order) => {
                 read(order)?.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes) as usize).collect()
             }
-            None => Vec::from_iter((0..columns).map(|column| column / (columns / groups))),
+            None => Vec::from_iter((0..self.columns).map(|column| (column / self.group) as usize)),
         };
         let invalid = || io::Error::from(io::ErrorKind::InvalidData);
         let half = 1 << (bits - 1);

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use quarrel_engine::{Granularity, Scaling};
 use quarrel_proto::column::{self, status, tensor};
 
-use super::{RUN_BYTES, Run, broken, dequantize, unread};
+use super::{RUN_BYTES, Run, broken, dequantize, of_a_file, unread};
 use crate::{
     answers::{bytes, item, of, shapes, text},
     error::CheckpointError,
@@ -118,7 +118,12 @@ impl Scales {
 impl CodesRun {
     fn scales(&self) -> Result<&Scales, CheckpointError> {
         let Coded { source, module } = &self.layer.coded;
-        let read = || Scales::read(source, module).map_err(|error| error.to_string());
+        let read = || {
+            Scales::read(source, module).map_err(|error| match error {
+                CheckpointError::Module { detail, .. } => detail,
+                other => other.to_string(),
+            })
+        };
         self.layer.scales.get_or_init(read).as_ref().map_err(|detail| CheckpointError::Module {
             module: self.layer.coded.module.name.clone(),
             detail: detail.clone(),
@@ -219,7 +224,7 @@ pub(crate) fn decode(
     let (global, factor) = if is_in_blocks { (None, scales.global) } else { (scales.global, None) };
     let row = row(&schema, &part, &part.shape, codes, (numbers, points, global))?;
     let mut dense = BytesMut::new();
-    for batch in super::computed_here(&dequantize(module.dtype_word())?, &row)? {
+    for batch in super::computed_here(&dequantize(module.dtype_word())?, &row).map_err(of_a_file)? {
         let weights = of(&batch, column::WEIGHTS)?;
         (0..batch.num_rows()).for_each(|row| dense.extend_from_slice(&values(weights, row).0));
     }

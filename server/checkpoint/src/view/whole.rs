@@ -5,13 +5,19 @@ use std::{
     fmt::Debug,
     io,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
 
 use super::{BEHIND, Computed};
 use crate::source::{Source, Tensor};
+
+/// So many are remembered while they are read: as many as streams may be.
+const AT_ONCE: usize = 16;
 
 /// What is computed as fast as it is found.
 const SMALL_BYTES: u64 = 4096;
@@ -28,8 +34,19 @@ pub(crate) struct Whole {
     /// The file that they are computed of.
     source: Source,
     tensors: BTreeMap<u64, (Arc<dyn Compute>, u64)>,
-    /// The one that was read last.
-    last: Mutex<Option<(u64, Bytes)>>,
+    /// Those that are being read, and those that were read to their end last.
+    recent: Mutex<Vec<Arc<Recent>>>,
+}
+
+/// A tensor that somebody reads.
+#[derive(Debug)]
+struct Recent {
+    /// Where it begins.
+    start: u64,
+    /// Computed by whoever is first.
+    bytes: Mutex<Option<Bytes>>,
+    /// Whether its last byte was read.
+    is_done: AtomicBool,
 }
 
 /// A file with other tensors: some that it has, and some that are computed of them.
@@ -45,7 +62,7 @@ pub(crate) fn whole(source: &Source, kept: Vec<Tensor>, computed: Vec<(Tensor, A
         }
         end += bytes;
     }
-    let whole = Whole { source: source.clone(), tensors: found, last: Mutex::default() };
+    let whole = Whole { source: source.clone(), tensors: found, recent: Mutex::default() };
     source.with(tensors, Some(Arc::new(Computed::Whole(whole))))
 }
 
@@ -57,18 +74,86 @@ impl Whole {
         }
         let found = self.tensors.range(..=at.start).next_back();
         let (start, (compute, bytes)) = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let whole = match last.as_ref().filter(|(known, _)| known == start) {
-            Some((_, whole)) => whole.clone(),
-            None => {
-                let whole = Bytes::from(compute.bytes(&self.source)?);
-                if *bytes > SMALL_BYTES {
-                    *last = Some((*start, whole.clone()));
-                }
-                whole
-            }
+        let whole = if *bytes > SMALL_BYTES {
+            let recent = self.recent(*start);
+            let mut held = recent.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+            let whole = match held.as_ref() {
+                Some(whole) => whole.clone(),
+                None => held.insert(Bytes::from(compute.bytes(&self.source)?)).clone(),
+            };
+            recent.is_done.fetch_or(at.end == start + bytes, Ordering::Relaxed);
+            whole
+        } else {
+            Bytes::from(compute.bytes(&self.source)?)
         };
         let range = (at.start - start) as usize..(at.end - start) as usize;
         if range.end > whole.len() { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(whole.slice(range)) }
+    }
+
+    /// The place of a tensor among the recent ones. Where it has none, those go that were read to their end, and where too many are being read, the first.
+    fn recent(&self, start: u64) -> Arc<Recent> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = recent.iter().find(|recent| recent.start == start) {
+            return Arc::clone(known);
+        }
+        recent.retain(|recent| !recent.is_done.load(Ordering::Relaxed));
+        if recent.len() == AT_ONCE {
+            recent.remove(0);
+        }
+        let new = Arc::new(Recent { start, bytes: Mutex::default(), is_done: AtomicBool::new(false) });
+        recent.push(Arc::clone(&new));
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use safetensors::Dtype;
+
+    use super::*;
+    use crate::storage::Location;
+
+    /// Bytes of one value, and how often they were computed.
+    #[derive(Debug, Clone)]
+    struct Counted(u8, Arc<AtomicUsize>);
+
+    impl Compute for Counted {
+        fn bytes(&self, _: &Source) -> io::Result<Vec<u8>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Ok(vec![self.0; 8192])
+        }
+    }
+
+    #[test]
+    fn tensors_that_are_read_by_turns_are_computed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("empty.safetensors");
+        std::fs::write(&path, [&2u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
+        let source = Source::open(&Location::disk(&path)).unwrap();
+        let counted = Vec::from_iter((0..=AT_ONCE as u8).map(|value| Counted(value, Arc::default())));
+        let tensor = |Counted(value, _): &Counted| Tensor {
+            name: value.to_string(),
+            dtype: Dtype::U8.into(),
+            shape: vec![8192],
+            at: 0..0,
+            scheme: None,
+        };
+        let of = |counted: &Counted| (tensor(counted), Arc::new(counted.clone()) as Arc<dyn Compute>);
+        let whole = whole(&source, Vec::new(), counted.iter().map(of).collect());
+        for piece in 0..4 {
+            for Counted(value, _) in &counted[..AT_ONCE] {
+                let tensor = whole.tensor(&value.to_string()).unwrap();
+                assert_eq!(whole.read(tensor, 2048 * piece..2048 * (piece + 1)).unwrap(), vec![*value; 2048]);
+            }
+        }
+        let times = Vec::from_iter(counted[..AT_ONCE].iter().map(|one| one.1.load(Ordering::Relaxed)));
+        assert_eq!(times, [1; AT_ONCE]);
+        // All of them were read to their end, and go when another is read.
+        for name in [AT_ONCE.to_string(), "0".to_owned()] {
+            whole.read(whole.tensor(&name).unwrap(), 0..1).unwrap();
+        }
+        assert_eq!(counted[0].1.load(Ordering::Relaxed), 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Block, IQ4_NL, layout,
-    search::{Found, Rows, nearest_of, uneven},
+    search::{Found, Lanes, nearest_of, uneven},
     stored,
     superblock::{Groups, Searched},
     weighted::Weighed,
@@ -43,8 +43,8 @@ impl<const WEIGHED: bool> Searched<32> for Iq4Nl<WEIGHED> {
     type Coder = Indexed;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<32>, weights: &Rows<32>, used: usize) -> Found<32> {
-        uneven::<R, 32>(rows, WEIGHED.then_some(weights), used, &IQ4_NL, 7)
+    fn search<R: Simd>(lanes: &Lanes<'_, 32>) -> Found<32> {
+        uneven::<R, 32>(lanes.rows, WEIGHED.then_some(lanes.weights), lanes.groups.len(), &IQ4_NL, 7)
     }
 
     fn coders(groups: Groups<'_>, coders: &mut [Indexed], out: &mut [u8]) {

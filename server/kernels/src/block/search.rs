@@ -20,6 +20,15 @@ pub(super) use uneven::{nearest_of, uneven};
 /// Row `i` holds the element `i` of each group.
 pub(super) type Rows<const N: usize> = [[f32; LANES]; N];
 
+/// Groups, a lane each.
+pub(super) struct Lanes<'a, const N: usize> {
+    /// As they came, at most sixteen.
+    pub(super) groups: &'a [[f32; N]],
+    pub(super) rows: &'a Rows<N>,
+    /// Where there is an importance.
+    pub(super) weights: &'a Rows<N>,
+}
+
 /// What was found for each group.
 pub(super) struct Found<const N: usize> {
     pub(super) scales: [f32; LANES],

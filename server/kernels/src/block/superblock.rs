@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Block, layout,
-    search::{Affine, Found, LEAST_AMAX, Rows, Weights, affine, centred, descended, nearest_one},
+    search::{Affine, Found, LEAST_AMAX, Lanes, Rows, Weights, affine, centred, descended, nearest_one},
     stored,
     weighted::Weighed,
 };
@@ -24,8 +24,8 @@ pub(super) trait Searched<const N: usize> {
     const WEIGHED: Option<Weighed> = None;
     type Coder: Coder + Copy + Default;
 
-    /// Searches for scales, the first `used` lanes of them, by weights if there are any.
-    fn search<R: Simd>(rows: &Rows<N>, weights: &Rows<N>, used: usize) -> Found<N>;
+    /// Searches for the scales of these groups.
+    fn search<R: Simd>(lanes: &Lanes<'_, N>) -> Found<N>;
 
     /// What becomes of a block's groups, by what was found for them; writes all of the block but its codes.
     fn coders(groups: Groups<'_>, coders: &mut [Self::Coder], out: &mut [u8]);
@@ -91,7 +91,8 @@ pub(super) fn quantize<R: Simd, M: Measure, B: Searched<N>, const N: usize>(
             row_by_row(weights, &mut weight_rows);
         }
         row_by_row(values, &mut value_rows);
-        let found = B::search::<R>(&value_rows, &weight_rows, values.len() / N);
+        let groups = values.as_chunks::<N>().0;
+        let found = B::search::<R>(&Lanes { groups, rows: &value_rows, weights: &weight_rows });
         let tile_bytes = TILE / B::BLOCK.elements() * B::BLOCK.bytes();
         for (index, (tile, out)) in values.chunks(TILE).zip(out.chunks_mut(tile_bytes)).enumerate() {
             quantize_tile::<R, M, B, N>(tile, &found, index * (TILE / N), &mut made, out);
@@ -212,8 +213,8 @@ macro_rules! with_minima {
             type Coder = Group;
 
             #[inline(always)]
-            fn search<R: Simd>(rows: &Rows<$group>, weights: &Rows<$group>, used: usize) -> Found<$group> {
-                affine::<R, $group>(rows, weights, used, $rule)
+            fn search<R: Simd>(lanes: &Lanes<'_, $group>) -> Found<$group> {
+                affine::<R, $group>(lanes.rows, lanes.weights, lanes.groups.len(), $rule)
             }
 
             fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
@@ -295,8 +296,8 @@ impl Searched<16> for Q3K {
     type Coder = Group;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<16>, _: &Rows<16>, used: usize) -> Found<16> {
-        descended::<R>(rows, used, 4)
+    fn search<R: Simd>(lanes: &Lanes<'_, 16>) -> Found<16> {
+        descended::<R>(lanes.rows, lanes.groups, 4)
     }
 
     #[inline(always)]
@@ -334,8 +335,8 @@ impl Searched<16> for Q6K {
     type Coder = Group;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<16>, _: &Rows<16>, used: usize) -> Found<16> {
-        centred::<R, 16>(rows, None, used, 32)
+    fn search<R: Simd>(lanes: &Lanes<'_, 16>) -> Found<16> {
+        centred::<R, 16>(lanes.rows, None, lanes.groups.len(), 32)
     }
 
     fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {

@@ -2,7 +2,7 @@
 
 use super::{
     Block, layout,
-    search::{Affine, Found, Rows, Weights, affine, centred, positive},
+    search::{Affine, Found, Lanes, Weights, affine, centred, positive},
     stored,
     superblock::{self, Group, Groups, Searched},
 };
@@ -64,8 +64,8 @@ macro_rules! with_minima {
             type Coder = Group;
 
             #[inline(always)]
-            fn search<R: Simd>(rows: &Rows<$group>, weights: &Rows<$group>, used: usize) -> Found<$group> {
-                affine::<R, $group>(rows, weights, used, finer($max))
+            fn search<R: Simd>(lanes: &Lanes<'_, $group>) -> Found<$group> {
+                affine::<R, $group>(lanes.rows, lanes.weights, lanes.groups.len(), finer($max))
             }
 
             fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
@@ -144,8 +144,8 @@ impl Searched<16> for Q3K {
     type Coder = Group;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<16>, weights: &Rows<16>, used: usize) -> Found<16> {
-        centred::<R, 16>(rows, Some(weights), used, 4)
+    fn search<R: Simd>(lanes: &Lanes<'_, 16>) -> Found<16> {
+        centred::<R, 16>(lanes.rows, Some(lanes.weights), lanes.groups.len(), 4)
     }
 
     fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
@@ -186,8 +186,8 @@ impl Searched<16> for Q6K {
     type Coder = Group;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<16>, weights: &Rows<16>, used: usize) -> Found<16> {
-        centred::<R, 16>(rows, Some(weights), used, 32)
+    fn search<R: Simd>(lanes: &Lanes<'_, 16>) -> Found<16> {
+        centred::<R, 16>(lanes.rows, Some(lanes.weights), lanes.groups.len(), 32)
     }
 
     fn coders(groups: Groups<'_>, coders: &mut [Group], out: &mut [u8]) {
@@ -242,8 +242,8 @@ impl<const MAX: u8> Searched<32> for Centred<MAX> {
     type Coder = AsFound;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<32>, weights: &Rows<32>, used: usize) -> Found<32> {
-        centred::<R, 32>(rows, Some(weights), used, i32::from(MAX.div_ceil(2)))
+    fn search<R: Simd>(lanes: &Lanes<'_, 32>) -> Found<32> {
+        centred::<R, 32>(lanes.rows, Some(lanes.weights), lanes.groups.len(), i32::from(MAX.div_ceil(2)))
     }
 
     fn coders(groups: Groups<'_>, coders: &mut [AsFound], out: &mut [u8]) {
@@ -275,8 +275,8 @@ impl<const MAX: u8> Searched<32> for Lifted<MAX> {
     type Coder = AsFound;
 
     #[inline(always)]
-    fn search<R: Simd>(rows: &Rows<32>, weights: &Rows<32>, used: usize) -> Found<32> {
-        affine::<R, 32>(rows, weights, used, finer(MAX))
+    fn search<R: Simd>(lanes: &Lanes<'_, 32>) -> Found<32> {
+        affine::<R, 32>(lanes.rows, lanes.weights, lanes.groups.len(), finer(MAX))
     }
 
     fn coders(groups: Groups<'_>, coders: &mut [AsFound], out: &mut [u8]) {
