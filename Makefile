@@ -54,12 +54,13 @@ fuzz: ## Each reader fuzzed for FUZZ_SECONDS (60) seconds; a panic, 2 s for one 
 		cargo build --release --manifest-path tests/fuzz/Cargo.toml --target $$(rustc -vV | sed -n 's/^host: //p')
 	sh tests/fuzz/run.sh $(FUZZ) $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
-lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors
+lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors; whether the fuzz targets build
 	cargo fmt --all --check
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	cd client/python && ../../$(PY) -m mypy --cache-dir=../../.cache/mypy
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+	cargo check --locked --manifest-path tests/fuzz/Cargo.toml --target-dir $(FUZZ)
 
 proto: ## Regenerate proto/src/generated from proto/quarrel
 	QUARREL_REGENERATE=1 cargo test --release --locked --package quarrel-tidy checked_in_code

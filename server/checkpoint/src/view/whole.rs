@@ -108,6 +108,8 @@ impl Whole {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
     use std::sync::atomic::AtomicUsize;
 
     use safetensors::Dtype;
