@@ -60,7 +60,8 @@ lint: $(VENV)/installed ## Format, clippy, docs and types, warnings as errors; w
 	cd client/python && ../../$(PY) -m mypy --cache-dir=../../.cache/mypy
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
-	cargo check --locked --manifest-path tests/fuzz/Cargo.toml --target-dir $(FUZZ)
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	cargo check --manifest-path tests/fuzz/Cargo.toml --target-dir $(FUZZ)
 
 proto: ## Regenerate proto/src/generated from proto/quarrel
 	QUARREL_REGENERATE=1 cargo test --release --locked --package quarrel-tidy checked_in_code

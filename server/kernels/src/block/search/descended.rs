@@ -17,7 +17,7 @@ pub(in crate::block) fn descended<R: Simd>(rows: &Rows<LANES>, groups: &[[f32; L
     for from in (0..groups.len()).step_by(R::W) {
         started.add::<R>(rows, from, half, &mut found);
     }
-    let mut differing = started.differing & ((1u32 << groups.len()).wrapping_sub(1));
+    let mut differing = started.differing & ((1 << groups.len()) - 1);
     while differing != 0 {
         let lane = differing.trailing_zeros() as usize;
         differing &= differing - 1;
@@ -94,7 +94,7 @@ impl Descent {
         Descent { codes, xl, l2, next: 0, passes: 0 }
     }
 
-    /// Changes the next code that helps. False if none does, as then again.
+    /// Changes the next code that helps; false if none does.
     #[inline(always)]
     fn step<R: Simd>(&mut self, group: &[f32; LANES], changes: &mut Changes, half: i32) -> bool {
         let better = changes.find::<R>(group, &self.codes, (self.xl, self.l2), half);
