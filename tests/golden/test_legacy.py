@@ -150,26 +150,45 @@ def test_what_has_no_place_in_the_layout_is_refused(method, tensors, said, says,
     assert not any((tmp_path / made / "config.json").exists() for made in ("copy", "dense"))
 
 
+QUANTIZE = ["quantize", "{model}", "{made}", "-s", "W8A16/g64", "--on-error", "continue"]
+DEQUANTIZE = ["dequantize", "{model}", "{made}"]
+THERE = ["--server", "{server}"]
+
+
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("command", [["measure", "{model}", "{model}"], ["quantize", "{model}", "{made}", "-s", "W8A16/g64", "--on-error", "continue"]], ids=["measure", "quantize"])
-def test_scales_that_are_not_finite_are_faults_of_the_source(command, ordered, tmp_path):
+@pytest.mark.parametrize("command", [["measure", "{model}", "{model}"], QUANTIZE, QUANTIZE + THERE, DEQUANTIZE + THERE], ids=["measure", "quantize", "quantize there", "dequantize there"])
+def test_scales_that_are_not_finite_are_faults_of_the_source(command, ordered, server, tmp_path):
     """Whoever reads the layer: a scale of nothing is no number of a layer that would be quantized without it."""
     folder = spoiled(legacy.Model(ordered=ordered).write(tmp_path / "model"), lambda t: t[f"{Q}.scales"].__setitem__((1, 5), np.nan))
-    ended = cli.run(*(argument.format(model=folder, made=tmp_path / "made") for argument in command))
+    ended = cli.run(*(argument.format(model=folder, made=tmp_path / "made", server=server.location) for argument in command))
     cli.check_refusal(ended, 3, f"layer `{Q}`: the scale of channel 5 and group 1 is NaN: expected a finite number")
     assert not (tmp_path / "made/config.json").exists()
 
 
-def test_a_scale_that_is_not_finite_in_the_layout_is_a_fault_of_the_source(tmp_path):
+def test_a_scale_that_is_not_finite_in_the_layout_is_a_fault_of_the_source(server, tmp_path):
     folder = legacy.Model().write(tmp_path / "model")
     cli.quantize(folder, tmp_path / "copy", "-s", "COPY")
     file = cli.read(tmp_path / "copy/model.safetensors")
     tensors = {name: array.copy() for name, array in file.tensors.items()}
     tensors[f"{Q}.weight_scale"][5, 1] = np.nan
     cli.write(tmp_path / "copy/model.safetensors", tensors, {"format": "pt"})
-    for command in (["quantize", tmp_path / "copy", tmp_path / "made", "-s", "W8A16/g64"], ["dequantize", tmp_path / "copy", tmp_path / "dense"],
-                    ["measure", tmp_path / "copy", tmp_path / "copy"]):
-        cli.check_refusal(cli.run(*command), 3, "[source_malformed]", f"layer `{Q}`: a scale is NaN, expected a finite number")
+    for command in (QUANTIZE, DEQUANTIZE, ["measure", "{model}", "{model}"], QUANTIZE + THERE, DEQUANTIZE + THERE):
+        made = tmp_path / command[0]
+        ended = cli.run(*(argument.format(model=tmp_path / "copy", made=made, server=server.location) for argument in command))
+        cli.check_refusal(ended, 3, "[source_malformed]", f"layer `{Q}`: a scale is NaN, expected a finite number")
+
+
+def test_groups_that_no_configuration_says_are_those_of_the_columns(tmp_path):
+    folder = spoiled(legacy.Model(group=96, ordered=True).write(tmp_path / "model"), said={"group_size": None})
+    assert set(cli.done("inspect", folder, "--json").json["schemes"].values()) == {"int4-asym/g96"}
+
+
+def test_a_group_beyond_the_columns_is_all_of_them(tmp_path):
+    model = legacy.Model(group=256, symmetric=True)
+    folder = spoiled(model.write(tmp_path / "model"), lambda t: [t.pop(name) for name in list(t) if "down_proj" in name], {"group_size": 2**40})
+    cli.quantize(folder, tmp_path / "copy", "-s", "COPY")
+    made = cli.read(tmp_path / "copy/model.safetensors").tensors
+    np.testing.assert_array_equal(made[f"{Q}.weight_packed"], legacy.packed(model.layers()[Q], 4)["weight_packed"])
 
 
 def test_a_layer_over_two_files_is_refused(tmp_path):

@@ -1,6 +1,11 @@
 //! What a job asks for, from a server: the same verbs that any client has.
 
-use std::{collections::HashMap, num::NonZeroU64};
+use std::{
+    collections::HashMap,
+    io,
+    num::NonZeroU64,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures::{
     StreamExt, TryStreamExt,
@@ -12,7 +17,7 @@ use quarrel_checkpoint::{
 };
 use quarrel_client::{
     Client, CodedLayer, DecodedRun, Error, Layer, Run,
-    proto::{VERSION, v1},
+    proto::{Reason, VERSION, v1},
 };
 
 use crate::{
@@ -89,9 +94,12 @@ impl Quantizer for Served {
     type Error = Failure;
 
     fn quantize(&self, command: v1::Quantize, layers: Vec<Weights>) -> BoxStream<'static, Result<Row, Failure>> {
-        let layers = Result::<Vec<_>, _>::from_iter(layers.into_iter().map(layer));
+        let unread = Unread::default();
+        let layers = Result::<Vec<_>, _>::from_iter(layers.into_iter().map(|weights| layer(weights, unread.clone())));
         match layers {
-            Ok(layers) => self.0.quantize(command, layers).map_ok(row).map_err(Failure::from).boxed(),
+            Ok(layers) => {
+                self.0.quantize(command, layers).map_ok(row).map_err(move |error| unread.failure(error)).boxed()
+            }
             Err(failure) => stream::iter([Err(failure)]).boxed(),
         }
     }
@@ -100,16 +108,47 @@ impl Quantizer for Served {
         let sizes = layers.iter().map(|layer| (layer.module.name.clone(), layer.module.codes.bytes()));
         let sizes = HashMap::<String, u64>::from_iter(sizes);
         // Scales are read when a layer's turn comes.
-        let layers = layers.into_iter().map(|layer| coded(&layer));
+        let unread = Unread::default();
+        let kept = unread.clone();
+        let layers = layers.into_iter().map(move |layer| coded(&layer, &kept));
         let runs = self.0.dequantize(v1::Dequantize { dtype: Some(dtype) }, layers);
-        runs.map_ok(move |run| values(run, &sizes)).map_err(Failure::from).boxed()
+        let failure = move |error: Error| match error.reason() {
+            // Nobody wrote these rows: they are a file's.
+            Some(Reason::RowInconsistent) => {
+                CheckpointError::Layer { reason: Reason::SourceMalformed, message: error.to_string() }.into()
+            }
+            _ => unread.failure(error),
+        };
+        runs.map_ok(move |run| values(run, &sizes)).map_err(failure).boxed()
     }
 }
 
-fn layer(Weights { source, tensor, dtype }: Weights) -> Result<Layer, Failure> {
+/// What a client could not read of a file, whose words say more than the client's.
+#[derive(Clone, Default)]
+struct Unread(Arc<Mutex<Option<CheckpointError>>>);
+
+impl Unread {
+    /// Keeps the first of them.
+    fn keep(&self, error: CheckpointError) -> io::Error {
+        let told = io::Error::other(error.to_string());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        told
+    }
+
+    fn failure(&self, error: Error) -> Failure {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match &error {
+            Error::Source { .. } => kept().map_or_else(|| error.into(), Failure::from),
+            _ => error.into(),
+        }
+    }
+}
+
+fn layer(Weights { source, tensor, dtype }: Weights, unread: Unread) -> Result<Layer, Failure> {
     let dtype = dtype.parse().map_err(|_| Failure::ours(format!("`{dtype}` came from the plan")))?;
     let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-    Ok(Layer::lazy(&*name, dtype, &shape, move |range| source.read(&tensor, range)))
+    let read = move |range| source.read_of(&tensor.name, &tensor, range).map_err(|error| unread.keep(error));
+    Ok(Layer::lazy(&*name, dtype, &shape, read))
 }
 
 fn row(run: Run) -> Row {
@@ -151,15 +190,16 @@ fn nested(scales: quarrel_client::Nested) -> Nested {
 }
 
 /// A layer to be sent: its codes are read run by run.
-fn coded(Coded { source, module }: &Coded) -> Result<CodedLayer, Error> {
+fn coded(Coded { source, module }: &Coded, unread: &Unread) -> Result<CodedLayer, Error> {
     let broken = |detail: String| Error::Source { layer: module.name.clone(), detail };
-    let scales = module.scales(source).map_err(|error| broken(error.to_string()))?;
-    let points = module.zero_points(source).map_err(|error| broken(error.to_string()))?;
-    let global = module.global_scale(source).map_err(|error| broken(error.to_string()))?;
+    let unreadable = |error| broken(unread.keep(error).to_string());
+    let scales = module.scales(source).map_err(unreadable)?;
+    let points = module.zero_points(source).map_err(unreadable)?;
+    let global = module.global_scale(source).map_err(unreadable)?;
     let span = NonZeroU64::new(module.span_channels()).unwrap_or(NonZeroU64::MIN);
     let dtype = module.dtype_word().parse().map_err(|_| broken("its type is none of the wire".to_owned()))?;
-    let (file, codes) = (source.clone(), module.codes.clone());
-    let read = move |range| file.read(&codes, range);
+    let (file, module_name, codes, kept) = (source.clone(), module.name.clone(), module.codes.clone(), unread.clone());
+    let read = move |range| file.read_of(&module_name, &codes, range).map_err(|error| kept.keep(error));
     let scheme = module.scheme.to_string();
     CodedLayer::new(&*module.name, dtype, &module.shape, scheme, module.channels(), span, scales, points, read)
         .map(|layer| layer.with_global_scale(global))

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use quarrel_engine::{Codebook, Codes, Granularity, NESTED_BLOCK, NESTED_VALUES, Scaling, Scheme, SchemeError};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::{
     element::Element,
+    error::Wrong,
     modules::{DEEPSEEK_SCALES, Module, NestedScales},
     source::{Source, Tensor},
     stored::{Entry, Part, SCALES_PART, stored_type},
@@ -150,7 +150,7 @@ pub(crate) fn configuration<'a>(
 }
 
 /// The module whose codes are a tensor, if bitsandbytes stored it.
-pub(crate) fn module(source: &Source, name: &str, codes: &Tensor) -> Option<Result<Module, String>> {
+pub(crate) fn module(source: &Source, name: &str, codes: &Tensor) -> Option<Result<Module, Wrong>> {
     let part = |part: &str| source.tensor(&format!("{name}.{part}")).cloned();
     let (rows, blocks) = (part(ROW_ABSMAX), part(ABSMAX));
     // One layout, or none is understood.
@@ -158,7 +158,7 @@ pub(crate) fn module(source: &Source, name: &str, codes: &Tensor) -> Option<Resu
     let found = others.chain(rows.as_ref().map(|_| ROW_ABSMAX)).chain(blocks.as_ref().map(|_| ABSMAX));
     match (rows, blocks, Vec::from_iter(found).as_slice()) {
         (None, None, _) => None,
-        (_, _, [one, other, ..]) => Some(Err(format!("it has scales of two layouts, `{one}` and `{other}`"))),
+        (_, _, [one, other, ..]) => Some(Err(format!("it has scales of two layouts, `{one}` and `{other}`").into())),
         (Some(scales), ..) => Some(rowwise(source, name, codes, scales, part(ROW_FORMAT))),
         (None, Some(scales), _) => Some(four_bits(source, name, codes, scales)),
     }
@@ -170,7 +170,7 @@ fn rowwise(
     codes: &Tensor,
     scales: Tensor,
     format: Option<Tensor>,
-) -> Result<Module, String> {
+) -> Result<Module, Wrong> {
     bounded(&codes.shape)?;
     let rows = |dims: &usize| codes.shape[..*dims].iter().product::<u64>();
     let dims = (1..codes.shape.len()).find(|dims| scales.shape == [rows(dims)]);
@@ -179,15 +179,18 @@ fn rowwise(
         return Err(format!(
             "its codes are {dtype} {shape:?}, its scales {:?}: expected I8, one for each row",
             scales.shape
-        ));
+        )
+        .into());
     };
     if scales.dtype != Dtype::F32.into() {
-        return Err(format!("`{}` is {}: expected F32", scales.name, scales.dtype));
+        return Err(format!("`{}` is {}: expected F32", scales.name, scales.dtype).into());
     }
     if let Some(format) = &format
-        && (format.bytes() != 1 || read(source, format)?[..] != [0])
+        && (format.bytes() != 1 || source.read_whole(format)?[..] != [0])
     {
-        return Err(format!("`{}` says that its codes do not lie row by row: this version reads those", format.name));
+        return Err(
+            format!("`{}` says that its codes do not lie row by row: this version reads those", format.name).into()
+        );
     }
     let dims = if dims == 1 { String::new() } else { format!(";channel_dims={dims}") };
     let scheme = parsed(&format!("int8_rowwise{dims}"))?;
@@ -216,22 +219,22 @@ struct State {
     nested_dtype: Option<String>,
 }
 
-fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Result<Module, String> {
+fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Result<Module, Wrong> {
     let part = |part: &str| source.tensor(&format!("{name}.{part}")).cloned();
     let (book, state) = match (part(&format!("{STATE}nf4")), part(&format!("{STATE}fp4"))) {
         (Some(state), None) => (Codebook::Nf4, state),
         (None, Some(state)) => (Codebook::Fp4, state),
-        (None, None) => return Err(format!("it has `{ABSMAX}` but no `{STATE}nf4` or `{STATE}fp4` beside it")),
-        (Some(_), Some(_)) => return Err(format!("it has both `{STATE}nf4` and `{STATE}fp4`")),
+        (None, None) => return Err(format!("it has `{ABSMAX}` but no `{STATE}nf4` or `{STATE}fp4` beside it").into()),
+        (Some(_), Some(_)) => return Err(format!("it has both `{STATE}nf4` and `{STATE}fp4`").into()),
     };
     if state.dtype != Dtype::U8.into() || state.bytes() > STATE_BYTES_MAX {
         let (dtype, shape) = (state.dtype, &state.shape);
-        return Err(format!("`{}` is {dtype} {shape:?}: expected U8, at most {STATE_BYTES_MAX}", state.name));
+        return Err(format!("`{}` is {dtype} {shape:?}: expected U8, at most {STATE_BYTES_MAX}", state.name).into());
     }
-    let said: State = serde_json::from_slice(&read(source, &state)?)
+    let said: State = serde_json::from_slice(&source.read_whole(&state)?)
         .map_err(|error| format!("`{}` is no state: {error}", state.name))?;
     if said.quant_type != book.name() {
-        return Err(format!("`{}` says `{}`: expected `{}`", state.name, said.quant_type, book.name()));
+        return Err(format!("`{}` says `{}`: expected `{}`", state.name, said.quant_type, book.name()).into());
     }
     let nested = match (said.nested_blocksize, said.nested_offset) {
         (None, None) => None,
@@ -242,11 +245,11 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
                 state.name,
                 blocks.map_or("none".to_owned(), |blocks| blocks.to_string()),
                 offset.map_or("none".to_owned(), |offset| offset.to_string()),
-            ));
+            ).into());
         }
     };
     if let Some(dtype) = said.nested_dtype.as_deref().filter(|dtype| *dtype != "float32") {
-        return Err(format!("`{}` says of its scales `nested_dtype` `{dtype}`: expected `float32`", state.name));
+        return Err(format!("`{}` says of its scales `nested_dtype` `{dtype}`: expected `float32`", state.name).into());
     }
     let double = if nested.is_some() { ";double_quant=true" } else { "" };
     let scheme = parsed(&format!("{}/g{}{double}", book.name(), said.blocksize))?;
@@ -254,21 +257,22 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
         "bfloat16" => Dtype::BF16,
         "float16" => Dtype::F16,
         "float32" => Dtype::F32,
-        other => return Err(format!("its weights were `{other}`: expected bfloat16, float16 or float32")),
+        other => return Err(format!("its weights were `{other}`: expected bfloat16, float16 or float32").into()),
     };
     let columns = bounded(&said.shape)?;
     if !columns.is_multiple_of(u64::from(said.blocksize)) {
-        return Err(format!("its blocks of {} cross the rows of shape {:?}", said.blocksize, said.shape));
+        return Err(format!("its blocks of {} cross the rows of shape {:?}", said.blocksize, said.shape).into());
     }
     if codes.dtype != Dtype::U8.into() {
         return Err(format!(
             "its codes are stored as {} (`bnb_4bit_quant_storage`): this version reads U8 (`uint8`)",
             codes.dtype
-        ));
+        )
+        .into());
     }
     let expected = layout(name, &scheme, (dtype, &said.shape)).unwrap_or_default();
     let [(_, of_codes), (_, of_scales), ..] = expected.as_slice() else {
-        return Err(format!("`{scheme}` is not one of bitsandbytes'"));
+        return Err(format!("`{scheme}` is not one of bitsandbytes'").into());
     };
     let of_nested = expected.iter().find(|(part, _)| *part == Part::Nested).map(|(_, entry)| entry);
     let nested = match (nested, of_nested) {
@@ -282,13 +286,13 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
     for (found, entry) in parts.into_iter().chain(nested.as_ref().map(|(absmax, _, entry)| (absmax, *entry))) {
         if (found.dtype, &found.shape) != (entry.1, &entry.2) {
             let (name, dtype, shape) = (&found.name, found.dtype, &found.shape);
-            return Err(format!("`{name}` is {dtype} {shape:?}: expected {} {:?}", entry.1, entry.2));
+            return Err(format!("`{name}` is {dtype} {shape:?}: expected {} {:?}", entry.1, entry.2).into());
         }
     }
     let mut others = vec![state];
     if let Some(map) = part(BOOK) {
-        if map.bytes() != 64 || read(source, &map)?[..] != book_bytes(book) {
-            return Err(format!("`{}` is not the codebook of `{scheme}`", map.name));
+        if map.bytes() != 64 || source.read_whole(&map)?[..] != book_bytes(book) {
+            return Err(format!("`{}` is not the codebook of `{scheme}`", map.name).into());
         }
         others.push(map);
     }
@@ -305,15 +309,15 @@ fn four_bits(source: &Source, name: &str, codes: &Tensor, scales: Tensor) -> Res
 }
 
 /// What the bytes of scales stand for, by the file's own word: torch rounds some of it otherwise on a CPU without FMA.
-fn nested_book(source: &Source, map: &Tensor) -> Result<Vec<f32>, String> {
+fn nested_book(source: &Source, map: &Tensor) -> Result<Vec<f32>, Wrong> {
     let wrong = || format!("`{}` is not a codebook of 256 rising F32 from -1 to 1", map.name);
     if map.dtype != Dtype::F32.into() || map.shape != [NESTED_VALUES.len() as u64] {
-        return Err(wrong());
+        return Err(wrong().into());
     }
-    let bytes = read(source, map)?;
+    let bytes = source.read_whole(map)?;
     let values = Vec::from_iter(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
     let is_one = values.is_sorted_by(|low, high| low < high) && values.iter().all(|value| (-1.0..=1.0).contains(value));
-    if is_one { Ok(values) } else { Err(wrong()) }
+    if is_one { Ok(values) } else { Err(wrong().into()) }
 }
 
 /// The columns of a shape of two dimensions or more, below 2^48 elements.
@@ -324,10 +328,6 @@ fn bounded(shape: &[u64]) -> Result<u64, String> {
         (true, [_, columns @ ..]) if !columns.is_empty() => Ok(columns.iter().product()),
         _ => Err(format!("its shape {shape:?} is not one of two dimensions or more, below 2^48 elements")),
     }
-}
-
-fn read(source: &Source, tensor: &Tensor) -> Result<Bytes, String> {
-    source.read_whole(tensor).map_err(|error| error.to_string())
 }
 
 fn parsed(scheme: &str) -> Result<Scheme, String> {

@@ -181,6 +181,41 @@ pub enum CheckpointError {
     },
 }
 
+/// What is wrong with a module, or that it cannot be read.
+#[derive(Debug)]
+pub(crate) enum Wrong {
+    Said(String),
+    Unread(CheckpointError),
+}
+
+impl Wrong {
+    /// Of a module.
+    pub(crate) fn of(self, module: &str) -> CheckpointError {
+        match self {
+            Wrong::Said(detail) => CheckpointError::Module { module: module.to_owned(), detail },
+            Wrong::Unread(error) => error,
+        }
+    }
+}
+
+impl From<&str> for Wrong {
+    fn from(detail: &str) -> Wrong {
+        Wrong::Said(detail.to_owned())
+    }
+}
+
+impl From<String> for Wrong {
+    fn from(detail: String) -> Wrong {
+        Wrong::Said(detail)
+    }
+}
+
+impl From<CheckpointError> for Wrong {
+    fn from(error: CheckpointError) -> Wrong {
+        Wrong::Unread(error)
+    }
+}
+
 impl From<LayerError> for CheckpointError {
     fn from(LayerError(Note { reason, message }): LayerError) -> CheckpointError {
         CheckpointError::Layer { reason, message }

@@ -6,6 +6,7 @@
 
 mod configuration;
 mod dense;
+mod groups;
 
 use std::{
     collections::HashSet,
@@ -23,7 +24,7 @@ use self::{
 };
 use crate::{
     bits::pack_down,
-    error::CheckpointError,
+    error::{CheckpointError, Wrong},
     source::{Source, Tensor},
     view::{Compute, whole},
 };
@@ -127,11 +128,11 @@ fn file(shard: &Source, said: &Said, dtype: Option<Dtype>) -> Result<Source, Che
     let names = shard.tensors().iter().filter_map(|tensor| tensor.name.strip_suffix(".qweight"));
     let (mut parts, mut dropped) = (Vec::<(Tensor, Arc<dyn Compute>)>::new(), HashSet::new());
     for name in names {
-        let module = |detail: String| CheckpointError::Module { module: name.to_owned(), detail };
-        let layer = Arc::new(Layer::of(shard, name, said, dtype).map_err(module)?);
+        let layer = Arc::new(Layer::of(shard, name, said, dtype).map_err(|wrong| wrong.of(name))?);
         dropped.extend(PARTS.map(|part| format!("{name}.{part}")));
         for (part, name, dtype, shape) in layer.tensors(name) {
-            let scheme = layer.numbers.is_some().then(|| layer.scheme()).transpose().map_err(module)?;
+            let scheme = layer.numbers.is_some().then(|| layer.scheme()).transpose();
+            let scheme = scheme.map_err(|detail| CheckpointError::Module { module: name.to_owned(), detail })?;
             let tensor = Tensor { name, dtype: dtype.into(), shape, at: 0..0, scheme };
             parts.push((tensor, Arc::new(Piece(Arc::clone(&layer), part))));
         }
@@ -144,7 +145,7 @@ fn file(shard: &Source, said: &Said, dtype: Option<Dtype>) -> Result<Source, Che
 }
 
 impl Layer {
-    fn of(shard: &Source, name: &str, said: &Said, dtype: Option<Dtype>) -> Result<Layer, String> {
+    fn of(shard: &Source, name: &str, said: &Said, dtype: Option<Dtype>) -> Result<Layer, Wrong> {
         let layout = said.layout;
         let part = |part: &str| shard.tensor(&format!("{name}.{part}")).ok_or_else(|| format!("it has no `{part}`"));
         let (codes, scales) = (part("qweight")?, part("scales")?);
@@ -153,7 +154,8 @@ impl Layer {
             return Err(format!(
                 "its `qweight` is of {:?} and its `scales` of {:?}: expected matrices",
                 codes.shape, scales.shape
-            ));
+            )
+            .into());
         };
         let (columns, found) = match layout.kind {
             Kind::Gptq(_) => (above.saturating_mul(32) / bits, *beside),
@@ -170,7 +172,8 @@ impl Layer {
             return Err(format!(
                 "its `qweight` is {} {:?} and its `scales` {} {:?}, which are no codes of {} bits",
                 codes.dtype, codes.shape, scales.dtype, scales.shape, layout.bits
-            ));
+            )
+            .into());
         }
         let mut layer = Layer {
             layout,
@@ -185,18 +188,21 @@ impl Layer {
             numbers: None,
         };
         layer.check_size()?;
-        layer.find_group(shard, name, said)?;
-        layer.order = layer.find_order(shard, name, said)?;
+        let order = layer.find_order(shard, name, said)?;
+        layer.group = layer.find_group(order.as_ref().map(|(_, groups)| groups.as_slice()), said)?;
+        let is_other = |group: usize, column: usize| group as u64 != column as u64 / layer.group;
+        let differs = |groups: &[usize]| groups.iter().enumerate().any(|(column, group)| is_other(*group, column));
+        layer.order = order.filter(|(_, groups)| differs(groups)).map(|(tensor, _)| tensor);
         layer.zeros = layer.find_zeros(shard, name)?;
         match (said.symmetric, &layer.zeros, shard.tensor(&format!("{name}.qzeros"))) {
             (Some(true), None, _) => {}
             (Some(true), Some(_), _) => {
                 return Err("its zero points are not in the middle of the codes, and its config.json says that they are (`sym`, or no `zero_point`): \
                             perhaps its `checkpoint_format` is another"
-                    .to_owned());
+                    .into());
             }
             (_, _, None) => {
-                return Err("it has no `qzeros`, and its config.json does not say that it is symmetric".to_owned());
+                return Err("it has no `qzeros`, and its config.json does not say that it is symmetric".into());
             }
             _ => {}
         }
@@ -209,7 +215,8 @@ impl Layer {
                 return Err(format!(
                     "it has {} channels of {columns} columns: expected at most {most} weights",
                     layer.rows
-                ));
+                )
+                .into());
             }
         }
         Ok(layer)
@@ -231,55 +238,8 @@ impl Layer {
         }
     }
 
-    /// Finds the columns of a group.
-    fn find_group(&mut self, shard: &Source, name: &str, said: &Said) -> Result<(), String> {
-        let (groups, columns) = (self.groups, self.columns);
-        match said.group {
-            Some(group) => self.group = group.unwrap_or(columns),
-            None if groups > 1 && shard.tensor(&format!("{name}.g_idx")).is_none() => {
-                return Err(format!(
-                    "it has {groups} groups, and neither a `group_size` in its config.json nor a `g_idx` says of which columns"
-                ));
-            }
-            None => {}
-        }
-        let of_awq = self.layout.kind == Kind::Awq && columns % self.group != 0;
-        if columns.div_ceil(self.group) != groups || of_awq {
-            return Err(format!(
-                "it has {groups} groups in {columns} columns: expected groups of {} columns, as its config.json says",
-                self.group
-            ));
-        }
-        Ok(())
-    }
-
-    /// GPTQ may have taken columns to groups in another order: those are no groups of neighbours.
-    fn find_order(&self, shard: &Source, name: &str, said: &Said) -> Result<Option<Tensor>, String> {
-        let Some(order) = shard.tensor(&format!("{name}.g_idx")) else {
-            return if said.ordered {
-                Err("its columns are ordered (`desc_act`) and it has no `g_idx`".to_owned())
-            } else {
-                Ok(None)
-            };
-        };
-        if order.dtype != Dtype::I32.into() || order.shape != [self.columns] {
-            return Err(format!("its `g_idx` is {} {:?}: expected I32 {:?}", order.dtype, order.shape, [self.columns]));
-        }
-        let bytes = shard.read_whole(order).map_err(|error| error.to_string())?;
-        let found = bytes.as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
-        if let Some((column, group)) =
-            found.clone().enumerate().find(|(_, group)| !(0..self.groups as i64).contains(group))
-        {
-            return Err(format!(
-                "its `g_idx` has {group} for column {column}: expected a group, 0 to {}",
-                self.groups - 1
-            ));
-        }
-        Ok(found.ne((0..self.columns).map(|column| (column / self.group) as i64)).then(|| order.clone()))
-    }
-
     /// The tensor of its zero points, if one of them counts.
-    fn find_zeros(&self, shard: &Source, name: &str) -> Result<Option<Tensor>, String> {
+    fn find_zeros(&self, shard: &Source, name: &str) -> Result<Option<Tensor>, Wrong> {
         let Some(stored) = shard.tensor(&format!("{name}.qzeros")) else { return Ok(None) };
         let across = self.rows * u64::from(self.layout.bits) / 32;
         if stored.dtype != Dtype::I32.into() || stored.shape != [self.groups, across] {
@@ -288,9 +248,10 @@ impl Layer {
                 stored.dtype,
                 stored.shape,
                 [self.groups, across]
-            ));
+            )
+            .into());
         }
-        let bytes = shard.read_whole(stored).map_err(|error| error.to_string())?;
+        let bytes = shard.read_whole(stored)?;
         let points = self.points(&bytes)?;
         Ok(points.iter().any(|point| *point != 0).then(|| stored.clone()))
     }

@@ -337,10 +337,3 @@ fn of_a_file(error: CheckpointError) -> CheckpointError {
         other => other,
     }
 }
-
-fn unread(source: &Source, layer: &str, error: std::io::Error) -> CheckpointError {
-    match error.downcast::<CheckpointError>() {
-        Ok(ours) => ours,
-        Err(error) => CheckpointError::Read { layer: layer.to_owned(), path: source.path().to_owned(), error },
-    }
-}

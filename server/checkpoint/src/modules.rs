@@ -77,8 +77,7 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
         };
         let is_dense = tensor.name.ends_with("weight_packed");
         if let Some(of_bitsandbytes) = (!is_dense).then(|| bitsandbytes::module(source, module, tensor)).flatten() {
-            let wrong = |detail| CheckpointError::Module { module: module.to_owned(), detail };
-            found.push(of_bitsandbytes.map_err(wrong)?);
+            found.push(of_bitsandbytes.map_err(|wrong| wrong.of(module))?);
             continue;
         }
         // Bytes or FP8 without scales are somebody's own numbers.
@@ -86,11 +85,7 @@ pub fn modules(source: &Source) -> Result<Vec<Module>, CheckpointError> {
             && (scales_of(source, module).is_some() || said.contains_key(module));
         if is_dense || is_plain {
             let parts = Parts::of(source, module, tensor, is_dense);
-            found.push(
-                parts
-                    .and_then(|parts| parts.module(said.get(module)))
-                    .map_err(|detail| CheckpointError::Module { module: module.to_owned(), detail })?,
-            );
+            found.push(parts.and_then(|parts| Ok(parts.module(said.get(module))?)).map_err(|wrong| wrong.of(module))?);
         }
     }
     Ok(found)

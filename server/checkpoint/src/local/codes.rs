@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use quarrel_engine::{Granularity, Scaling};
 use quarrel_proto::column::{self, status, tensor};
 
-use super::{RUN_BYTES, Run, broken, dequantize, of_a_file, unread};
+use super::{RUN_BYTES, Run, broken, dequantize, of_a_file};
 use crate::{
     answers::{bytes, item, of, shapes, text},
     error::CheckpointError,
@@ -35,7 +35,7 @@ pub(super) struct CodesRun {
 struct Layer {
     coded: Coded,
     /// Read with the first run.
-    scales: OnceLock<Result<Scales, String>>,
+    scales: OnceLock<Scales>,
 }
 
 /// What goes with a layer's codes.
@@ -117,17 +117,12 @@ impl Scales {
 
 impl CodesRun {
     fn scales(&self) -> Result<&Scales, CheckpointError> {
+        if let Some(scales) = self.layer.scales.get() {
+            return Ok(scales);
+        }
         let Coded { source, module } = &self.layer.coded;
-        let read = || {
-            Scales::read(source, module).map_err(|error| match error {
-                CheckpointError::Module { detail, .. } => detail,
-                other => other.to_string(),
-            })
-        };
-        self.layer.scales.get_or_init(read).as_ref().map_err(|detail| CheckpointError::Module {
-            module: self.layer.coded.module.name.clone(),
-            detail: detail.clone(),
-        })
+        let read = Scales::read(source, module)?;
+        Ok(self.layer.scales.get_or_init(|| read))
     }
 }
 
@@ -156,7 +151,7 @@ impl Run for CodesRun {
         let Coded { source, module } = &self.layer.coded;
         let (_, channel) = module.channels();
         let range = self.channels.start * channel..self.channels.end * channel;
-        source.read(&module.codes, range).map_err(|error| unread(source, &module.name, error))
+        source.read_of(&module.name, &module.codes, range)
     }
 
     fn row(&self, schema: &Arc<Schema>, bytes: Bytes) -> Result<RecordBatch, CheckpointError> {
@@ -208,7 +203,7 @@ pub(crate) fn decode(
 ) -> Result<Bytes, CheckpointError> {
     let (all, channel) = module.channels();
     let range = channels.start * channel..channels.end * channel;
-    let codes = source.read(&module.codes, range).map_err(|error| unread(source, &module.name, error))?;
+    let codes = source.read_of(&module.name, &module.codes, range)?;
     // A layer of its own, whose channels lie one behind the other.
     let mut part = module.clone();
     if channels != (0..all) {

@@ -8,7 +8,7 @@ use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use quarrel_proto::column;
 
-use super::{RUN_BYTES, Run, asked, broken, unread};
+use super::{RUN_BYTES, Run, asked, broken};
 use crate::{
     answers::{Asked, item, shapes},
     error::CheckpointError,
@@ -64,7 +64,7 @@ impl Run for WeightsRun {
 
     fn read(&self) -> Result<Bytes, CheckpointError> {
         let Weights { source, tensor, .. } = &*self.weights;
-        source.read(tensor, self.start..self.end).map_err(|error| unread(source, &tensor.name, error))
+        source.read_of(&tensor.name, tensor, self.start..self.end)
     }
 
     fn row(&self, schema: &Arc<Schema>, bytes: Bytes) -> Result<RecordBatch, CheckpointError> {

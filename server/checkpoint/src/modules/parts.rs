@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use super::{ACTIVATIONS, DEEPSEEK_SCALES, Module, scales_of};
 use crate::{
     bitsandbytes,
+    error::Wrong,
     source::{Source, Tensor},
     stored::{SCALES_PART, codes_stored, points_stored, scale_shape, stored_type},
 };
@@ -26,11 +27,11 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, String> {
+    pub(super) fn of(source: &Source, module: &str, codes: &Tensor, is_dense: bool) -> Result<Parts, Wrong> {
         let part = |part: &str| source.tensor(&format!("{module}.{part}")).cloned();
         let scales = scales_of(source, module).ok_or("it has codes but no `weight_scale`")?;
         if scales.name.ends_with(SCALES_PART) && part(DEEPSEEK_SCALES).is_some() {
-            return Err(format!("it has scales of two layouts, `weight_scale` and `{DEEPSEEK_SCALES}`"));
+            return Err(format!("it has scales of two layouts, `weight_scale` and `{DEEPSEEK_SCALES}`").into());
         }
         let (of_codes, of_scales) = (codes.dtype.plain(), scales.dtype.plain());
         let is_float = matches!(of_scales, Some(Dtype::F32 | Dtype::F16 | Dtype::BF16));
@@ -47,12 +48,13 @@ impl Parts {
                 "its codes are {} and its scales {}: this version reads int and FP8 codes with float scales, and \
                  FP4, FP6 and FP8 with scales of one byte",
                 codes.dtype, scales.dtype
-            ));
+            )
+            .into());
         }
         let shape_tensor = part("weight_shape");
         let shape = match (&shape_tensor, is_dense, of_codes) {
             (_, true, Some(Dtype::U8)) => packed_shape(codes, &scales)?,
-            (None, true, _) => return Err("it has `weight_packed` but no `weight_shape`".to_owned()),
+            (None, true, _) => return Err("it has `weight_packed` but no `weight_shape`".into()),
             (Some(tensor), true, _) => shape_of(source, tensor)?,
             (_, false, _) => codes.shape.clone(),
         };
@@ -60,7 +62,7 @@ impl Parts {
         for shape in [&shape, &codes.shape, &scales.shape] {
             let product = shape.iter().try_fold(1u64, |all, dimension| all.checked_mul((*dimension).max(1)));
             if product.is_none_or(|product| product >= 1 << 48) {
-                return Err(format!("its shape {shape:?} is beyond 2^48 elements"));
+                return Err(format!("its shape {shape:?} is beyond 2^48 elements").into());
             }
         }
         let zero_points = part("weight_zero_point");
@@ -209,17 +211,18 @@ fn packed_shape(codes: &Tensor, scales: &Tensor) -> Result<Vec<u64>, String> {
 }
 
 /// The dimensions that the tensor `weight_shape` holds.
-fn shape_of(source: &Source, tensor: &Tensor) -> Result<Vec<u64>, String> {
+fn shape_of(source: &Source, tensor: &Tensor) -> Result<Vec<u64>, Wrong> {
     let most = 32;
     if tensor.dtype != Dtype::I64.into() || tensor.bytes() > 8 * most {
         return Err(format!(
             "`weight_shape` is {} of {:?}: expected I64 [rank], at most {most}",
             tensor.dtype, tensor.shape
-        ));
+        )
+        .into());
     }
-    let bytes = source.read_whole(tensor).map_err(|error| error.to_string())?;
+    let bytes = source.read_whole(tensor)?;
     let dimensions = bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
     let dimensions = dimensions.map(|dimension| u64::try_from(dimension).ok());
     let shape: Option<Vec<u64>> = dimensions.collect();
-    shape.filter(|shape| !shape.is_empty()).ok_or_else(|| "`weight_shape` holds no shape".to_owned())
+    shape.filter(|shape| !shape.is_empty()).ok_or_else(|| "`weight_shape` holds no shape".into())
 }

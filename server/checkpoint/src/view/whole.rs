@@ -14,10 +14,13 @@ use std::{
 use bytes::Bytes;
 
 use super::{BEHIND, Computed};
-use crate::source::{Source, Tensor};
+use crate::{
+    error::CheckpointError,
+    source::{Source, Tensor},
+};
 
-/// So many are remembered while they are read: as many as streams may be.
-const AT_ONCE: usize = 16;
+/// So many are remembered while they are read: more than a client has streams. Of more that are read by turns, each is computed again.
+const AT_ONCE: usize = 64;
 
 /// What is computed as fast as it is found.
 const SMALL_BYTES: u64 = 4096;
@@ -79,15 +82,21 @@ impl Whole {
             let mut held = recent.bytes.lock().unwrap_or_else(PoisonError::into_inner);
             let whole = match held.as_ref() {
                 Some(whole) => whole.clone(),
-                None => held.insert(Bytes::from(compute.bytes(&self.source)?)).clone(),
+                None => held.insert(self.computed(compute.as_ref())?).clone(),
             };
             recent.is_done.fetch_or(at.end == start + bytes, Ordering::Relaxed);
             whole
         } else {
-            Bytes::from(compute.bytes(&self.source)?)
+            self.computed(compute.as_ref())?
         };
         let range = (at.start - start) as usize..(at.end - start) as usize;
         if range.end > whole.len() { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(whole.slice(range)) }
+    }
+
+    /// Whoever reads it names a fault by where it comes from: this file.
+    fn computed(&self, compute: &dyn Compute) -> io::Result<Bytes> {
+        let computed = compute.bytes(&self.source).map(Bytes::from);
+        computed.map_err(|error| io::Error::other(CheckpointError::io("cannot read", self.source.path())(error)))
     }
 
     /// The place of a tensor among the recent ones. Where it has none, those go that were read to their end, and where too many are being read, the first.
@@ -128,21 +137,48 @@ mod tests {
         }
     }
 
+    /// What cannot be read.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl Compute for Broken {
+        fn bytes(&self, _: &Source) -> io::Result<Vec<u8>> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    #[test]
+    fn a_fault_is_named_by_the_file_that_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = source(folder.path());
+        let whole = whole(&source, Vec::new(), vec![(tensor("x"), Arc::new(Broken))]);
+        for _ in 0..2 {
+            let error =
+                whole.read(whole.tensor("x").unwrap(), 0..1).unwrap_err().downcast::<CheckpointError>().unwrap();
+            assert!(
+                matches!(&error, CheckpointError::Io { path, error, .. }
+                if path == source.path() && error.kind() == io::ErrorKind::UnexpectedEof),
+                "{error}"
+            );
+        }
+    }
+
+    fn source(folder: &std::path::Path) -> Source {
+        let path = folder.join("empty.safetensors");
+        std::fs::write(&path, [&2u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
+        Source::open(&Location::disk(&path)).unwrap()
+    }
+
+    fn tensor(name: &str) -> Tensor {
+        Tensor { name: name.to_owned(), dtype: Dtype::U8.into(), shape: vec![8192], at: 0..0, scheme: None }
+    }
+
     #[test]
     fn tensors_that_are_read_by_turns_are_computed_once() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("empty.safetensors");
-        std::fs::write(&path, [&2u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
-        let source = Source::open(&Location::disk(&path)).unwrap();
+        let source = source(folder.path());
         let counted = Vec::from_iter((0..=AT_ONCE as u8).map(|value| Counted(value, Arc::default())));
-        let tensor = |Counted(value, _): &Counted| Tensor {
-            name: value.to_string(),
-            dtype: Dtype::U8.into(),
-            shape: vec![8192],
-            at: 0..0,
-            scheme: None,
-        };
-        let of = |counted: &Counted| (tensor(counted), Arc::new(counted.clone()) as Arc<dyn Compute>);
+        let of = |counted: &Counted| (tensor(&counted.0.to_string()), Arc::new(counted.clone()) as Arc<dyn Compute>);
         let whole = whole(&source, Vec::new(), counted.iter().map(of).collect());
         for piece in 0..4 {
             for Counted(value, _) in &counted[..AT_ONCE] {
