@@ -239,9 +239,6 @@ impl CheckpointError {
     /// For `map_err` over something that was tried with a file. What is read may be computed on the way: then the fault is its source's.
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CheckpointError {
         let path = path.into();
-        move |error| match error.downcast::<CheckpointError>() {
-            Ok(ours) => ours,
-            Err(error) => CheckpointError::Io { what, path, error },
-        }
+        move |error| error.downcast().unwrap_or_else(|error| CheckpointError::Io { what, path, error })
     }
 }

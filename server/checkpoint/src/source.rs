@@ -258,16 +258,13 @@ impl Source {
         self.0.location.path().is_none()
     }
 
-    /// The same of a layer that is said by name.
+    /// Reads `range` of the bytes of a layer's tensor.
     ///
     /// # Errors
     /// [`CheckpointError::Read`], and of any kind where the tensor is computed of others.
     pub fn read_of(&self, layer: &str, tensor: &Tensor, range: Range<u64>) -> Result<Bytes, CheckpointError> {
-        // What is read may be computed on the way.
-        self.read(tensor, range).map_err(|error| match error.downcast::<CheckpointError>() {
-            Ok(ours) => ours,
-            Err(error) => CheckpointError::Read { layer: layer.to_owned(), path: self.0.path.clone(), error },
-        })
+        let unread = |error| CheckpointError::Read { layer: layer.to_owned(), path: self.0.path.clone(), error };
+        self.read(tensor, range).map_err(|error| error.downcast().unwrap_or_else(unread))
     }
 
     /// Reads all of a tensor.

@@ -60,8 +60,8 @@ impl Layer {
                 let (group, row) = (at as u64 / self.rows, at as u64 % self.rows);
                 let detail =
                     format!("the scale of channel {row} and group {group} is {}: expected a finite number", scales[at]);
-                let module = self.scales.name.trim_end_matches(".scales").to_owned();
-                Err(io::Error::other(CheckpointError::Module { module, detail }))
+                let module = self.scales.name.strip_suffix(".scales").unwrap_or(&self.scales.name);
+                Err(io::Error::other(CheckpointError::Module { module: module.to_owned(), detail }))
             }
         }
     }

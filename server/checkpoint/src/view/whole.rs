@@ -19,7 +19,7 @@ use crate::{
     source::{Source, Tensor},
 };
 
-/// So many are remembered while they are read: more than a client has streams. Of more that are read by turns, each is computed again.
+/// So many are remembered while they are read, which is one for each stream to a server. Of more that are read by turns, each is computed again.
 const AT_ONCE: usize = 64;
 
 /// What is computed as fast as it is found.
